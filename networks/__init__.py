@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The U-Net and the classifier of Models Genesis, and reading weights into them or into any network."""
+
+from __future__ import annotations
+
+from .genesis_classifier import GenesisClassifier
+from .genesis_encoder import GenesisEncoder
+from .genesis_unet import GenesisUNet
+from .weight_files import save_weights
+from .weight_report import WeightReport
+from .weights import load_pretrained
+
+__all__ = [
+    "GenesisClassifier",
+    "GenesisEncoder",
+    "GenesisUNet",
+    "WeightReport",
+    "load_pretrained",
+    "save_weights",
+]

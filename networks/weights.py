@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bringing pretrained weights into a network, and telling exactly what was brought."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from .weight_files import WeightFile, bare_names, read_weights
+from .weight_report import WeightReport
+
+logger = logging.getLogger(__name__)
+
+_ENCODER = "encoder.levels."  # what the names of the Genesis networks' encoders begin with
+_TASK_PARTS = ("decoder", "head", "hidden", "classes")  # what transfer learning may leave behind
+_OUTPUT_PARTS = ("head", "classes")  # what depends on the number of output channels or classes
+
+
+def adapt_input_channels(kernel: Tensor, in_channels: int) -> Tensor:
+    """Make a convolution's kernel fit another number of input channels.
+
+    More channels: the kernel's are repeated in turn and divided by the number of their copies; fewer: those that would
+    share a channel are summed. Either way the sum over input channels stays, so the response to an image with the same
+    content in every channel is what it was.
+
+    Args:
+        kernel: (out_channels, channels, *kernel_size).
+        in_channels: wanted number of input channels, positive.
+
+    Returns:
+        A kernel of shape (out_channels, in_channels, *kernel_size).
+
+    Example:
+        >>> import torch
+        >>> adapt_input_channels(torch.full((1, 1, 1), 6.0), 3).flatten().tolist()
+        [2.0, 2.0, 2.0]
+        >>> adapt_input_channels(torch.tensor([[[1.0], [2.0], [4.0]]]), 2).flatten().tolist()
+        [5.0, 2.0]
+    """
+    channels = kernel.shape[1]
+    if in_channels < channels:
+        return torch.stack([kernel[:, start::in_channels].sum(dim=1) for start in range(in_channels)], dim=1)
+    source = torch.arange(in_channels) % channels
+    copies = torch.bincount(source, minlength=channels)[source].to(kernel)
+    return kernel[:, source] / copies.reshape(1, -1, *[1] * (kernel.ndim - 2))
+
+
+def _convolution_kernels(network: nn.Module, names: Mapping[str, str]) -> list[str]:
+    """Give the bare names of all ordinary convolutions' kernels, in the order of the network."""
+    kernels = []
+    for bare, name in names.items():
+        owner, _, kind = name.rpartition(".")
+        module = network.get_submodule(owner)
+        if kind == "weight" and isinstance(module, _ConvNd) and not module.transposed and module.groups == 1:
+            kernels.append(bare)
+    return kernels
+
+
+def _only_channels_differ(found: Tensor, wanted: Tensor) -> bool:
+    return found.shape[0] == wanted.shape[0] and found.shape[2:] == wanted.shape[2:]
+
+
+def _input_kernels(kernels: list[str], found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> set[str]:
+    """Tell which kernels see the image, where file and network differ in the image's channels.
+
+    The first convolution sees it. Some networks (SwinUNETR, residual blocks) feed the image to others as well: those in
+    which the same numbers of channels differ.
+    """
+    if not kernels or kernels[0] not in found or found[kernels[0]].ndim != wanted[kernels[0]].ndim:
+        return set()
+    channels = (found[kernels[0]].shape[1], wanted[kernels[0]].shape[1])
+    return {
+        name
+        for name in kernels
+        if name in found
+        and found[name].ndim == wanted[name].ndim
+        and (found[name].shape[1], wanted[name].shape[1]) == channels
+        and channels[0] != channels[1]
+        and _only_channels_differ(found[name], wanted[name])
+    }
+
+
+def _fit(
+    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], inputs: set[str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Give the tensors to load, and the reason for each that is adapted or left out."""
+    fitting: dict[str, Tensor] = {}
+    reasons: dict[str, str] = {}
+    spoilt: dict[str, str] = {}  # layers of which a tensor does not fit
+    for name, tensor in found.items():
+        if name not in wanted:
+            reasons[name] = "the network has no tensor of this name"
+        elif name in inputs:
+            channels = wanted[name].shape[1]
+            fitting[name] = adapt_input_channels(tensor, channels)
+            reasons[name] = f"input channels {tensor.shape[1]} -> {channels}"
+        elif tensor.shape != wanted[name].shape:
+            reasons[name] = f"shape {tuple(tensor.shape)} != {tuple(wanted[name].shape)}"
+            spoilt[name.rpartition(".")[0]] = name
+        elif tensor.is_floating_point() != wanted[name].is_floating_point():
+            reasons[name] = f"dtype {tensor.dtype} != {wanted[name].dtype}"
+            spoilt[name.rpartition(".")[0]] = name
+        else:
+            fitting[name] = tensor
+    for name in list(fitting):  # a layer is loaded whole or not at all: half a layer is worse than a fresh one
+        if (owner := name.rpartition(".")[0]) in spoilt:
+            del fitting[name]
+            reasons[name] = f"{spoilt[owner]} of the same layer does not fit"
+    return fitting, reasons
+
+
+def _unexpected(skipped: tuple[str, ...], missing: tuple[str, ...], wanted: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Give the names that transfer learning from one Genesis network to another does not explain."""
+    if not any(name.startswith(_ENCODER) for name in wanted):
+        return skipped + missing
+    parts = {name.split(".")[0] for name in wanted}
+    explained = {part for part in _TASK_PARTS if part not in parts} | set(_OUTPUT_PARTS)
+    odd = tuple(name for name in skipped if name.split(".")[0] not in explained)
+    return odd + tuple(name for name in missing if name.startswith(_ENCODER))
+
+
+def _check(file: WeightFile, fitting: Mapping[str, Tensor], report: WeightReport, wanted: Mapping[str, Tensor]) -> None:
+    """Refuse weights that would leave the network as good as untrained, or break it."""
+    prefix = _ENCODER if any(name.startswith(_ENCODER) for name in wanted) else ""
+    if not any(name.startswith(prefix) and tensor.ndim > 1 for name, tensor in fitting.items()):
+        what = "encoder kernel" if prefix else "kernel"
+        examples = "; ".join(f"{name}: {report.reasons[name]}" for name in report.skipped[:3])
+        want = next((name for name in wanted if name.startswith(prefix)), "-")
+        shape = tuple(wanted[want].shape) if want in wanted else "-"
+        raise ValueError(
+            f"no {what} of {file.path} ({file.layout}) fits {report.network}: expected names such as {want} with shape "
+            f"{shape}, found {len(file.tensors)} tensors such as {next(iter(file.tensors))} ({examples})"
+        )
+    for name, tensor in fitting.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{file.path}: {name} holds NaN or infinite values, expected finite weights")
+
+
+def load_pretrained(
+    network: nn.Module,
+    path: str | os.PathLike[str],
+    map_location: str | torch.device = "cpu",
+    strict: bool = False,
+) -> WeightReport:
+    """Load weights from a file into a network, and report what became of every tensor.
+
+    The file may be a plain state dict (``model.pt``), a checkpoint with one under ``model``, ``state_dict`` or
+    ``network``, or the original's ``Genesis_Chest_CT.pt``, whose names are translated (its weights are licensed for
+    non-commercial use only). Prefixes of DistributedDataParallel, DataParallel and ``torch.compile`` do not matter, in
+    the file or in the network. The network may be a :class:`GenesisUNet`, a :class:`GenesisClassifier` (which takes
+    the encoder), or any other whose names are those of the file.
+
+    Tensors are loaded where name and shape agree. A first convolution for another number of image channels is adapted
+    (:func:`adapt_input_channels`). A layer of which one tensor does not fit is left fresh as a whole, such as the head
+    for other classes. Buffers of batch norm (``running_mean``, ``running_var``, ``num_batches_tracked``) are
+    transferred like weights; in the original's file the last is 0 throughout, which torch only reads where the momentum
+    is None. The original evaluates with the batch's own statistics: ``batch_statistics=True`` does the same.
+
+    The report is logged: one line, adapted names and expected gaps at level INFO, unexpected gaps as WARNING, matched
+    names at DEBUG. On any error the network is as it was before.
+
+    Args:
+        network: takes the weights, on any device, wrapped or not.
+        path: the file.
+        map_location: where the file's tensors are put before they are copied.
+        strict: raise unless every tensor of file and network matches, as for evaluation.
+
+    Returns:
+        The report.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file cannot be read as weights; no kernel of it (no encoder kernel for a Genesis network) fits;
+            values are not finite; or, with ``strict``, anything is left over.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from models_genesis.networks import GenesisClassifier, GenesisUNet, load_pretrained, save_weights
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.pt"
+        >>> save_weights(GenesisUNet(features=(4, 8)).state_dict(), path)
+        >>> report = load_pretrained(GenesisClassifier(features=(4, 8), hidden_channels=16), path)
+        >>> len(report.matched), len(report.skipped), report.missing
+        (28, 18, ('hidden.weight', 'hidden.bias', 'classes.weight', 'classes.bias'))
+    """
+    state = network.state_dict()
+    names = dict(zip(bare_names(state), state, strict=True))
+    wanted = {bare: state[name] for bare, name in names.items() if isinstance(state[name], Tensor)}
+    file = read_weights(path, map_location)
+    inputs = _input_kernels(_convolution_kernels(network, names), file.tensors, wanted)
+    fitting, reasons = _fit(file.tensors, wanted, inputs)
+    skipped = tuple(name for name in file.tensors if name not in fitting)
+    missing = tuple(name for name in wanted if name not in file.tensors)
+    report = WeightReport(
+        path=str(file.path),
+        layout=file.layout,
+        network=type(network).__name__,
+        matched=tuple(name for name in fitting if name not in reasons),
+        adapted=tuple(name for name in fitting if name in reasons),
+        skipped=skipped,
+        missing=missing,
+        unexpected=_unexpected(skipped, missing, wanted),
+        reasons=reasons,
+    )
+    _check(file, fitting, report, wanted)
+    if strict and (report.adapted or skipped or missing):
+        raise ValueError(f"every tensor has to match, found:\n{report}")
+    network.load_state_dict({names[name]: tensor for name, tensor in fitting.items()}, strict=False)
+    _log(report)
+    return report
+
+
+def _log(report: WeightReport) -> None:
+    """Log the summary, then the names at the level that they deserve."""
+    logger.info(report.summary)
+    logger.debug("matched: %s", ", ".join(report.matched))
+    for kind in ("adapted", "skipped", "missing"):
+        for level, unexpected in ((logging.INFO, False), (logging.WARNING, True)):
+            names = [name for name in getattr(report, kind) if (name in report.unexpected) == unexpected]
+            if names:
+                details = [f"{name} ({report.reasons[name]})" if name in report.reasons else name for name in names]
+                logger.log(level, "%s of %s: %s", kind, report.path, ", ".join(details))

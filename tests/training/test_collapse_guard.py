@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+from ignite.engine import Events
+from torch import nn
+
+from models_genesis.training import CollapseGuard, TrainingCollapsedError
+
+
+class Constant(nn.Module):
+    """Answers every cube with the same value, as a collapsed network does."""
+
+    def __init__(self):
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return self.value.expand_as(x)
+
+
+def test_stops_after_patience_constant_iterations(make_run):
+    run = make_run(epochs=50, handlers=[CollapseGuard(patience=7)], network=Constant())
+    with pytest.raises(TrainingCollapsedError, match=r"iteration 7 .*learning_rate"):
+        run.trainer.run()
+    assert run.trainer.state.iteration == 7
+
+
+def test_a_single_good_iteration_starts_the_count_again(make_run):
+    class Alternating(Constant):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += self.training
+            return self.value + x if self.calls % 5 == 0 else self.value.expand_as(x)
+
+    run = make_run(epochs=10, handlers=[CollapseGuard(patience=5)], network=Alternating())
+    run.trainer.run()
+    assert run.trainer.state.epoch == 10
+
+
+def test_lets_a_learning_network_go_on(make_run):
+    run = make_run(epochs=5, handlers=[CollapseGuard(patience=1)])
+    run.trainer.run()
+    assert run.trainer.state.epoch == 5
+
+
+def test_stops_at_once_where_the_loss_is_not_finite_and_keeps_the_weights(make_run):
+    run = make_run(epochs=5, handlers=[CollapseGuard()], learning_rate=0.1)
+
+    def poison(engine):
+        with torch.no_grad():
+            run.network.bias.fill_(float("nan"))
+
+    run.trainer.add_event_handler(Events.ITERATION_STARTED(once=4), poison)
+    weight_before = None
+
+    def remember(engine):
+        nonlocal weight_before
+        weight_before = run.network.weight.detach().clone()
+
+    run.trainer.add_event_handler(Events.ITERATION_STARTED(once=4), remember)
+    with pytest.raises(TrainingCollapsedError, match="loss is nan at iteration 4"):
+        run.trainer.run()
+    # The bad gradient never reached the weights.
+    assert torch.equal(run.network.weight, weight_before)
+
+
+@pytest.mark.parametrize("arguments", [{"patience": 0}, {"min_relative_std": 0.0}, {"min_relative_std": 1.0}])
+def test_refuses_senseless_arguments(arguments):
+    with pytest.raises(ValueError, match="patience"):
+        CollapseGuard(**arguments)

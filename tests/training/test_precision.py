@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.inferers import SlidingWindowInferer
+from torch import nn
+
+from models_genesis.training import AutocastInferer, Precision, choose_precision
+
+BF16 = Precision(torch.bfloat16, channels_last=True)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"avx512_bf16": True}, BF16), ({"amx_bf16": True}, BF16), ({"avx2": True, "avx512_bf16": False}, Precision())],
+)
+def test_cpu_takes_bfloat16_only_where_the_processor_has_it(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert choose_precision("cpu") == expected
+    assert choose_precision("cpu", amp=False) == Precision()
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "expected"),
+    [(True, BF16), (False, Precision(torch.float16, channels_last=True, loss_scaling=True))],
+)
+def test_old_gpus_take_float16_with_loss_scaling(monkeypatch, has_bf16, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    assert choose_precision("cuda:0") == expected
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_channels_last_reaches_network_and_images(spatial_dims):
+    layout = torch.channels_last if spatial_dims == 2 else torch.channels_last_3d
+    convolution = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+    network = BF16.place(convolution(2, 4, 3), "cpu")
+    assert network.weight.is_contiguous(memory_format=layout)
+    images = torch.rand((2, 3) + (8,) * spatial_dims)
+    arranged = BF16.arrange(images)
+    assert arranged.is_contiguous(memory_format=layout)
+    assert torch.equal(arranged, images)
+    assert BF16.arrange(torch.rand(2, 5)).is_contiguous()
+
+
+@pytest.mark.parametrize("inferer", [None, SlidingWindowInferer(8, overlap=0)])
+def test_autocast_gives_float32_near_the_exact_result(inferer):
+    torch.manual_seed(0)
+    network = nn.Conv3d(1, 4, 3, padding=1)
+    images = torch.rand(1, 1, 8, 8, 8)
+    exact = network(images)
+    restored = AutocastInferer(BF16, inferer)(images, network)
+    assert restored.dtype == torch.float32
+    # 27 products of values below 1 and weights below 0.2, each rounded to 8 bits: error below 28 * 0.2 * 2**-8.
+    assert (restored - exact).abs().max() < 28 * 0.2 / 256
+    # Autocast was really on: bfloat16 cannot represent the exact sums.
+    assert not torch.equal(restored, exact)
+    assert torch.equal(AutocastInferer(Precision(), inferer)(images, network), exact)
+
+
+def test_networks_with_several_outputs_keep_them():
+    class Two(nn.Module):
+        def forward(self, x):
+            return [x.bfloat16(), x]
+
+    outputs = AutocastInferer(Precision())(torch.rand(1, 1, 4, 4), Two())
+    assert [output.dtype for output in outputs] == [torch.float32, torch.float32]

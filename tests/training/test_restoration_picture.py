@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from models_genesis.training import RestorationPicture, draw_restoration
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 8, 6, 4), (3, 1, 8, 6)])
+def test_shows_the_middle_slice_with_the_front_of_the_patient_up(shape):
+    rng = np.random.default_rng(0)
+    originals, deformed, restored = rng.random((3, *shape))
+    figure = draw_restoration(originals, deformed, restored)
+    shown = np.array([axis.images[0].get_array() for axis in figure.axes]).reshape(4, 3, 6, 8)
+    for row, array in enumerate((originals, deformed, restored, abs(restored - originals))):
+        for column in range(3):
+            plane = array[column, 0, ..., 2] if len(shape) == 5 else array[column, 0]
+            # RAS: the first axis runs to the patient's left on the right side of the picture turned by 180 degrees.
+            np.testing.assert_array_equal(shown[row, column], plane[::-1, ::-1].T)
+    error = np.mean((deformed[1] - originals[1]) ** 2)
+    assert figure.axes[4].get_title() == f"MSE {error:.4f}"
+
+
+def test_writes_the_best_validation_to_disk_and_all_to_tensorboard(make_run, make_cubes, tmp_path):
+    run = make_run(epochs=3)
+    RestorationPicture(make_cubes(5), tmp_path, num_cubes=2).attach(run.evaluator)
+    run.trainer.run()
+    assert imread(tmp_path / "restoration.png").ndim == 3
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Images("restoration")] == [1, 2, 3]
+
+
+def test_other_ranks_draw_nothing(make_run, make_cubes, tmp_path):
+    run = make_run(epochs=1)
+    RestorationPicture(make_cubes(2), tmp_path, rank=1).attach(run.evaluator)
+    run.trainer.run()
+    assert not (tmp_path / "restoration.png").exists()

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Best weights, and a last state from which a training goes on exactly."""
+
+from __future__ import annotations
+
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.handlers import EarlyStopHandler
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..networks.weight_files import save_weights
+from .files import whole_file
+
+__all__ = ["TrainingCheckpoint"]
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingCheckpoint:
+    """Write ``model.pt`` at every better validation, ``last.pt`` after every epoch, and resume from the latter.
+
+    ``model.pt`` is a plain state dict, as ``monai.bundle`` and MONAI Label load it. ``last.pt`` holds the network, the
+    optimizer, the learning-rate schedule, the loss scale, the epoch, the best metric, the count of early stopping and
+    the random states. MONAI's ``CheckpointSaver`` writes in place and forgets its best metric when it resumes: a full
+    disk would leave half a file and a resumed run could overwrite better weights by worse.
+
+    Attach it as the last handler of the trainer, so that an epoch's validation and learning-rate step are part of it.
+
+    Args:
+        ckpt_dir: folder of the two files, made if absent.
+        network: the network that is trained; of a ``DistributedDataParallel`` the inner one is saved.
+        optimizer: its optimizer.
+        lr_scheduler: its learning-rate schedule.
+        evaluator: the MONAI evaluator whose key metric decides what is best.
+        early_stop: the handler of early stopping, if there is one.
+        resume: whether to go on from ``last.pt``.
+        rank: this process's rank; rank 0 alone writes.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str | Path,
+        network: nn.Module,
+        optimizer: Optimizer,
+        lr_scheduler: LRScheduler,
+        evaluator: Engine,
+        early_stop: EarlyStopHandler | None = None,
+        resume: bool = False,
+        rank: int = 0,
+    ) -> None:
+        self.best_path = Path(ckpt_dir) / "model.pt"
+        self.last_path = Path(ckpt_dir) / "last.pt"
+        self.network = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.evaluator = evaluator
+        self.early_stop = early_stop
+        self.resume = resume
+        self.rank = rank
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer.
+
+        Args:
+            engine: the MONAI trainer.
+        """
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)
+        self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.save_best)
+
+    def start(self, engine: Engine) -> None:
+        """Resume if asked, and see that the folder can be written before hours of work depend on it.
+
+        Args:
+            engine: the trainer.
+
+        Raises:
+            FileNotFoundError: when there is nothing to resume from.
+            ValueError: when ``last.pt`` does not fit this training.
+        """
+        self.best_path.parent.mkdir(parents=True, exist_ok=True)
+        if self.resume:
+            self._load(engine)
+        elif self.rank == 0 and self.last_path.exists():
+            logger.warning("%s of an earlier run will be overwritten; --resume True goes on from it", self.last_path)
+
+    def save_best(self, evaluator: Engine) -> None:
+        """Write ``model.pt`` if the validation that has just ended is the best so far.
+
+        Args:
+            evaluator: the evaluator.
+        """
+        if self.rank == 0 and evaluator.state.best_metric_epoch == evaluator.state.epoch:
+            save_weights(self.network.state_dict(), self.best_path)
+            logger.info("saved %s (epoch %d)", self.best_path, evaluator.state.epoch)
+
+    def save_last(self, engine: Engine) -> None:
+        """Write ``last.pt``.
+
+        Args:
+            engine: the trainer.
+        """
+        if self.rank != 0:
+            return
+        stopping = self.early_stop._handler if self.early_stop is not None else None
+        scaler = getattr(engine, "scaler", None)
+        state = {
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "best_metric": float(self.evaluator.state.best_metric),
+            "best_metric_epoch": self.evaluator.state.best_metric_epoch,
+            "early_stop": dict(stopping.state_dict()) if stopping is not None else None,
+            "random_states": _random_states(),
+        }
+        with whole_file(self.last_path) as file:
+            torch.save(state, file)
+
+    def _load(self, engine: Engine) -> None:
+        if not self.last_path.is_file():
+            raise FileNotFoundError(f"--resume needs {self.last_path}, and there is no such file")
+        try:
+            state = torch.load(self.last_path, map_location="cpu", weights_only=True)
+            self.network.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        except Exception as error:
+            raise ValueError(
+                f"{self.last_path} does not fit this training: the network, the optimizer and the schedule must be "
+                f"those it was written with ({type(error).__name__}: {error})"
+            ) from error
+        if state["epoch"] > engine.state.max_epochs:
+            raise ValueError(
+                f"{self.last_path} has {state['epoch']} epochs behind it, but --epochs is {engine.state.max_epochs}"
+            )
+        if state["scaler"] is not None and getattr(engine, "scaler", None) is not None:
+            engine.scaler.load_state_dict(state["scaler"])
+        if self.early_stop is not None and state["early_stop"] is not None:
+            self.early_stop._handler.load_state_dict(state["early_stop"])
+        self.evaluator.state.best_metric = state["best_metric"]
+        self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+        _restore_random_states(state["random_states"])
+        logger.info("resumed from %s: %d epochs done", self.last_path, state["epoch"])
+
+
+def _random_states() -> dict[str, Any]:
+    """The states of the global generators, of types that ``torch.load(weights_only=True)`` reads."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - MONAI seeds and uses this one
+    version, words, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), has_gauss, gauss],
+        "python": [version, list(words), gauss_next],
+    }
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.device_count() == len(states["cuda"]):
+        torch.cuda.set_rng_state_all(states["cuda"])
+    name, keys, position, has_gauss, gauss = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    version, words, gauss_next = states["python"]
+    random.setstate((version, tuple(words), gauss_next))
