@@ -37,6 +37,7 @@ class RestorationPicture:
         self.output_dir = Path(output_dir)
         self.num_cubes = num_cubes
         self.rank = rank
+        self._writer: SummaryWriter | None = None
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator.
@@ -62,8 +63,10 @@ class RestorationPicture:
         with torch.no_grad():
             logits = engine.inferer(deformed.to(engine.state.device), engine.network)
         figure = draw_restoration(originals.numpy(), deformed.numpy(), logits.sigmoid().cpu().numpy())
-        with SummaryWriter(log_dir=str(self.output_dir)) as writer:
-            writer.add_figure("restoration", figure, global_step=engine.state.epoch)
+        if self._writer is None:
+            self._writer = SummaryWriter(log_dir=str(self.output_dir))
+        self._writer.add_figure("restoration", figure, global_step=engine.state.epoch)
+        self._writer.flush()
         if engine.state.best_metric_epoch == engine.state.epoch:
             write_figure(self.output_dir / "restoration.png", figure)
 

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line of the data sets: ``python -m models_genesis.datasets COMMAND`` writes data lists."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from . import image_folder, luna16
+from .datalist import Survey, write_datalist
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: what it says of itself, its own arguments, and what it does; ``run`` returns the exit code."""
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def write_survey(survey: Callable[[argparse.Namespace], Survey]) -> Callable[[argparse.Namespace], int]:
+    """Make a command of a survey: print its summary, write its report and its data list."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        found = survey(arguments)
+        print(found.table())
+        if arguments.report:
+            found.write_report(arguments.report)
+        write_datalist(arguments.out, found.datalist(arguments.absolute))
+        print(f"written: {arguments.out}")
+        return 0
+
+    return run
+
+
+def _survey_arguments(own: Callable[[argparse.ArgumentParser], None]) -> Callable[[argparse.ArgumentParser], None]:
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--root", required=True, help="folder of the scans")
+        parser.add_argument("--out", required=True, metavar="JSON", help="the data list to write")
+        parser.add_argument("--absolute", action="store_true", help="write absolute paths, not relative to --root")
+        parser.add_argument("--report", metavar="CSV", help="write what became of each scan")
+        own(parser)
+
+    return add_arguments
+
+
+COMMANDS: dict[str, Command] = {
+    "luna16": Command(
+        "list the scans of LUNA16, split by fold", _survey_arguments(luna16.add_arguments), write_survey(luna16.survey)
+    ),
+    "folder": Command(
+        "list any folder tree of scans, split by patient",
+        _survey_arguments(image_folder.add_arguments),
+        write_survey(image_folder.survey),
+    ),
+}
+"""All commands by name."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: command line, by default the process's own.
+
+    Returns:
+        Exit code: 0, or 2 after one line on stderr that says what was wrong.
+    """
+    parser = argparse.ArgumentParser(prog="python -m models_genesis.datasets", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, command in COMMANDS.items():
+        subparser = commands.add_parser(
+            name, help=command.help, description=command.help, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        command.add_arguments(subparser)
+    parsed = parser.parse_args(arguments)
+    try:
+        return COMMANDS[parsed.command].run(parsed)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

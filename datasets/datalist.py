@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data lists in the layout of the Medical Segmentation Decathlon: building, writing, reading and checking them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .scan_header import ScanHeader, split_series
+from .splits import SPLITS
+
+logger = logging.getLogger(__name__)
+
+PATH_KEYS = ("image", "label")
+"""Keys of an entry that hold paths."""
+
+
+@dataclass(frozen=True)
+class FoundScan:
+    """One scan that was found, and what becomes of it.
+
+    Attributes:
+        image: path, relative to the root with forward slashes; ``folder::series`` for one DICOM series of several;
+            several paths where each channel is a file of its own.
+        patient: name that keeps a patient's scans in one split.
+        split: the split it goes to; ``""`` where it is left out.
+        reason: short reason for leaving it out; ``""`` where it is kept.
+        detail: what was expected and what was found.
+        shape: voxels along each axis, as ``"512 x 512 x 133"``.
+        spacing: mm along each axis.
+        label: path of the label map, relative to the root; ``""`` where there is none.
+        facts: what else the data list says of the scan.
+    """
+
+    image: str | tuple[str, ...]
+    patient: str = ""
+    split: str = ""
+    reason: str = ""
+    detail: str = ""
+    shape: str = ""
+    spacing: str = ""
+    label: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The scan's path, that of the first channel where each is a file of its own."""
+        return self.image if isinstance(self.image, str) else self.image[0]
+
+    def entry(self, root: Path | None = None) -> dict[str, Any]:
+        """Write the scan as an entry of a data list, with absolute paths where a root is given."""
+
+        def join(path: str) -> str:
+            return path if root is None else str(root / path)
+
+        image = join(self.image) if isinstance(self.image, str) else [join(path) for path in self.image]
+        label = {"label": join(self.label)} if self.label else {}
+        return {"image": image, **label, "patient": self.patient, **self.facts}
+
+    @staticmethod
+    def geometry(header: ScanHeader) -> dict[str, str]:
+        """Write a header's shape and spacing as text."""
+        return {
+            "shape": " x ".join(map(str, header.shape)),
+            "spacing": " x ".join(f"{side:.4g}" for side in header.spacing),
+        }
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found below a folder.
+
+    Attributes:
+        root: the folder.
+        scans: all scans found, kept and left out.
+        notes: warnings about the whole, such as a missing subset.
+        header: what the data list says besides its entries.
+    """
+
+    root: Path
+    scans: Sequence[FoundScan]
+    notes: Sequence[str]
+    header: Mapping[str, Any]
+
+    def datalist(self, absolute: bool = False) -> dict[str, Any]:
+        """Build the data list.
+
+        Args:
+            absolute: whether paths are absolute instead of relative to the root.
+
+        Returns:
+            The list as ``monai.data.load_decathlon_datalist`` reads it (``is_segmentation=False`` where there are no
+            labels), with the splits ``training``, ``validation`` and ``testing``.
+
+        Raises:
+            ValueError: When nothing is left for training.
+        """
+        entries: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+        for scan in self.scans:
+            if scan.split:
+                entries[scan.split].append(scan.entry(self.root.resolve() if absolute else None))
+        if not entries["training"]:
+            reasons = Counter(scan.reason for scan in self.scans if scan.reason)
+            found = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common()) or "no scans at all"
+            raise ValueError(f"{self.root}: expected scans to train on, found {found}.")
+        return {
+            "labels": {},
+            **self.header,
+            "numTraining": len(entries["training"]),
+            "numValidation": len(entries["validation"]),
+            "numTest": len(entries["testing"]),
+            "made_by": f"models-genesis {version('models-genesis')}",
+            **entries,
+        }
+
+    def table(self, names: int = 5) -> str:
+        """Write a summary for people: counts by split and by reason, with the first names of those left out."""
+        lines = [f"{self.root}: {len(self.scans)} scans found"]
+        for split in SPLITS:
+            kept = [scan for scan in self.scans if scan.split == split]
+            patients = len({scan.patient for scan in kept})
+            lines.append(f"  {split:<28}{len(kept):>7} scans of {patients} patients")
+        for reason, number in Counter(scan.reason for scan in self.scans if scan.reason).most_common():
+            lines.append(f"  left out, {reason:<18}{number:>7}")
+            left_out = [scan for scan in self.scans if scan.reason == reason]
+            lines += [f"      {scan.name}: {scan.detail}" for scan in left_out[:names]]
+            if number > names:
+                lines.append(f"      and {number - names} more")
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+    def write_report(self, path: str | Path) -> None:
+        """Write one row of CSV for each scan found, whole or not at all."""
+        fields = list(FoundScan.__dataclass_fields__)
+        with _whole_file(Path(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+            rows = csv.DictWriter(stream, fields)
+            rows.writeheader()
+            rows.writerows({**asdict(scan), "image": scan.name, "facts": json.dumps(scan.facts)} for scan in self.scans)
+
+
+def write_datalist(path: str | Path, datalist: Mapping[str, Any]) -> None:
+    """Write a data list as JSON, whole or not at all.
+
+    Args:
+        path: the file; its folder is made where it lacks.
+        datalist: see :meth:`Survey.datalist`.
+    """
+    with _whole_file(Path(path)) as temporary:
+        Path(temporary).write_text(json.dumps(datalist, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class _whole_file:
+    """A temporary file beside ``path`` that takes its place if the block ends well, and vanishes if not."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> str:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, self.temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+        os.close(descriptor)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(self.temporary, 0o666 & ~umask)
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            os.replace(self.temporary, self.path)
+        else:
+            os.unlink(self.temporary)
+
+
+def load_datalist(
+    datalist: str | Path | None,
+    dataset_dir: str | Path | None = None,
+    key: str = "training",
+    with_label: bool = False,
+    **rules: Any,
+) -> list[dict[str, Any]]:
+    """Read one split of a data list and check that its images and labels are there.
+
+    Args:
+        datalist: JSON file in the layout of the Medical Segmentation Decathlon; ``None`` looks through ``dataset_dir``
+            and splits it, see :func:`~models_genesis.datasets.image_folder.build_datalist`.
+        dataset_dir: folder that relative paths start from, by default the JSON file's own.
+        key: the split, ``"training"``, ``"validation"`` or ``"testing"``, or another list of the file.
+        with_label: whether to leave out the entries without a ``label``, which is logged.
+        rules: how ``dataset_dir`` is looked through, see :class:`~models_genesis.datasets.image_folder.FolderRules`.
+
+    Returns:
+        The entries, each a dictionary with the absolute path (or paths) of its ``image``, and of its ``label`` if it
+        has one.
+
+    Raises:
+        FileNotFoundError: When the data list, or images or labels that it names, are missing.
+        ValueError: When the file is no such data list, lacks the split, or names no label with ``with_label``.
+    """
+    if datalist is None:
+        if dataset_dir is None:
+            raise ValueError("expected a data list or a dataset_dir, found neither.")
+        from .image_folder import build_datalist
+
+        return _absolute(build_datalist(dataset_dir, **rules)[key], Path(dataset_dir), f"{dataset_dir}")
+    path = Path(datalist)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a data list, found no such file.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected a data list in JSON, found {error}.") from error
+    entries = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        lists = content if isinstance(content, dict) else {}
+        found = [name for name, value in lists.items() if isinstance(value, list)]
+        raise ValueError(f"{path}: expected a list named {key!r}, found {found}.")
+    # MSD lists its test images as bare paths
+    entries = [{"image": entry} if isinstance(entry, str) else entry for entry in entries]
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get("image"), str | list):
+            raise ValueError(f"{path}: expected an 'image' in entry {number} of {key!r}, found {str(entry)[:80]}.")
+    if with_label:
+        labelled = [entry for entry in entries if entry.get("label")]
+        if len(labelled) < len(entries):
+            logger.info("%s (%s): %d of %d entries have a label.", path, key, len(labelled), len(entries))
+        if entries and not labelled:
+            raise ValueError(f"{path}: expected labels in {key!r}, found none in {len(entries)} entries.")
+        entries = labelled
+    return _absolute(entries, Path(dataset_dir) if dataset_dir is not None else path.parent, f"{path} ({key})")
+
+
+def _absolute(entries: list[dict[str, Any]], root: Path, name: str) -> list[dict[str, Any]]:
+    """Join the paths of images and labels to the root; name the first of those that are missing."""
+
+    def join(path: str | list[str]) -> str | list[str]:
+        if isinstance(path, str):
+            return os.path.normpath(root.absolute() / path)
+        return [os.path.normpath(root.absolute() / part) for part in path]
+
+    resolved = [{**entry, **{key: join(entry[key]) for key in PATH_KEYS if entry.get(key)}} for entry in entries]
+    paths = [path for entry in resolved for key in PATH_KEYS if entry.get(key) for path in _as_list(entry[key])]
+    missing = [path for path in paths if not Path(split_series(path)[0]).exists()]
+    if missing:
+        listed = "\n  ".join(missing[:5])
+        kind = "images and labels" if any(entry.get("label") for entry in entries) else "images"
+        raise FileNotFoundError(f"{name}: {len(missing)} of {len(paths)} {kind} are missing, the first:\n  {listed}")
+    return resolved
+
+
+def _as_list(path: str | list[str]) -> list[str]:
+    return [path] if isinstance(path, str) else path

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What MONAI and its model zoo ask of every bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigWorkflow
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/metadata.json"))
+FILES = [
+    "LICENSE",
+    "docs/README.md",
+    "docs/data_license.txt",
+    *(f"configs/{name}.json" for name in ("metadata", "train", "evaluate", "inference", "multi_gpu_train")),
+    "configs/logging.conf",
+]
+
+pytestmark = pytest.mark.parametrize("name", NAMES)
+
+
+def python(*arguments: str, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, env={**os.environ}
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def config(name: str, stage: str) -> str:
+    return str(ROOT / "bundles" / name / "configs" / f"{stage}.json")
+
+
+def test_has_the_files_of_a_zoo_bundle(name):
+    assert [file for file in FILES if not (ROOT / "bundles" / name / file).is_file()] == []
+
+
+def test_metadata_meet_the_schema_and_list_their_version(name, shared, tmp_path):
+    schema = tmp_path / "schema.json"
+    shutil.copy(shared / "reference" / "meta_schema_20240725.json", schema)
+    python(
+        "-m",
+        "monai.bundle",
+        "verify_metadata",
+        "--meta_file",
+        config(name, "metadata"),
+        "--filepath",
+        str(schema),
+        cwd=tmp_path,
+    )
+    metadata = json.loads(Path(config(name, "metadata")).read_text())
+    assert metadata["version"] in metadata["changelog"]
+
+
+def test_metadata_pin_what_is_tested(name):
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    metadata = json.loads(Path(config(name, "metadata")).read_text())
+    stated = {key: metadata[f"{key}_version"] for key in ("monai", "numpy")} | metadata["required_packages_version"]
+    stated["torch"] = metadata["pytorch_version"]
+    assert {package: pins[package] for package in stated} == stated
+
+
+@pytest.mark.parametrize(
+    ("stages", "kind"),
+    [(["train"], "train"), (["train", "evaluate"], "train"), (["inference"], "inference")],
+    ids=["train", "evaluate", "inference"],
+)
+def test_properties_are_complete(name, stages, kind, chest_scans, tmp_path):
+    workflow = ConfigWorkflow(
+        config_file=[config(name, stage) for stage in stages],
+        workflow_type=kind,
+        logging_file=False,
+        dataset_dir=str(chest_scans),
+        output_dir=str(tmp_path),
+        features=[4, 8, 16],
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+def test_network_takes_and_gives_what_the_metadata_say(name, tmp_path):
+    for stage in ("train", "inference"):
+        python(
+            "-m", "monai.bundle", "verify_net_in_out", "network_def", "--meta_file", config(name, "metadata"),
+            "--config_file", config(name, stage), "--n", "2", "--features", "[4,8,16,32]", cwd=tmp_path,
+        )  # fmt: skip
+
+
+def test_the_same_network_everywhere(name):
+    definitions = [json.loads(Path(config(name, stage)).read_text())["network_def"] for stage in ("train", "inference")]
+    assert definitions[0] == definitions[1]
+
+
+def test_loads_in_python_from_anywhere(name, tmp_path):
+    """``monai.bundle.load`` runs ``initialize`` with nothing on the path; it must give the network with its weights."""
+    shutil.copytree(ROOT / "bundles" / name, tmp_path / name, ignore=shutil.ignore_patterns("models", "eval"))
+    code = f"""
+import json, torch
+from monai.bundle import load
+from pathlib import Path
+from monai.bundle import ConfigParser
+folder = Path({str(tmp_path)!r}) / {name!r}
+for kind in ("train", "inference"):
+    path = folder / "configs" / (kind + ".json")
+    content = json.loads(path.read_text())
+    content["features"] = [4, 8, 16]
+    path.write_text(json.dumps(content))
+parser = ConfigParser(json.loads(path.read_text()))
+state = parser.get_parsed_content("network_def").state_dict()
+(folder / "models").mkdir()
+torch.save(state, folder / "models" / "model.pt")
+for kind in ("train", "inference"):
+    network = load({name!r}, bundle_dir={str(tmp_path)!r}, source="github", workflow_type=kind)
+    assert all(torch.equal(state[key], value) for key, value in network.state_dict().items()), kind
+print("loaded")
+"""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert "loaded" in python("-c", code, cwd=elsewhere)
+
+
+def test_torchscript_export(name, tmp_path):
+    root = tmp_path / name
+    shutil.copytree(ROOT / "bundles" / name, root, ignore=shutil.ignore_patterns("models", "eval"))
+    code = f"""
+import torch
+from monai.bundle import ConfigParser
+parser = ConfigParser(); parser.read_config({str(root / "configs/inference.json")!r})
+parser["features"] = [4, 8, 16]
+torch.save(parser.get_parsed_content("network_def").state_dict(), "model.pt")
+"""
+    python("-c", code, cwd=tmp_path)
+    python(
+        "-m", "monai.bundle", "ckpt_export", "network_def", "--filepath", "model.ts", "--ckpt_file", "model.pt",
+        "--meta_file", str(root / "configs/metadata.json"), "--config_file", str(root / "configs/inference.json"),
+        "--features", "[4,8,16]", cwd=tmp_path,
+    )  # fmt: skip
+    assert "ok" in python(
+        "-c", "import torch; torch.jit.load('model.ts')(torch.rand(1, 1, 16, 16, 8)); print('ok')", cwd=tmp_path
+    )

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.networks.nets import DynUNet, SegResNet, SwinUNETR
+
+from models_genesis.networks import GenesisUNet, load_pretrained
+
+BUNDLE = "genesis_chest_ct_pretraining"
+FEATURES = [4, 8, 16]
+SMALL = {
+    "features": FEATURES,
+    "cube_size": [32, 32, 16],
+    "cubes_per_scan": 8,
+    "val_cubes_per_scan": 6,
+    "batch_size": 4,
+    "epochs": 3,
+    "learning_rate": 0.01,
+    "warmup_epochs": 1,
+}
+
+
+def history(folder: Path) -> list[tuple[str, str, str]]:
+    with (folder / "eval" / "history.csv").open() as file:
+        return [(row["epoch"], row["train_loss"], row["val_metric"]) for row in csv.DictReader(file)]
+
+
+def folders(folder: Path) -> dict[str, Path]:
+    return {"output_dir": folder / "eval", "ckpt_dir": folder / "models"}
+
+
+@pytest.fixture(scope="module")
+def trained(run_bundle, chest_scans, tmp_path_factory) -> Path:
+    """A finished training."""
+    folder = tmp_path_factory.mktemp("trained")
+    run_bundle(BUNDLE, ["train"], dataset_dir=chest_scans, **SMALL, **folders(folder))
+    return folder
+
+
+def test_training_learns_and_leaves_what_the_readme_promises(trained):
+    losses = [float(loss) for _, loss, _ in history(trained)]
+    assert len(losses) == 3
+    assert losses[-1] < 0.8 * losses[0]
+    made = {path.name for path in (trained / "eval").iterdir() if "tfevents" not in path.name}
+    assert {"history.csv", "history.png", "restoration.png"} <= made
+    assert {path.name for path in (trained / "models").iterdir()} == {"model.pt", "last.pt"}
+
+
+def test_weights_load_into_the_network_strictly(trained):
+    network = GenesisUNet(features=FEATURES)
+    report = load_pretrained(network, trained / "models" / "model.pt", strict=True)
+    assert not report.skipped and not report.missing
+
+
+def test_the_same_seed_gives_the_same_run_whatever_the_number_of_workers(trained, run_bundle, chest_scans, tmp_path):
+    run_bundle(BUNDLE, ["train"], dataset_dir=chest_scans, num_workers=2, **SMALL, **folders(tmp_path))
+    assert history(tmp_path) == history(trained)
+
+
+def test_resuming_equals_an_uninterrupted_run(trained, run_bundle, chest_scans, tmp_path):
+    """Killed at some moment, by SIGTERM and then by SIGKILL; the third run goes on to the same end."""
+    arguments = {"dataset_dir": chest_scans, **SMALL, **folders(tmp_path)}
+    last = tmp_path / "models" / "last.pt"
+    _stop(_start(arguments), signal.SIGTERM, lambda: last.exists())
+    done = history(tmp_path)[0]
+    assert done == history(trained)[0]
+    first_save = last.stat().st_mtime_ns
+    _stop(_start({**arguments, "resume": True}), signal.SIGKILL, lambda: last.stat().st_mtime_ns > first_save)
+    run_bundle(BUNDLE, ["train"], resume=True, **arguments)
+    assert history(tmp_path) == history(trained)
+    weights = [torch.load(folder / "models" / "model.pt", weights_only=True) for folder in (trained, tmp_path)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def _start(arguments: dict) -> subprocess.Popen:
+    root = Path(__file__).resolve().parents[2] / "bundles" / BUNDLE
+    line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(root / "configs" / "train.json")]
+    for key, value in {"bundle_root": root, **arguments}.items():
+        line += [f"--{key}", str(value)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _stop(process: subprocess.Popen, number: signal.Signals, ready) -> None:
+    """Send a signal as soon as an epoch has been saved."""
+    deadline = time.monotonic() + 120
+    while not ready() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    status = process.wait(timeout=60)
+    assert status == (143 if number == signal.SIGTERM else -number)
+
+
+def test_evaluation_compares_with_both_baselines(trained, run_bundle, chest_scans, tmp_path):
+    small = {key: SMALL[key] for key in ("features", "cube_size", "val_cubes_per_scan", "batch_size")}
+    run_bundle(
+        BUNDLE,
+        ["train", "evaluate"],
+        dataset_dir=chest_scans,
+        ckpt_dir=trained / "models",
+        output_dir=tmp_path,
+        **small,
+    )
+    rows = list(csv.DictReader((tmp_path / "restoration.csv").open()))
+    assert [Path(row["scan"]).suffixes for row in rows[:-1]] == [[".nii", ".gz"]]
+    assert rows[-1]["scan"] == "all"
+    # The best network's error is the one that training noted, for the cubes are the same.
+    best = min(float(value) for *_, value in history(trained))
+    assert float(rows[-1]["mse_restored"]) == pytest.approx(best, rel=1e-4)
+    assert float(rows[-1]["mse_restored"]) < float(rows[-1]["mse_deformed"])
+
+
+def test_inference_keeps_the_geometry(trained, run_bundle, chest_scans, tmp_path):
+    run_bundle(
+        BUNDLE,
+        ["inference"],
+        dataset_dir=chest_scans,
+        ckpt_dir=trained / "models",
+        output_dir=tmp_path,
+        features=FEATURES,
+        cube_size=SMALL["cube_size"],
+    )
+    (restored,) = tmp_path.glob("*/*_restored.nii.gz")
+    (deformed,) = tmp_path.glob("*/*_deformed.nii.gz")
+    original = nib.load(chest_scans / f"{restored.parent.name}.nii.gz")
+    hu = np.clip(original.get_fdata(), -1000, 1000)
+    for path in (deformed, restored):
+        image = nib.load(path)
+        assert image.shape == original.shape
+        assert image.get_data_dtype() == np.int16
+        np.testing.assert_allclose(image.affine, original.affine, atol=1e-4)
+        assert np.abs(image.get_fdata()).max() <= 1000
+    # The restored scan is nearer to the original than the deformed one, which proves orientation and scale of both.
+    errors = [np.mean((nib.load(path).get_fdata() - hu) ** 2) for path in (restored, deformed)]
+    assert errors[0] < 0.7 * errors[1]
+
+
+@pytest.mark.parametrize("override", [{"epoch": 1}, {"trian#trainer#max_epochs": 1}])
+def test_a_mistyped_key_is_refused(run_bundle, chest_scans, tmp_path, override):
+    done = run_bundle(BUNDLE, ["train"], status=1, dataset_dir=chest_scans, **folders(tmp_path), **override)
+    assert "did you mean" in done.stderr
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_missing_folder_and_a_broken_scan_are_named(run_bundle, chest_scans, tmp_path):
+    done = run_bundle(BUNDLE, ["train"], status=1, dataset_dir=tmp_path / "nowhere", **folders(tmp_path))
+    assert str(tmp_path / "nowhere") in done.stderr
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for scan in chest_scans.iterdir():
+        (scans / scan.name).write_bytes(scan.read_bytes())
+    broken = scans / "patient1.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:20_000])
+    listed = {"training": [{"image": p.name} for p in scans.iterdir()], "validation": [{"image": "patient0.nii.gz"}]}
+    (tmp_path / "list.json").write_text(json.dumps(listed))
+    arguments = {"dataset_dir": scans, "datalist": tmp_path / "list.json", **SMALL, "epochs": 1}
+    done = run_bundle(BUNDLE, ["train"], status=1, **arguments, **folders(tmp_path))
+    assert "patient1.nii.gz" in done.stderr
+    done = run_bundle(BUNDLE, ["train"], on_bad_scan="skip", **arguments, **folders(tmp_path))
+    assert "patient1.nii.gz" in done.stdout
+    assert (tmp_path / "models" / "model.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("network_def", "network", "cube_size"),
+    [
+        (
+            {"_target_": "SegResNet", "spatial_dims": 3, "init_filters": 8, "in_channels": 1, "out_channels": 1},
+            lambda: SegResNet(3, 8, 1, 1),
+            [32, 32, 16],
+        ),
+        (
+            {
+                "_target_": "DynUNet",
+                "spatial_dims": 3,
+                "in_channels": 1,
+                "out_channels": 1,
+                "kernel_size": [3, 3, 3],
+                "strides": [1, 2, 2],
+                "upsample_kernel_size": [2, 2],
+                "filters": [4, 8, 16],
+            },
+            lambda: DynUNet(3, 1, 1, [3, 3, 3], [1, 2, 2], [2, 2], [4, 8, 16]),
+            [32, 32, 16],
+        ),
+        (
+            {"_target_": "SwinUNETR", "in_channels": 1, "out_channels": 1, "feature_size": 12},
+            lambda: SwinUNETR(1, 1, feature_size=12),
+            [32, 32, 32],
+        ),
+    ],
+    ids=["SegResNet", "DynUNet", "SwinUNETR"],
+)
+def test_any_monai_network_can_be_pretrained(run_bundle, chest_scans, tmp_path, network_def, network, cube_size):
+    override = tmp_path / "network.json"
+    override.write_text(json.dumps({"network_def": network_def}))
+    run_bundle(
+        BUNDLE,
+        ["train"],
+        dataset_dir=chest_scans,
+        network_def=f"%{override}::network_def",
+        **{**SMALL, "cube_size": cube_size, "epochs": 1, "cubes_per_scan": 2, "val_cubes_per_scan": 2},
+        **folders(tmp_path),
+    )
+    report = load_pretrained(network(), tmp_path / "models" / "model.pt", strict=True)
+    assert not report.missing and not report.skipped
+
+
+def test_two_processes_train_together(bundle_command, chest_scans, tmp_path):
+    line = bundle_command(
+        BUNDLE,
+        ["train", "multi_gpu_train"],
+        dataset_dir=chest_scans,
+        backend="gloo",
+        device="$torch.device('cpu')",
+        **{"network#device_ids": "$None"},
+        **SMALL,
+        **folders(tmp_path),
+    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    done = subprocess.run(
+        [line[0], *launcher, *line[2:]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert len(history(tmp_path)) == 3
+    assert load_pretrained(GenesisUNet(features=FEATURES), tmp_path / "models" / "model.pt", strict=True).matched
