@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+from .case_dataset import CaseDataset
 from .cube_dataset import CubeDataset
 from .datalist import FoundScan, Survey, load_datalist, write_datalist
 from .image_folder import FolderRules, build_datalist, survey_folder
 from .luna16 import survey_luna16
+from .phantom import Phantom, make_phantom
+from .phantom_labels import Label, Lesion, Nodule
+from .phantom_writing import write_phantom
 from .samplers import EpochSampler
 from .scan_cache import LeftOut, ScanCache
 from .scan_header import BadScanError, ScanHeader, read_scan_header
 from .scan_reader import ScanReader
+from .segmentation_data import MSD_TASKS, load_cases, load_labelled_cases, msd_task
 from .splits import split_patients
