@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In-painting and out-painting: the measured distributions, alone and in the chain on both backends; invariants."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from models_genesis.transforms import (
+    RandGenesisDeform,
+    RandInPainting,
+    RandInPaintingd,
+    RandOutPainting,
+    RandOutPaintingd,
+    draw_in_painting_boxes,
+    draw_out_painting_boxes,
+)
+
+NdArray = np.ndarray[Any, Any]
+PAINTINGS = {"in_painting": RandInPainting, "out_painting": RandOutPainting}
+
+
+def painter(kind: str, way: str) -> Callable[[NdArray], Any]:
+    """A painting at rate 1: the transform alone, or the chain with all else switched off."""
+    if way == "alone":
+        return PAINTINGS[kind](prob=1.0).set_random_state(5)
+    chain = RandGenesisDeform(variant=kind, paint_prob=1.0, flip_prob=0.0, backend=way).set_random_state(5)
+    return lambda img: chain(img)[0]
+
+
+def inside_boxes(shape: tuple[int, ...], boxes: NdArray) -> NdArray:
+    mask = np.zeros(shape, bool)
+    for box in boxes:
+        mask[tuple(slice(*pair) for pair in box.tolist())] = True
+    return mask
+
+
+@pytest.mark.parametrize("way", ["alone", "numba", "numpy"])
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("kind", list(PAINTINGS))
+def test_noise_follows_the_reference(shared: Path, kind: str, number: int, way: str) -> None:
+    entry = json.loads((shared / "reference" / "transform_reference.json").read_text())[kind][number]
+    shape = tuple(entry["shape"])
+    runs = (400 if way == "numba" else 250) if number == 0 else (120 if way == "numba" else 60)
+    paint = painter(kind, way)
+    image = np.zeros((1, *shape), np.float32)  # noise is 0 itself once in 2**24 voxels
+    noisy, values = np.empty(runs), np.empty(runs)
+    planes: list[list[NdArray]] = [[], [], []]
+    for run in range(runs):
+        painted = paint(image)[0]
+        noise = painted != 0
+        noisy[run] = noise.mean()
+        values[run] = painted.sum(dtype=np.float64)
+        for axis in range(3):
+            planes[axis].append(noise.mean(axis=tuple({0, 1, 2} - {axis})))
+    weight = 1 / runs + 1 / entry["runs"]
+    # difference of two means of n and m runs: s sqrt(1/n + 1/m), five deviations
+    assert abs(noisy.mean() - entry["noise_fraction_mean"]) < 5 * entry["noise_fraction_std"] * np.sqrt(weight)
+    # The variance of a sample variance is (kurtosis - 1) s^4 / n. The kurtosis is under 12 (the few runs with one box
+    # or none), so s is off by at most sqrt(11/4 (1/n + 1/m)) of itself, times five.
+    assert abs(noisy.std(ddof=1) / entry["noise_fraction_std"] - 1) < 5 * np.sqrt(11 / 4 * weight)
+    untouched = entry["untouched_runs_fraction"]
+    rate = 0.05 if kind == "in_painting" else 0.0
+    assert abs((noisy == 0).mean() - untouched) <= 5 * np.sqrt(rate * (1 - rate) * weight)
+    for q, value in entry["noise_fraction_quantiles"].items():
+        # the share of our runs at or below their q-quantile is q within five binomial deviations; the value may be an
+        # atom (no noise at all), so the share below it counts too
+        bound = 5 * np.sqrt(float(q) * (1 - float(q)) * weight)
+        assert (noisy < value - 1e-9).mean() < float(q) + bound
+        assert (noisy <= value + 1e-9).mean() > float(q) - bound
+    # uniform noise has variance 1/12; the reference's own mean has its error too
+    voxels = noisy.sum() * image.size
+    ours = values.sum() / voxels
+    bound = 5 * np.sqrt((1 / voxels + 1 / (entry["noise_fraction_mean"] * image.size * entry["runs"])) / 12)
+    assert abs(ours - entry["noise_value_mean"]) < bound
+    for axis in range(3):
+        sample = np.array(planes[axis])
+        theirs = np.array(entry["noise_frequency_by_plane"][axis])
+        # five deviations of a difference of means; about 200 planes, and planes next to the border are rarely hit, so
+        # their s is uncertain: one more; rounding 5e-6
+        bound = 6 * sample.std(axis=0, ddof=1) * np.sqrt(weight) + 1e-5
+        assert np.all(np.abs(sample.mean(axis=0) - theirs) < bound)
+
+
+@pytest.mark.parametrize("draw", [draw_in_painting_boxes, draw_out_painting_boxes])
+@pytest.mark.parametrize("shape", [(64, 64, 32), (50, 31), (96,)])
+def test_boxes_reach_all_sides_and_corners_and_no_more(draw: Any, shape: tuple[int, ...]) -> None:
+    R = np.random.RandomState(0)
+    boxes = np.concatenate([draw(shape, R) for _ in range(4000)])
+    sizes = np.array(shape)
+    sides = boxes[..., 1] - boxes[..., 0]
+    small, large = sizes // 6, sizes // 3
+    if draw is draw_out_painting_boxes:
+        small, large = sizes - 4 * sizes // 7, sizes - 3 * sizes // 7
+    assert np.array_equal(sides.min(axis=0), small) and np.array_equal(sides.max(axis=0), large)
+    assert boxes.min() == 3 and np.array_equal(boxes[..., 1].max(axis=0), sizes - 3)
+    # each side is equally likely: Pearson's statistic, mean k-1, variance 2(k-1), six deviations
+    for axis in range(len(shape)):
+        seen = np.bincount(sides[:, axis] - small[axis])
+        expected = len(boxes) / len(seen)
+        freedom = len(seen) - 1
+        assert ((seen - expected) ** 2 / expected).sum() < freedom + 6 * np.sqrt(2 * freedom) + 10
+
+
+@pytest.mark.parametrize("draw", [draw_in_painting_boxes, draw_out_painting_boxes])
+def test_number_of_boxes(draw: Any) -> None:
+    R = np.random.RandomState(1)
+    runs, p = 6000, 0.6
+    counts = np.bincount([len(draw((64, 64), R, max_boxes=3, box_prob=p)) for _ in range(runs)], minlength=4)
+    sure = int(draw is draw_out_painting_boxes)
+    # tries until the first failure, at most 3, of which out-painting has the first for sure
+    law = {sure + k: p**k * (1 - p) for k in range(3 - sure)} | {3: p ** (3 - sure)}
+    for count in range(4):
+        chance = law.get(count, 0.0)
+        assert abs(counts[count] / runs - chance) <= 5 * np.sqrt(chance * (1 - chance) / runs)
+
+
+@pytest.mark.parametrize("kind", list(PAINTINGS))
+@pytest.mark.parametrize("shape", [(40, 30, 20), (40, 30), (40,)])
+def test_only_one_side_of_the_boxes_changes(kind: str, shape: tuple[int, ...]) -> None:
+    image = np.random.RandomState(0).random_sample((3, *shape)).astype(np.float32)
+    kept = image.copy()
+    transform = PAINTINGS[kind](prob=1.0, intensity_range=(-2.0, 3.0)).set_random_state(2)
+    for _ in range(20):
+        painted = transform(image)
+        mask = inside_boxes(shape, transform.boxes)
+        mask = mask if kind == "in_painting" else ~mask
+        assert np.array_equal(painted[:, ~mask], image[:, ~mask])
+        assert np.all(painted[:, mask] != image[:, mask])
+        if mask.any():
+            noise = painted[:, mask]
+            assert noise.min() >= -2 and noise.max() < 3
+            assert np.all(noise[0] != noise[1])  # each channel has its own noise
+    assert np.array_equal(image, kept)
+
+
+@pytest.mark.parametrize("kind", list(PAINTINGS))
+def test_transform_reproduces_keeps_kinds_and_applies_at_its_rate(kind: str) -> None:
+    image = np.zeros((1, 30, 24), np.float32)
+    transform = PAINTINGS[kind](prob=1.0, box_prob=1.0)
+    first = transform.set_random_state(4)(image)
+    assert first.dtype == np.float32 and np.array_equal(transform.set_random_state(4)(image), first)
+    assert not np.array_equal(transform(image), first)
+    tensor = transform.set_random_state(4)(torch.from_numpy(image))
+    assert type(tensor) is torch.Tensor and np.array_equal(tensor.numpy(), first)
+    meta = transform.set_random_state(4)(MetaTensor(image, meta={"name": "scan"}))
+    assert isinstance(meta, MetaTensor) and meta.meta["name"] == "scan" and np.array_equal(meta.numpy(), first)
+
+    rare = PAINTINGS[kind](prob=0.3, box_prob=1.0).set_random_state(0)
+    runs = 1500
+    applied = sum(bool(rare(image).any()) for _ in range(runs))
+    assert abs(applied / runs - 0.3) < 5 * np.sqrt(0.3 * 0.7 / runs)  # binomial
+
+
+@pytest.mark.parametrize("kind", list(PAINTINGS))
+def test_integers_can_stay_integers(kind: str) -> None:
+    image = np.full((1, 40, 40, 40), 7, np.int16)
+    transform = PAINTINGS[kind](prob=1.0, box_prob=1.0, intensity_range=(-3, 2), dtype=None).set_random_state(0)
+    painted = transform(image)
+    assert painted.dtype == np.int16
+    # rounded down, noise on [-3, 2) is uniform on five numbers: Pearson's statistic, 4 degrees, five deviations
+    seen = np.bincount(painted[painted != 7] + 3)
+    expected = seen.sum() / 5
+    assert len(seen) == 5 and ((seen - expected) ** 2 / expected).sum() < 4 + 5 * np.sqrt(8) + 10
+
+
+@pytest.mark.parametrize("twin", [RandInPaintingd, RandOutPaintingd])
+def test_dictionary_twin_paints_as_the_array_transform(twin: Any) -> None:
+    image = np.zeros((1, 30, 24), np.float32)
+    result = twin(["image", "other"], prob=1.0).set_random_state(6)({"image": image, "other": image - 1})
+    array = twin.painting(prob=1.0).set_random_state(6)(image)
+    assert np.array_equal(result["image"], array)
+    assert np.array_equal(result["other"] == -1, array == 0)
+    with pytest.raises(ValueError, match="other: expected the spatial shape of image"):
+        twin(["image", "other"], prob=1.0)({"image": image, "other": image[:, 1:]})
+
+
+@pytest.mark.parametrize(
+    ("kind", "smallest"),
+    [("in_painting", 8), ("out_painting", 14)],
+)
+def test_images_too_small_for_the_boxes_are_refused(kind: str, smallest: int) -> None:
+    transform = PAINTINGS[kind](prob=1.0)
+    for _ in range(100):
+        transform(np.zeros((1, smallest, 64)))
+    with pytest.raises(ValueError, match=r"expected axes that hold boxes .* found spatial shape \(64, \d+\)"):
+        transform(np.zeros((1, 64, smallest - 1)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"prob": 1.5}, "prob: expected a probability"),
+        ({"box_prob": -1.0}, "box_prob: expected a probability"),
+        ({"max_boxes": 0}, "max_boxes: expected a whole number of at least 1, found 0"),
+        ({"intensity_range": (2, 1)}, "intensity_range: expected two finite numbers"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: dict[str, Any], words: str) -> None:
+    for transform in PAINTINGS.values():
+        with pytest.raises(ValueError, match=words):
+            transform(**arguments)

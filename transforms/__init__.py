@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deformations, cube sampling and intensity clipping: numbers in, numbers out."""
+
+from __future__ import annotations
+
+from .backend import resolve_backend
+from .batch_deform import BatchGenesisDeform
+from .brats_regions import (
+    BRATS_LABELS,
+    BRATS_REGIONS,
+    BratsLabelsd,
+    BratsRegions,
+    BratsRegionsd,
+    brats_label_values,
+    brats_labels,
+    brats_regions,
+)
+from .class_cubes import ClassVoxelsd, RandClassCubed
+from .cube_sampling import RandTissueCube, RandTissueCubed, cut_cube
+from .genesis_deform import GENESIS_VARIANTS, GenesisParameters, RandGenesisDeform, RandGenesisDeformd, genesis_deform
+from .hounsfield import ClipHounsfield, ClipHounsfieldd
+from .local_shuffle import RandLocalPixelShuffle, RandLocalPixelShuffled, local_pixel_shuffle
+from .nonlinear_intensity import RandNonlinearIntensity, RandNonlinearIntensityd, bezier_curve, bezier_map
+from .painting import (
+    RandInPainting,
+    RandInPaintingd,
+    RandOutPainting,
+    RandOutPaintingd,
+    draw_in_painting_boxes,
+    draw_out_painting_boxes,
+)
+from .segmentation_case import BadCaseError, CheckSegmentationCased, check_case
+from .tile_deform import RandGenesisDeformTiles, RandGenesisDeformTilesd
+from .tissue_windows import (
+    TissueWindows,
+    TissueWindowsd,
+    admissible_starts,
+    lowest_starts,
+    tissue_window_scores,
+    window_bounds,
+)
