@@ -26,11 +26,9 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder of everything the demo writes")
-    parser.add_argument("--patients", type=int, default=8, help="number of phantom patients")
+    parser.add_argument("--patients", type=int, default=6, help="number of phantom patients")
     parser.add_argument("--epochs", type=int, default=12, help="epochs of pretraining")
-    parser.add_argument(
-        "--features", default="[16,32,64,128]", help="channels of the network (the paper's are 4 times as many)"
-    )
+    parser.add_argument("--features", default="[8,16,32,64]", help="channels of the network")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     stages = list(commands(out, arguments.patients, arguments.epochs, arguments.features))
@@ -61,23 +59,15 @@ def commands(out: Path, patients: int, epochs: int, features: str) -> list[tuple
         Title and command line of each.
     """
     data, run = out / "phantom", [sys.executable, "-m", "monai.bundle", "run"]
-    common = ["--bundle_root", str(BUNDLE), "--dataset_dir", str(data), "--ckpt_dir", str(out / "models")]
-    common += ["--features", features]
+    phantom = [sys.executable, "-m", "models_genesis.datasets", "phantom", "--out", str(data)]
+    common = ["--bundle_root", str(BUNDLE), "--dataset_dir", str(data), "--datalist", str(data / "dataset.json")]
+    common += ["--ckpt_dir", str(out / "models"), "--features", features]
     train, evaluate = str(BUNDLE / "configs/train.json"), str(BUNDLE / "configs/evaluate.json")
     inference = str(BUNDLE / "configs/inference.json")
     return [
         (
             "Write the phantom",
-            [
-                sys.executable,
-                "-m",
-                "models_genesis.datasets",
-                "phantom",
-                "--out",
-                str(data),
-                "--patients",
-                str(patients),
-            ],
+            [*phantom, "--region", "chest", "--patients", str(patients)],
         ),
         (
             "Pretrain",
