@@ -3,14 +3,22 @@
 
 from __future__ import annotations
 
+from .brats import survey_brats
+from .case_checks import check_cases
 from .case_dataset import CaseDataset
 from .cube_dataset import CubeDataset
 from .datalist import FoundScan, Survey, load_datalist, write_datalist
 from .image_folder import FolderRules, build_datalist, survey_folder
+from .lidc import survey_lidc
+from .lits import survey_lits
 from .luna16 import survey_luna16
+from .msd import survey_msd
 from .phantom import Phantom, make_phantom
+from .phantom_brain import BrainPhantom, make_brain_phantom
+from .phantom_brain_writing import write_brain_phantom
 from .phantom_labels import Label, Lesion, Nodule
 from .phantom_writing import write_phantom
+from .prefetch_loader import PrefetchDataLoader
 from .samplers import EpochSampler
 from .scan_cache import LeftOut, ScanCache
 from .scan_header import BadScanError, ScanHeader, read_scan_header

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from . import image_folder, luna16
+from . import brats, case_checks, image_folder, lidc, lits, luna16, msd, phantom_brain_writing, phantom_writing
 from .datalist import Survey, write_datalist
 
 
@@ -48,6 +48,14 @@ def _survey_arguments(own: Callable[[argparse.ArgumentParser], None]) -> Callabl
 
 
 COMMANDS: dict[str, Command] = {
+    "phantom": Command(
+        "write the built-in phantom as a data set", phantom_writing.add_arguments, phantom_writing.run_phantom
+    ),
+    "phantom-brain": Command(
+        "write the built-in phantom of brain MR with tumours as a data set",
+        phantom_brain_writing.add_arguments,
+        phantom_brain_writing.run,
+    ),
     "luna16": Command(
         "list the scans of LUNA16, split by fold", _survey_arguments(luna16.add_arguments), write_survey(luna16.survey)
     ),
@@ -55,6 +63,29 @@ COMMANDS: dict[str, Command] = {
         "list any folder tree of scans, split by patient",
         _survey_arguments(image_folder.add_arguments),
         write_survey(image_folder.survey),
+    ),
+    "lits": Command(
+        "list the volumes and segmentations of LiTS, split by index",
+        _survey_arguments(lits.add_arguments),
+        write_survey(lits.survey),
+    ),
+    "lidc": Command(
+        "cut nodule cubes with the readers' consensus from LIDC-IDRI, split by patient",
+        _survey_arguments(lidc.add_arguments),
+        write_survey(lidc.survey),
+    ),
+    "brats": Command(
+        "list the cases of BraTS of any year, split by patient",
+        _survey_arguments(brats.add_arguments),
+        write_survey(brats.survey),
+    ),
+    "msd": Command(
+        "list a task of the Medical Segmentation Decathlon from its dataset.json, split by patient",
+        _survey_arguments(msd.add_arguments),
+        write_survey(msd.survey),
+    ),
+    "check": Command(
+        "load every case of a segmentation data list and name the bad ones", case_checks.add_arguments, case_checks.run
     ),
 }
 """All commands by name."""

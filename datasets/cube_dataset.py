@@ -27,10 +27,10 @@ class CubeDataset(Dataset):
 
     Args:
         data: entries of a data list, see :func:`~models_genesis.datasets.datalist.load_datalist`.
-        preprocessing: deterministic transforms that load an entry and prepare its scan, for CT: load, orient, clip to
+        transform: deterministic transforms that load an entry and prepare its scan, for CT: load, orient, clip to
             int16, find admissible starts.
-        transform: random transforms, the first of which cuts a cube. They get the arrays of a prepared scan, which they
-            must not change, and ``"scan"``, its number in ``dataset.data``.
+        random_transform: random transforms, the first of which cuts a cube. They get the arrays of a prepared scan,
+            which they must not change, and ``"scan"``, its number in ``dataset.data``.
         cubes_per_scan: cubes of each scan in an epoch; the paper draws 32 (arXiv:2004.07882).
         seed: seed of all draws.
         image_key: key of the scan in an entry.
@@ -40,6 +40,7 @@ class CubeDataset(Dataset):
         on_bad_scan: see there.
         num_workers: threads that prepare the scans.
         progress: whether to show the progress of preparing.
+        channels: see ``ScanCache``.
 
     Attributes:
         data: the entries in use, without those left out.
@@ -52,8 +53,8 @@ class CubeDataset(Dataset):
     def __init__(
         self,
         data: Sequence[Mapping[str, Any]],
-        preprocessing: Callable | Sequence[Callable],
         transform: Callable | Sequence[Callable],
+        random_transform: Callable | Sequence[Callable],
         cubes_per_scan: int = 32,
         seed: int = 0,
         image_key: str = "image",
@@ -63,16 +64,17 @@ class CubeDataset(Dataset):
         on_bad_scan: Literal["raise", "skip"] = "raise",
         num_workers: int | None = None,
         progress: bool = True,
+        channels: int = 1,
     ) -> None:
         if cubes_per_scan < 1:
             raise ValueError(f"cubes_per_scan must be at least 1, got {cubes_per_scan}.")
         if seed < 0:
             raise ValueError(f"seed must be 0 or more, got {seed}.")
         self.scans = ScanCache(
-            data, preprocessing, image_key, starts_key, cache_gib, cache_dir, on_bad_scan, num_workers, progress
+            data, transform, image_key, starts_key, cache_gib, cache_dir, on_bad_scan, num_workers, progress, channels
         )
         self.data = self.scans.data
-        self.transform = transform if callable(transform) else Compose(transform)
+        self.random_transform = random_transform if callable(random_transform) else Compose(random_transform)
         self.cubes_per_scan = cubes_per_scan
         self.seed = seed
         self.image_key = image_key
@@ -126,7 +128,7 @@ class CubeDataset(Dataset):
         """Give each thread a copy: a random transform keeps its state and its draws in itself."""
         transform = getattr(self._threads, "transform", None)
         if transform is None:
-            transform = self._threads.transform = deepcopy(self.transform)
+            transform = self._threads.transform = deepcopy(self.random_transform)
         return transform
 
     def __getstate__(self) -> dict[str, Any]:

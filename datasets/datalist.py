@@ -67,7 +67,7 @@ class FoundScan:
         return {"image": image, **label, "patient": self.patient, **self.facts}
 
     @staticmethod
-    def geometry(header: ScanHeader) -> dict[str, str]:
+    def geometry(header: ScanHeader) -> dict[str, Any]:
         """Write a header's shape and spacing as text."""
         return {
             "shape": " x ".join(map(str, header.shape)),
@@ -140,7 +140,7 @@ class Survey:
     def write_report(self, path: str | Path) -> None:
         """Write one row of CSV for each scan found, whole or not at all."""
         fields = list(FoundScan.__dataclass_fields__)
-        with _whole_file(Path(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        with whole_file(Path(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
             rows = csv.DictWriter(stream, fields)
             rows.writeheader()
             rows.writerows({**asdict(scan), "image": scan.name, "facts": json.dumps(scan.facts)} for scan in self.scans)
@@ -153,12 +153,16 @@ def write_datalist(path: str | Path, datalist: Mapping[str, Any]) -> None:
         path: the file; its folder is made where it lacks.
         datalist: see :meth:`Survey.datalist`.
     """
-    with _whole_file(Path(path)) as temporary:
+    with whole_file(Path(path)) as temporary:
         Path(temporary).write_text(json.dumps(datalist, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-class _whole_file:
-    """A temporary file beside ``path`` that takes its place if the block ends well, and vanishes if not."""
+class whole_file:
+    """A temporary file beside ``path`` that takes its place if the block ends well, and vanishes if not.
+
+    Args:
+        path: the file; its folder is made where it lacks.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

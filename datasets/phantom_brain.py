@@ -176,7 +176,7 @@ def _scan(canvas: Canvas, mixture: Mixture, patient: BrainPatient, contrast: str
     blurred *= np.exp(bias)
     if noise:
         # the magnitude of a complex signal with noise in both parts follows Rice's distribution
-        sigma = np.float32(patient.noise * noise * (2.0 / canvas.edge) ** 1.5 * (1.4 if contrast == "flair" else 1.0))
+        sigma = np.float32(patient.noise * noise * (2.0 / canvas.edge) ** 1.5)
         real = blurred + sigma * rng.standard_normal(canvas.shape, dtype=np.float32)
         blurred = np.hypot(real, sigma * rng.standard_normal(canvas.shape, dtype=np.float32))
     brain = mixture.share.sum(0) > 0.5

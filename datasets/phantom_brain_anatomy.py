@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy import ndimage
@@ -21,7 +22,7 @@ TISSUES = ("fluid", "grey", "white", "nucleus", "vessel", "gliosis", "necrosis",
 """What a voxel can hold: cerebrospinal fluid, cortex, white matter, deep grey matter, contrast-filled vessels, gliosis
 around the ventricles, and the parts of a tumour (``solid`` does not enhance)."""
 
-CORTEX_MM = 2.7
+CORTEX_MM = 3.1
 
 _VENTRICLE = (
     ((7, 33, 3), (9, 16, 13), 3.5, 5.5),
@@ -68,7 +69,7 @@ def tube(
 
 
 def blunt_ellipsoid(offsets: Sequence[FloatArray], radii: Sequence[float | FloatArray], power: float) -> FloatArray:
-    """Return the distance along the ray from the centre to an ellipsoid (power 2) with blunter ends (power above), mm."""
+    """Return the distance along the ray from the centre to an ellipsoid, for powers above 2 with blunter ends, mm."""
     total = sum(np.abs(o / r) ** np.float32(power) for o, r in zip(offsets, radii, strict=True))
     f = np.maximum(total, 1e-6) ** np.float32(1 / power)
     away = np.sqrt(sum(np.square(o) for o in offsets))
@@ -115,7 +116,9 @@ def paint_brain(canvas: Canvas, seed: int, ventricle: float, sulcus_mm: float, g
     cerebrum = hemisphere_distance(x, y, z)
     cerebellum = _cerebellum_distance(side, y, z)
     stem = _stem_distance(x, y, z)
-    hull = smooth_min(smooth_min(cerebrum, cerebellum, 6), stem - 2, 8) + np.float32(0.3)
+    # the cisterns between the temporal lobes belong to what is left after skull stripping
+    cistern = ellipsoid((x, y - 2, z + 12), (27.0, 34.0, 14.0))
+    hull = smooth_min(smooth_min(cerebrum, cerebellum, 6), smooth_min(stem - 2, cistern, 6), 8) + np.float32(0.3)
     inside = canvas.coverage(hull)
     mixture.share[TISSUES.index("fluid")] = 1
     _paint_cerebrum(canvas, seed, mixture, cerebrum, sulcus_mm)
@@ -149,11 +152,15 @@ def _folds(canvas: Canvas, seed: int) -> FloatArray:
     away = [at - start for at, start in zip((canvas.x, canvas.y, canvas.z), middle, strict=True)]
     length = np.sqrt(away[0] ** 2 + away[1] ** 2 + away[2] ** 2 + 1)
     stretch = (np.float32(42) / length) ** np.float32(0.8)
-    points = np.stack([start + way * stretch for start, way in zip(middle, away, strict=True)])
+    # sulci bend on their way down
+    bend = [np.float32(4) * lattice_noise(canvas.axes, 14, rng) for _ in range(3)]
+    points = np.stack([start + way * stretch + turn for start, way, turn in zip(middle, away, bend, strict=True)])
     field = ndimage.map_coordinates(waves, points / np.float32(step) + half, order=1, mode="nearest")
     field = ndimage.gaussian_filter(field, [1.2 / side for side in canvas.spacing])
     slope = np.sqrt(sum(each**2 for each in np.gradient(field, *canvas.spacing.tolist())))
-    return np.asarray(np.minimum(np.abs(field) / np.maximum(slope, 0.35 * float(slope.mean())), 20), np.float32)
+    distance = np.abs(field) / np.maximum(slope, 0.35 * float(slope.mean()))
+    # in the middle of a half all look-ups meet, which gives no folds but grain
+    return np.asarray(np.minimum(distance + np.maximum(14 - length, 0), 20), np.float32)
 
 
 def _deep_distance(side: FloatArray, y: FloatArray, z: FloatArray) -> FloatArray:
@@ -165,7 +172,7 @@ def _callosum_distance(side: FloatArray, y: FloatArray, z: FloatArray) -> FloatA
     """Return the distance to the corpus callosum, an arch that joins both halves."""
     arch = np.full(y.shape, 99, np.float32)
     points = ((34, -2, 4), (38, 10, 5), (28, 22, 4), (4, 29, 3.5), (-24, 26, 3.5), (-40, 16, 5.5))
-    for (ya, za, ra), (yb, zb, rb) in zip(points[:-1], points[1:], strict=True):
+    for (ya, za, ra), (yb, zb, rb) in pairwise(points):
         arch = np.minimum(arch, tube(np.zeros_like(side), y, z, (0, ya, za), (0, yb, zb), ra, rb))
     return smooth_max(arch, side - 16, 4)
 
@@ -176,18 +183,20 @@ def _paint_cerebrum(canvas: Canvas, seed: int, mixture: Mixture, cerebrum: Float
     deep = _deep_distance(side, y, z)
     callosum = _callosum_distance(side, y, z)
     # the cleft between the halves, closed where callosum and nuclei join them
-    cleft = side - np.float32(0.3 + sulcus_mm / 2)
+    cleft = side - np.float32(0.2 + sulcus_mm / 3)
     below = np.minimum(callosum, deep)
     medial = np.maximum(cleft, np.minimum(np.float32(3) - below, 30))
-    surface = np.minimum(-cerebrum, medial)
-    reach = np.float32(19) + 5 * lattice_noise(canvas.axes, 28, stream(seed, "sulcal depth"))
+    # skull stripping takes the fluid around the brain but for that in the sulci
+    outer = np.float32(0.1) - cerebrum
+    surface = np.minimum(outer, medial)
+    reach = (np.float32(24) + 7 * lattice_noise(canvas.axes, 13, stream(seed, "sulcal depth"))).clip(5, 36)
     sheet = np.hypot(_folds(canvas, seed), np.maximum(surface - reach, 0))
-    sheet = np.minimum(sheet, _sylvian_distance(side, y, z))
-    width = np.float32(sulcus_mm) * np.clip(1.25 - surface / reach * np.float32(0.7), 0.35, 1.25)
-    tissue = np.minimum(surface - np.float32(0.5), sheet - width)
+    sheet = np.minimum(sheet, _sylvian_distance(side, y, z + 3 * canvas.coarse))
+    width = np.float32(sulcus_mm) * np.clip(1.3 - surface * np.float32(0.12), 0.2, 1.3)
+    tissue = np.minimum(surface, sheet - width)
     # towards the nuclei the sheets end, whatever their depth
     tissue = np.maximum(tissue, np.minimum(np.float32(4) - deep, 12))
-    tissue = np.minimum(tissue, -cerebrum)
+    tissue = np.minimum(tissue, outer)
     mixture.paint("grey", canvas.coverage(-tissue))
     thick = np.float32(CORTEX_MM) + np.float32(0.35) * canvas.middle
     mixture.paint("white", canvas.coverage(thick - tissue))
@@ -196,7 +205,7 @@ def _paint_cerebrum(canvas: Canvas, seed: int, mixture: Mixture, cerebrum: Float
 
 def _sylvian_distance(side: FloatArray, y: FloatArray, z: FloatArray) -> FloatArray:
     """Return the distance to the fissure between the temporal lobe and those above it, down to the insula."""
-    height = np.float32(-9) + np.float32(0.3) * (np.float32(15) - y)
+    height = np.float32(-9) + np.float32(0.3) * (np.float32(15) - y) + np.float32(0.35) * (side - 45)
     ends = np.maximum(np.maximum(np.float32(36) - side, y - 26), -36 - y)
     return np.asarray(np.hypot(np.abs(z - height) * np.float32(0.75), np.maximum(ends, 0)), np.float32)
 
@@ -229,8 +238,8 @@ def _paint_midline(canvas: Canvas, mixture: Mixture, hull: FloatArray, ventricle
 
 
 def _cerebellum_distance(side: FloatArray, y: FloatArray, z: FloatArray) -> FloatArray:
-    half = blunt_ellipsoid((side - 24, y + 61, z + 37), (29.0, 31.0, 24.0), 2.3)
-    vermis = ellipsoid((side, y + 59, z + 34), (14.0, 28.0, 24.0))
+    half = ellipsoid((side - 22, y + 61 - 0.25 * (z + 34), z + 34 + 0.2 * (side - 22)), (31.0, 32.0, 25.0))
+    vermis = ellipsoid((side, y + 59, z + 31), (14.0, 30.0, 25.0))
     return smooth_min(half, vermis, 6)
 
 

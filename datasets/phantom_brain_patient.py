@@ -41,7 +41,6 @@ class BrainPatient:
         ventricle: size of the ventricles relative to the standard.
         sulcus_mm: half width of the sulci at the surface, mm.
         tumour: the tumour.
-        tissue: factor on each contrast's tissue values, by contrast and tissue drawn anew.
         noise: standard deviation of the noise relative to white matter in T1.
         bias: standard deviation of the logarithm of the bias field.
         gain: values of a voxel per unit of signal, by contrast.
@@ -93,6 +92,7 @@ def _draw_tumour(seed: int, enhancing: bool, ventricle: float) -> Tumour:
     """Draw a tumour that lies in the white matter of a hemisphere, most of it inside."""
     rng = stream(seed, "tumour")
     radius = float(rng.uniform(10, 20))
+    rim = float(rng.uniform(2.5, 5.0))
     side = -1.0 if rng.random() < 0.5 else 1.0
     places = rng.uniform((20, -70, -8), (52, 48, 52), (400, 3)).astype(np.float32)
     x, y, z = places.T
@@ -103,6 +103,6 @@ def _draw_tumour(seed: int, enhancing: bool, ventricle: float) -> Tumour:
         center=(side * float(first[0]), float(first[1]), float(first[2])),
         radius_mm=radius,
         oedema_mm=float(rng.uniform(8, 20)),
-        rim_mm=float(rng.uniform(2.5, 5.0)) if enhancing else 0.0,
+        rim_mm=rim if enhancing else 0.0,
         push=float(rng.uniform(0.15, 0.4)),
     )

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,32 @@ def write_phantom(
         "spacing": None if spacing is None else [float(s) for s in spacing],
         "validation_fraction": float(validation_fraction),
     }
+    return write_once(root, manifest, _write)
+
+
+def write_once(
+    root: str | os.PathLike[str], manifest: dict[str, Any], write: Callable[[Path, dict[str, Any]], None]
+) -> Path:
+    """Write a data set of phantom patients, whole or not at all, or return the one that is already there.
+
+    Args:
+        root: the data set's folder; it must not exist, be empty, or hold the same data set.
+        manifest: all that decides the content, as JSON; ``write`` puts it into ``dataset.json`` as ``"phantom"``.
+        write: fills a new folder.
+
+    Returns:
+        the path of ``dataset.json``.
+
+    Raises:
+        FileExistsError: if the folder holds something else.
+    """
     folder = Path(root).resolve()
     if _holds(folder, manifest):
         return folder / "dataset.json"
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write(draft, manifest)
+        write(draft, manifest)
         # mkdtemp makes a private folder; the data set gets the rights that any new folder would have.
         draft.chmod(0o777 & ~_umask())
         try:
@@ -89,7 +108,7 @@ def write_phantom(
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    logger.info("wrote %d phantom patients to %s", num_patients, folder)
+    logger.info("wrote %d phantom patients to %s", manifest["num_patients"], folder)
     return folder / "dataset.json"
 
 
@@ -179,21 +198,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", type=int, nargs=3, metavar="N", help="voxels; default: what the region needs")
     parser.add_argument("--spacing", type=float, nargs=3, metavar="MM", help="voxel sides; default: drawn by patient")
     parser.add_argument("--validation-fraction", type=float, default=0.25, help="share of patients, %(default)s")
-
-
-def add_phantom_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """Add the command ``phantom`` to a command line.
-
-    Args:
-        subparsers: what ``ArgumentParser.add_subparsers`` returned.
-
-    Returns:
-        the command's parser; its ``run`` default is ``run_phantom``.
-    """
-    parser = subparsers.add_parser("phantom", help="write the built-in phantom as a data set")
-    add_arguments(parser)
-    parser.set_defaults(run=run_phantom)
-    return parser
 
 
 def run_phantom(args: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .mapped_scans import MappedScan, check_free_space, scan_key
 from .memory_budget import GIB, cache_budget
-from .scan_header import BadScanError, brief, read_scan_header
+from .scan_header import BadScanError, ScanHeader, brief, read_scan_header
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class ScanCache:
         on_bad_scan: ``"raise"`` an error for the first bad scan, or ``"skip"`` it with a warning.
         num_workers: threads that decode.
         progress: whether to show a progress bar.
+        channels: channels of an image that is one file; where each channel is a file of its own, each has one.
 
     Attributes:
         data: the entries in use.
@@ -83,6 +84,7 @@ class ScanCache:
         on_bad_scan: Literal["raise", "skip"] = "raise",
         num_workers: int | None = None,
         progress: bool = True,
+        channels: int = 1,
     ) -> None:
         if on_bad_scan not in ("raise", "skip"):
             raise ValueError(f"on_bad_scan must be 'raise' or 'skip', got {on_bad_scan!r}.")
@@ -91,7 +93,7 @@ class ScanCache:
         self.num_workers = num_workers or min(os.cpu_count() or 1, 4)
         self.progress = progress
         self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-        self._prepare = PrepareScan(preprocessing, image_key, starts_key, on_bad_scan)
+        self._prepare = PrepareScan(preprocessing, image_key, starts_key, on_bad_scan, channels)
         sizes = [self._prepare.predicted_bytes(entry) for entry in data]
         budget = cache_budget(cache_gib)
         kept = self._fill_memory(data, budget, sizes) if sum(sizes) <= budget else None
@@ -172,8 +174,10 @@ class ScanCache:
 
     def _mapped(self, entry: Mapping[str, Any]) -> MappedScan | None:
         """Name the files of a prepared scan; ``None`` where the scan itself is missing."""
+        # a label map that has changed must not be taken from the cache either
+        files = [path for key in (self._prepare.image_key, "label") for path in ensure_tuple(entry.get(key) or ())]
         try:
-            return MappedScan(self.cache_dir, scan_key(entry[self._prepare.image_key], self._prepare.preprocessing))
+            return MappedScan(self.cache_dir, scan_key(files, self._prepare.preprocessing))
         except OSError:
             return None
 
@@ -200,6 +204,7 @@ class PrepareScan(Transform):
         image_key: key of the scan.
         starts_key: key of the admissible starts that the preprocessing may add.
         on_bad_scan: ``"raise"`` or ``"skip"``.
+        channels: channels of an image that is one file.
     """
 
     def __init__(
@@ -208,11 +213,13 @@ class PrepareScan(Transform):
         image_key: str,
         starts_key: str,
         on_bad_scan: Literal["raise", "skip"],
+        channels: int = 1,
     ) -> None:
         self.preprocessing = preprocessing if callable(preprocessing) else Compose(preprocessing)
         self.image_key = image_key
         self.starts_key = starts_key
         self.on_bad_scan = on_bad_scan
+        self.channels = channels
 
     def name(self, entry: Mapping[str, Any]) -> str:
         """Name an entry's scan in messages."""
@@ -221,10 +228,15 @@ class PrepareScan(Transform):
     def predicted_bytes(self, entry: Mapping[str, Any]) -> int:
         """Predict from the header what the scan takes at 2 bytes a voxel; 0 where it is bad."""
         try:
-            shapes = [read_scan_header(str(path)).shape for path in ensure_tuple(entry[self.image_key])]
+            return sum(2 * channels * int(np.prod(header.shape)) for header, channels in self._headers(entry))
         except BadScanError:
             return 0
-        return sum(2 * int(np.prod(shape, dtype=np.int64)) for shape in shapes)
+
+    def _headers(self, entry: Mapping[str, Any]) -> list[tuple[ScanHeader, int]]:
+        """Read the headers of an image's files, each with the number of its channels."""
+        paths = ensure_tuple(entry[self.image_key])
+        channels = self.channels if len(paths) == 1 else 1
+        return [(read_scan_header(str(path), channels), channels) for path in paths]
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, np.ndarray] | LeftOut:
         """Prepare one scan.
@@ -234,8 +246,7 @@ class PrepareScan(Transform):
         """
         name = self.name(data)
         try:
-            for path in ensure_tuple(data[self.image_key]):
-                read_scan_header(str(path))
+            self._headers(data)
             arrays = plain_arrays(self.preprocessing(dict(data)))
         except MemoryError:
             raise

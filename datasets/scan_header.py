@@ -56,6 +56,8 @@ class ScanHeader:
         modality: DICOM modality, ``""`` for files that do not say.
         patient: DICOM patient identifier, ``""`` for files that do not say.
         image_type: DICOM image type, ``""`` for files that do not say.
+        series: DICOM series identifier, ``""`` for files that do not say.
+        slices: DICOM instance identifiers of the slices, in the order of the third axis.
     """
 
     shape: tuple[int, ...]
@@ -65,6 +67,8 @@ class ScanHeader:
     modality: str = ""
     patient: str = ""
     image_type: str = ""
+    series: str = ""
+    slices: tuple[str, ...] = ()
 
     @property
     def ras_shape(self) -> tuple[int, ...]:
@@ -245,7 +249,7 @@ def _read_series(scan: str) -> ScanHeader:
         spacing=(*first.spacing[:2], float(np.abs(gaps).mean())),
         affine=affine,
         components=first.components,
-        **tags,
+        **{**tags, "slices": tuple(header.slices[0] for header, _ in headers)},
     )
 
 
@@ -264,7 +268,13 @@ def _read_slice(scan: str, file: str) -> tuple[ScanHeader, dict[str, Any]]:
     def tag(name: str) -> str:
         return str(dictionary[name]).strip() if dictionary.HasKey(name) else ""
 
-    tags = {"modality": tag("0008|0060"), "patient": tag("0010|0020"), "image_type": tag("0008|0008")}
+    tags: dict[str, Any] = {
+        "modality": tag("0008|0060"),
+        "patient": tag("0010|0020"),
+        "image_type": tag("0008|0008"),
+        "series": tag("0020|000e"),
+        "slices": (tag("0008|0018"),),
+    }
     shape = tuple(int(io.GetDimensions(axis)) for axis in range(3))
     spacing = tuple(float(io.GetSpacing(axis)) for axis in range(3))
     affine = np.eye(4)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import Iterable
 
@@ -51,3 +52,17 @@ def split_patients(
     testing = min(round(test_fraction * len(order)), max(spare - validation, 0))
     splits = ["testing"] * testing + ["validation"] * validation + ["training"] * (len(order) - testing - validation)
     return dict(zip(order, splits, strict=True))
+
+
+def add_split_arguments(parser: argparse.ArgumentParser, validation: float, test: float | None = None) -> None:
+    """Declare the options of a split by patient.
+
+    Args:
+        parser: where to.
+        validation: default of ``--validation-fraction``.
+        test: default of ``--test-fraction``; ``None`` for no such option.
+    """
+    parser.add_argument("--validation-fraction", type=float, default=validation, help="share of the patients")
+    if test is not None:
+        parser.add_argument("--test-fraction", type=float, default=test, help="share of the patients")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split")

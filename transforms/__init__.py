@@ -17,6 +17,7 @@ from .brats_regions import (
 )
 from .class_cubes import ClassVoxelsd, RandClassCubed
 from .cube_sampling import RandTissueCube, RandTissueCubed, cut_cube
+from .device_deform import RandDeformSeedd, RandGenesisDeformOnDeviced
 from .genesis_deform import GENESIS_VARIANTS, GenesisParameters, RandGenesisDeform, RandGenesisDeformd, genesis_deform
 from .hounsfield import ClipHounsfield, ClipHounsfieldd
 from .local_shuffle import RandLocalPixelShuffle, RandLocalPixelShuffled, local_pixel_shuffle

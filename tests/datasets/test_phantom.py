@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import json
@@ -16,12 +15,13 @@ from monai.transforms import LoadImaged
 from scipy import ndimage
 
 from models_genesis.datasets import phantom_writing
+from models_genesis.datasets.__main__ import main
 from models_genesis.datasets.phantom import REGIONS, Label, Phantom, make_phantom
 from models_genesis.datasets.phantom_canvas import Canvas
 from models_genesis.datasets.phantom_patient import PHASES
 from models_genesis.datasets.phantom_texture import ct_noise, lattice_noise, stream
 from models_genesis.datasets.phantom_tree import grow_tree
-from models_genesis.datasets.phantom_writing import add_phantom_parser, write_phantom
+from models_genesis.datasets.phantom_writing import write_phantom
 
 SEEDS = range(5)
 SMALL = {"shape": (48, 40, 40), "region": "chest"}
@@ -414,10 +414,7 @@ def test_bad_data_set(tmp_path: Path, arguments: dict) -> None:
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parser = argparse.ArgumentParser()
-    add_phantom_parser(parser.add_subparsers())
     command = ["phantom", "--out", str(tmp_path / "set"), "--patients", "1", "--region", "chest", "--shape"]
-    arguments = parser.parse_args([*command, "48", "40", "40"])
-    assert arguments.run(arguments) == 0
+    assert main([*command, "48", "40", "40"]) == 0
     assert str(tmp_path / "set" / "dataset.json") in capsys.readouterr().out
     assert write_phantom(tmp_path / "set", 1, **SMALL).is_file()
