@@ -31,6 +31,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYTHON=$(BIN)/python bash tools/typecheck.sh
+	$(BIN)/python bundles/sync.py --check
 
 format: setup
 	$(BIN)/ruff format .

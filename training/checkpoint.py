@@ -146,8 +146,9 @@ class TrainingCheckpoint:
             )
         if state["scaler"] is not None and getattr(engine, "scaler", None) is not None:
             engine.scaler.load_state_dict(state["scaler"])
-        if self.early_stop is not None and state["early_stop"] is not None:
-            self.early_stop._handler.load_state_dict(state["early_stop"])
+        stopping = self.early_stop._handler if self.early_stop is not None else None
+        if stopping is not None and state["early_stop"] is not None:
+            stopping.load_state_dict(state["early_stop"])
         self.evaluator.state.best_metric = state["best_metric"]
         self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]

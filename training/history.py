@@ -32,15 +32,19 @@ class TrainingHistory:
         optimizer: whose learning rate is noted.
         evaluator: the evaluator that validates; its key metric is noted.
         rank: this process's rank; rank 0 alone writes.
+        metric: what the key metric is called, where it is another quantity than the training loss.
     """
 
     columns = ("epoch", "train_loss", "val_metric", "learning_rate", "seconds", "cubes_per_second")
 
-    def __init__(self, output_dir: str | Path, optimizer: Optimizer, evaluator: Engine, rank: int = 0) -> None:
+    def __init__(
+        self, output_dir: str | Path, optimizer: Optimizer, evaluator: Engine, rank: int = 0, metric: str | None = None
+    ) -> None:
         self.path = Path(output_dir) / "history.csv"
         self.optimizer = optimizer
         self.evaluator = evaluator
         self.rank = rank
+        self.metric = metric
         self._rows: list[dict[str, Any]] = []
         self._loss_sum = 0.0
         self._cubes = 0
@@ -88,7 +92,7 @@ class TrainingHistory:
         }
         self._rows.append(row)
         write_csv(self.path, self.columns, self._rows)
-        write_figure(self.path.with_suffix(".png"), draw_history(self._rows))
+        write_figure(self.path.with_suffix(".png"), draw_history(self._rows, self.metric))
         left = datetime.timedelta(seconds=round(seconds * (engine.state.max_epochs - engine.state.epoch)))
         logger.info(
             "epoch %d/%d: train loss %s, validation %s%s, learning rate %s, %s cubes/s, %s left",
@@ -103,11 +107,13 @@ class TrainingHistory:
         )
 
 
-def draw_history(rows: list[dict[str, Any]]) -> Figure:
-    """Draw the training and the validation loss over the epochs.
+def draw_history(rows: list[dict[str, Any]], metric: str | None = None) -> Figure:
+    """Draw the training loss and the validation metric over the epochs.
 
     Args:
         rows: lines of ``history.csv``.
+        metric: name of the validation metric, which then has an axis of its own; None where it is the training loss's
+            quantity, a mean squared error.
 
     Returns:
         The figure.
@@ -116,14 +122,19 @@ def draw_history(rows: list[dict[str, Any]]) -> Figure:
     axes = figure.subplots()
     axes.plot([int(row["epoch"]) for row in rows], [float(row["train_loss"]) for row in rows], label="training")
     validated = [row for row in rows if row["val_metric"]]
-    axes.plot(
+    other = axes if metric is None else axes.twinx()
+    other.plot(
         [int(row["epoch"]) for row in validated],
         [float(row["val_metric"]) for row in validated],
         "o-",
         ms=3,
+        color="tab:orange",
         label="validation",
     )
-    axes.set(xlabel="epoch", ylabel="mean squared error", yscale="log")
+    axes.set(xlabel="epoch", ylabel="mean squared error" if metric is None else "training loss", yscale="log")
+    if metric is not None:
+        axes.set_yscale("linear")
+        other.set(ylabel=f"validation {metric}", ylim=(0, 1))
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=2)
     return figure

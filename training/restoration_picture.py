@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
-from monai.utils.enums import CommonKeys
+from monai.data import list_data_collate
 from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 
@@ -26,7 +26,8 @@ class RestorationPicture:
     The file shows the best network so far, TensorBoard each validation's.
 
     Args:
-        dataset: the validation cubes, each a dict of ``image`` (deformed) and ``label`` (original), in [0, 1].
+        dataset: the validation cubes, as the evaluator's loader takes them; the evaluator's ``prepare_batch`` gives
+            deformed and original cubes, in [0, 1].
         output_dir: folder of ``restoration.png`` and of the TensorBoard events.
         num_cubes: how many cubes to show, evenly spaced over the data set.
         rank: this process's rank; rank 0 alone draws.
@@ -56,13 +57,13 @@ class RestorationPicture:
         """
         size = len(self.dataset)  # type: ignore[arg-type]
         indices = np.linspace(0, size - 1, min(self.num_cubes, size)).round().astype(int)
-        items = [self.dataset[int(index)] for index in indices]
-        deformed = torch.stack([torch.as_tensor(item[CommonKeys.IMAGE]) for item in items])
-        originals = torch.stack([torch.as_tensor(item[CommonKeys.LABEL]) for item in items])
+        batch = list_data_collate([self.dataset[int(index)] for index in indices])
+        # as the engine prepares its batches, for the deformation may be a part of that
+        deformed, originals = engine.prepare_batch(batch, engine.state.device, False)
         engine.network.eval()
         with torch.no_grad():
-            logits = engine.inferer(deformed.to(engine.state.device), engine.network)
-        figure = draw_restoration(originals.numpy(), deformed.numpy(), logits.sigmoid().cpu().numpy())
+            logits = engine.inferer(deformed, engine.network)
+        figure = draw_restoration(*(cubes.cpu().numpy() for cubes in (originals, deformed, logits.sigmoid())))
         if self._writer is None:
             self._writer = SummaryWriter(log_dir=str(self.output_dir))
         self._writer.add_figure("restoration", figure, global_step=engine.state.epoch)

@@ -101,7 +101,7 @@ def restoration_rows(sums: dict[str, _ScanSums]) -> list[dict[str, Any]]:
     """
     count = sum(scan.cubes for scan in sums.values())
     mean_image = sum(scan.original for scan in sums.values()) / count
-    errors = {
+    errors: dict[str, tuple[float, ...]] = {
         name: (scan.cubes, scan.restored / scan.cubes, scan.deformed / scan.cubes, scan.mean_image_error(mean_image))
         for name, scan in sorted(sums.items())
     }

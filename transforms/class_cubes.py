@@ -95,7 +95,7 @@ class RandClassCubed(RandomizableTransform, MapTransform):
         Args:
             data: the item.
         """
-        voxels = []
+        voxels: list[Any] = []
         while (key := VOXELS_KEY.format(len(voxels))) in data:
             voxels.append(data[key])
         if not voxels:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
 import pytest
 
-from models_genesis.datasets import make_phantom
+from models_genesis.datasets import Label, make_phantom
+from models_genesis.datasets.phantom_brain import make_brain_phantom
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 
@@ -30,9 +33,113 @@ def chest_scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four small phantom patients as a user keeps scans: a folder of NIfTI files."""
     folder = tmp_path_factory.mktemp("scans")
     for seed in range(4):
-        phantom = make_phantom(seed, region="chest", shape=(72, 56, 64))
+        phantom = make_phantom(seed, region="chest", shape=(72, 64, 64))
         nib.save(nib.Nifti1Image(phantom.image, phantom.affine), folder / f"patient{seed}.nii.gz")
     return folder
+
+
+def _save(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, affine), path)
+
+
+@pytest.fixture(scope="session")
+def liver_cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five phantom patients in the layout of LiTS: three for training, 100 to validate, 115 to test.
+
+    The files are oriented LPS, as LiTS mostly is, so that a prediction in another space would be noticed.
+    """
+    folder = tmp_path_factory.mktemp("lits")
+    for seed, number in enumerate((0, 1, 2, 100, 115)):
+        phantom = make_phantom(seed, region="abdomen", shape=(72, 64, 48))
+        label = np.zeros(phantom.label.shape, np.uint8)
+        label[phantom.label == Label.LIVER] = 1
+        label[phantom.label == Label.LESION] = 2
+        affine = phantom.affine @ np.diag([-1.0, -1, 1, 1])
+        affine[:2, 3] = (phantom.affine @ [*(side - 1 for side in label.shape), 1])[:2]
+        for kind, array in (("volume", phantom.image), ("segmentation", label)):
+            _save(folder / f"{kind}-{number}.nii", np.ascontiguousarray(array[::-1, ::-1]), affine)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def nodule_cubes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cubes of 40 x 40 x 20 voxels around phantom nodules, with the data list that ``datasets lidc`` would write."""
+    folder = tmp_path_factory.mktemp("lidc")
+    cubes: list[dict[str, str]] = []
+    size = np.array([40, 40, 20])
+    for seed in (1, 2, 3, 4):
+        phantom = make_phantom(seed, region="chest", spacing=(2.0, 2.0, 2.2))
+        label = (phantom.label == Label.NODULE).astype(np.uint8)
+        for nodule in (each for each in phantom.nodules if each.diameter_mm > 10):
+            centre = np.linalg.solve(phantom.affine, [*nodule.center_mm, 1])[:3].round().astype(int)
+            start = np.clip(centre - size // 2, 0, label.shape - size)
+            window = tuple(slice(a, a + side) for a, side in zip(start, size, strict=True))
+            affine = phantom.affine.copy()
+            affine[:3, 3] = (phantom.affine @ [*start, 1])[:3]
+            name = f"{seed}_{len(cubes)}.nii.gz"
+            for kind, array in (("images", phantom.image), ("labels", label)):
+                _save(folder / kind / name, array[window], affine)
+            cubes.append({"image": f"images/{name}", "label": f"labels/{name}", "patient": str(seed)})
+    training = [cube for cube in cubes if cube["patient"] != "4"]
+    held_out = [cube for cube in cubes if cube["patient"] == "4"]
+    content = {"labels": {"0": "background", "1": "nodule"}, "training": training, "validation": held_out}
+    (folder / "datalist.json").write_text(json.dumps({**content, "testing": held_out}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def brain_cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five phantom patients in the layout of BraTS 2018, of which 0, 3 and 4 are training and 2 validation."""
+    folder = tmp_path_factory.mktemp("brats")
+    for number, seed in enumerate((1, 0, 2, 6, 4)):
+        phantom = make_brain_phantom(seed, shape=(48, 56, 44), spacing=(4, 4, 4), enhancing=True)
+        name = f"BraTS_{number}"
+        for contrast, image in (*phantom.images.items(), ("seg", phantom.label)):
+            _save(folder / name / f"{name}_{contrast}.nii.gz", image, phantom.affine)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def decathlon_task(tmp_path_factory: pytest.TempPathFactory, liver_cases: Path) -> Path:
+    """The liver cases as a task of the Medical Segmentation Decathlon, liver and tumour as one label."""
+    folder = tmp_path_factory.mktemp("Task03_Liver")
+    for number in (0, 1, 2, 100, 115):
+        for kind, target in (("volume", "imagesTr"), ("segmentation", "labelsTr")):
+            image = nib.load(liver_cases / f"{kind}-{number}.nii")
+            array = np.asarray(image.dataobj)
+            _save(
+                folder / target / f"liver_{number}.nii.gz",
+                np.minimum(array, 1) if kind != "volume" else array,
+                image.affine,
+            )
+    (folder / "imagesTs").mkdir()
+    (folder / "imagesTr" / "liver_115.nii.gz").rename(folder / "imagesTs" / "liver_115.nii.gz")
+    pairs = [{"image": f"./imagesTr/liver_{n}.nii.gz", "label": f"./labelsTr/liver_{n}.nii.gz"} for n in (0, 1, 2, 100)]
+    content = {
+        "name": "Liver",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "liver"},
+        "numTraining": 4,
+        "numTest": 1,
+        "training": pairs,
+        "test": ["./imagesTs/liver_115.nii.gz"],
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_of(request: pytest.FixtureRequest) -> Callable[[str], dict[str, Any]]:
+    """What a bundle needs to know of its phantom data, as overrides."""
+
+    def overrides(bundle: str) -> dict[str, Any]:
+        kinds = {"lits": "liver_cases", "lidc": "nodule_cubes", "brats": "brain_cases", "msd": "decathlon_task"}
+        folder = request.getfixturevalue(kinds.get(bundle.split("_")[1], "chest_scans"))
+        extra = {"lidc": {"datalist": str(folder / "datalist.json")}, "msd": {"task": str(folder / "dataset.json")}}
+        return {"dataset_dir": str(folder), **extra.get(bundle.split("_")[1], {})}
+
+    return overrides
 
 
 @pytest.fixture(scope="session")

@@ -72,12 +72,12 @@ def test_metadata_pin_what_is_tested(name):
     [(["train"], "train"), (["train", "evaluate"], "train"), (["inference"], "inference")],
     ids=["train", "evaluate", "inference"],
 )
-def test_properties_are_complete(name, stages, kind, chest_scans, tmp_path):
+def test_properties_are_complete(name, stages, kind, data_of, tmp_path):
     workflow = ConfigWorkflow(
         config_file=[config(name, stage) for stage in stages],
         workflow_type=kind,
         logging_file=False,
-        dataset_dir=str(chest_scans),
+        **data_of(name),
         output_dir=str(tmp_path),
         features=[4, 8, 16],
     )

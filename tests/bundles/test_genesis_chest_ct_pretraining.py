@@ -198,7 +198,7 @@ def test_a_missing_folder_and_a_broken_scan_are_named(run_bundle, chest_scans, t
         (
             {"_target_": "SwinUNETR", "in_channels": 1, "out_channels": 1, "feature_size": 12},
             lambda: SwinUNETR(1, 1, feature_size=12),
-            [32, 32, 32],
+            [64, 32, 32],
         ),
     ],
     ids=["SegResNet", "DynUNet", "SwinUNETR"],

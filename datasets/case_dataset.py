@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole cases for validation and inference, where one broken file need not end the work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from monai.data import Dataset
+from monai.utils import ensure_tuple
+
+from ..transforms.segmentation_case import BadCaseError
+from .scan_header import brief
+
+logger = logging.getLogger(__name__)
+
+CASE_KEY = "case"
+"""Key of a case's name in an item."""
+
+ERROR_KEY = "error"
+"""Key of the message in the item of a case that cannot be prepared."""
+
+
+class CaseDataset(Dataset):
+    """MONAI's ``Dataset`` that names its cases, and either raises for a broken one or hands on what was wrong with it.
+
+    Items get their name as ``"case"``, the path of the image (of its first channel). With ``on_bad_case="skip"`` a case
+    that cannot be loaded or prepared gives an item of its name and an ``"error"`` alone, which
+    :class:`~models_genesis.training.CaseEvaluator` counts as failed; the work goes on with the next case.
+
+    Args:
+        data: entries of a data list.
+        transform: loads and prepares an entry.
+        on_bad_case: ``"raise"`` an error that names the case, or ``"skip"`` it.
+
+    Raises:
+        ValueError: when there are no entries, or two images that predictions would be saved for under one name.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable | Sequence[Callable],
+        on_bad_case: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        if on_bad_case not in ("raise", "skip"):
+            raise ValueError(f"on_bad_case must be 'raise' or 'skip', got {on_bad_case!r}.")
+        if len(data) == 0:
+            raise ValueError("expected cases, found an empty data list.")
+        super().__init__(list(data), transform)
+        self.on_bad_case = on_bad_case
+
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
+        """Prepare a case.
+
+        Args:
+            index: its number.
+
+        Returns:
+            The prepared item with its name, or name and error.
+
+        Raises:
+            BadCaseError: when it is broken and ``on_bad_case="raise"``.
+        """
+        name = case_path(self.data[index])
+        try:
+            return {**super().__getitem__(index), CASE_KEY: name}
+        except Exception as error:
+            bad = _first_cause(name, error)
+            if self.on_bad_case == "raise":
+                raise bad from error
+            return {CASE_KEY: name, ERROR_KEY: str(bad)}
+
+
+def case_path(entry: Mapping[str, Any]) -> str:
+    """Name an entry by the path of its image, or of the image's first channel."""
+    return str(ensure_tuple(entry["image"])[0])
+
+
+def _first_cause(name: str, error: BaseException) -> BadCaseError:
+    """Say in one line what lies at the bottom of MONAI's chain of errors."""
+    while not isinstance(error, BadCaseError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, BadCaseError):
+        return error if name in str(error) else BadCaseError(name, error.reason, f"{error.case}: {error.detail}")
+    return BadCaseError(name, "cannot be prepared", brief(error))

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.utils import ensure_tuple
+
+from models_genesis.datasets import MSD_TASKS, load_cases, load_labelled_cases, msd_task
+
+
+def save(path, shape=(40, 40, 40)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.ones(shape, np.uint8), np.eye(4)), path)
+
+
+@pytest.fixture
+def lits(tmp_path):
+    for number in (0, 1, 100):
+        save(tmp_path / f"volume-{number}.nii")
+        save(tmp_path / f"segmentation-{number}.nii")
+    return tmp_path
+
+
+@pytest.fixture
+def brats(tmp_path):
+    for patient in range(5):
+        for part in ("flair", "t1", "t1ce", "t2", "seg"):
+            save(tmp_path / f"P{patient}" / f"P{patient}_{part}.nii.gz")
+    return tmp_path
+
+
+def test_lits_is_surveyed_where_there_is_no_list(lits):
+    cases = load_labelled_cases("lits", None, lits, "training")
+    assert [(case["image"][-12:], case["label"][-18:]) for case in cases] == [
+        ("volume-0.nii", "segmentation-0.nii"), ("volume-1.nii", "segmentation-1.nii")
+    ]  # fmt: skip
+    assert len(load_labelled_cases("lits", None, lits, "validation")) == 1
+    with pytest.raises(ValueError, match="labelled cases for testing"):
+        load_labelled_cases("lits", None, lits, "testing")
+
+
+def test_the_list_must_mean_what_the_bundle_means(lits):
+    listed = {"label_convention": "2023", "training": [{"image": "volume-0.nii", "label": "segmentation-0.nii"}]}
+    (lits / "list.json").write_text(json.dumps(listed))
+    assert load_labelled_cases("brats", lits / "list.json", lits, "training", {"label_convention": "2023"})
+    with pytest.raises(ValueError, match=r"list\.json: expected label_convention '2018'.*found '2023'"):
+        load_labelled_cases("brats", lits / "list.json", lits, "training", {"label_convention": "2018"})
+
+
+def test_images_alone_are_predicted_broken_ones_included(lits):
+    (lits / "volume-1.nii").write_bytes(b"no image")
+    cases = load_cases("lits", None, lits)
+    assert sorted(case["image"].rsplit("/")[-1] for case in cases) == ["volume-0.nii", "volume-1.nii", "volume-100.nii"]
+    assert not any("label" in case for case in cases)
+
+
+@pytest.mark.parametrize("channels", [["flair"], ["t2", "t1"], ["flair", "t1", "t1ce", "t2"]])
+def test_channels_are_chosen_by_name_with_a_list_or_without(brats, channels):
+    expected = [[f"P0_{name}.nii.gz" for name in channels]]
+
+    def names(cases):
+        paths = [ensure_tuple(case["image"]) for case in cases]
+        return [[Path(each).name for each in image] for image in paths if "P0_" in image[0]]
+
+    assert names(load_cases("brats", None, brats, channels=channels)) == expected
+    order = ["t1", "t2", "flair", "t1ce"]
+    listed = {
+        "modality": {str(number): name for number, name in enumerate(order)},
+        "training": [{"image": [f"P0/P0_{name}.nii.gz" for name in order], "label": "P0/P0_seg.nii.gz"}],
+    }
+    (brats / "list.json").write_text(json.dumps(listed))
+    assert names(load_labelled_cases("brats", brats / "list.json", brats, channels=channels)) == expected
+    with pytest.raises(ValueError, match="without \\['pet'\\]"):
+        load_labelled_cases("brats", brats / "list.json", brats, channels=["pet"])
+
+
+def test_lidc_needs_its_cubes_first(tmp_path):
+    with pytest.raises(ValueError, match="datasets lidc"):
+        load_labelled_cases("lidc", None, tmp_path)
+
+
+def test_ten_tasks():
+    assert len(MSD_TASKS) == 10
+    for name in MSD_TASKS:
+        task = msd_task(name)
+        assert task["out_channels"] == len(task["labels"]) == len(task["regions"]) + 1
+        assert task["labels"]["0"] == "background"
+    with pytest.raises(ValueError, match="Task09_Spleen"):
+        msd_task("Task11_Kidney")
+
+
+def test_any_dataset_json_is_a_task(tmp_path):
+    content = {"name": "Spleen", "modality": {"0": "T2", "1": "ADC"}, "labels": {"1": "spleen", "0": "background"}}
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps(content))
+    task = msd_task(path)
+    assert (task["modality"], task["in_channels"], task["regions"]) == ("MR", 2, {"spleen": [1]})
+    assert task["tolerance_mm"] == msd_task("Task09_Spleen")["tolerance_mm"]
+    path.write_text(json.dumps({**content, "labels": {"0": "background", "2": "spleen"}}))
+    with pytest.raises(ValueError, match="without a gap"):
+        msd_task(path)
+    with pytest.raises(FileNotFoundError):
+        msd_task(tmp_path / "nowhere.json")

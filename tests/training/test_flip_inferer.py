@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import torch
+from monai.inferers import SimpleInferer
+
+from models_genesis.training import FlipInferer
+
+
+def ramp(x):
+    """A network that is not the same under flips: it adds a ramp along each axis."""
+    grids = torch.meshgrid(*[torch.arange(side, dtype=x.dtype) for side in x.shape[2:]], indexing="ij")
+    return x + sum(grids)
+
+
+def test_the_mean_over_all_flips_is_the_symmetric_part():
+    x = torch.rand(2, 1, 4, 6, 3)
+    mean = FlipInferer(SimpleInferer(), (0, 1, 2))(x, ramp)
+    # a ramp and its mirror image average to half the sum of their ends
+    torch.testing.assert_close(mean, x + (3 + 5 + 2) / 2)
+
+
+def test_each_combination_is_run_once_and_none_without_axes():
+    calls = []
+
+    def network(x):
+        calls.append(x.flatten().tolist())
+        return x.clone()
+
+    x = torch.arange(8.0).reshape(1, 1, 2, 2, 2)
+    torch.testing.assert_close(FlipInferer(SimpleInferer(), (0, 1, 2))(x, network), x)
+    assert len({tuple(call) for call in calls}) == len(calls) == 8
+    calls.clear()
+    FlipInferer(SimpleInferer())(x, network)
+    assert len(calls) == 1

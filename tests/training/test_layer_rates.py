@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+from ignite.engine import Events
+from torch import nn
+
+from models_genesis.training import LayerRates, layer_groups
+
+
+class Pair(nn.Module):
+    """Two layers in a row: an encoder and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Conv3d(1, 2, 1)
+        self.head = nn.Conv3d(2, 1, 1)
+
+    def forward(self, x):
+        return self.head(self.encoder(x))
+
+
+@pytest.fixture
+def run_pair(make_run):
+    """Train and note the weights after each epoch."""
+
+    def run(epochs, freeze_epochs, factor, optimizer=torch.optim.AdamW, resume=False):
+        torch.manual_seed(3)
+        network = Pair()
+        made = make_run(epochs=epochs, network=network, resume=resume)
+        parameters = optimizer(layer_groups(network, ["encoder"]), lr=0.1, weight_decay=0.1)
+        made.trainer.optimizer = parameters
+        LayerRates(parameters, freeze_epochs, factor).attach(made.trainer)
+        seen = {0: [network.encoder.weight.detach().clone(), network.head.weight.detach().clone()]}
+        made.trainer.add_event_handler(
+            Events.EPOCH_COMPLETED,
+            lambda engine: seen.__setitem__(
+                engine.state.epoch, [network.encoder.weight.detach().clone(), network.head.weight.detach().clone()]
+            ),
+        )
+        made.trainer.run()
+        return seen, parameters
+
+    return run
+
+
+def test_frozen_parts_stay_as_they_are_and_then_learn(run_pair):
+    seen, optimizer = run_pair(epochs=3, freeze_epochs=2, factor=0.0)
+    assert torch.equal(seen[2][0], seen[0][0])
+    assert not torch.equal(seen[2][1], seen[0][1])
+    assert not torch.equal(seen[3][0], seen[2][0])
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1]
+
+
+def test_a_smaller_rate_makes_sgd_steps_that_much_smaller(run_pair):
+    """One SGD step without momentum is proportional to the rate; the first epoch has two, so take the first alone."""
+    steps = {}
+    for factor in (1.0, 0.25):
+        torch.manual_seed(3)
+        network = Pair()
+        optimizer = torch.optim.SGD(layer_groups(network, ["encoder"]), lr=0.1)
+        handler = LayerRates(optimizer, 1, factor)
+        before = network.encoder.weight.detach().clone()
+        network(torch.ones(1, 1, 2, 2, 2)).sum().backward()
+        engine = type("Engine", (), {"state": type("State", (), {"epoch": 1})})
+        handler._lower(engine)
+        optimizer.step()
+        handler._restore(engine)
+        steps[factor] = network.encoder.weight.detach() - before
+        assert optimizer.param_groups[0]["lr"] == 0.1
+    torch.testing.assert_close(steps[0.25], 0.25 * steps[1.0])
+
+
+def test_groups_hold_every_parameter_once():
+    network = Pair()
+    groups = layer_groups(network, ["encoder"])
+    found = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(found) == sorted(id(parameter) for parameter in network.parameters())
+    assert len(layer_groups(network)) == 1
+    assert layer_groups(network, ["encoder", "head"])[0]["name"] == "slow"
+
+
+def test_mistakes_are_refused():
+    network = Pair()
+    with pytest.raises(ValueError, match="'encoder', 'head'"):
+        layer_groups(network, ["encodr"])
+    optimizer = torch.optim.SGD(layer_groups(network), lr=0.1)
+    with pytest.raises(ValueError, match="slow_parts"):
+        LayerRates(optimizer, epochs=1)
+    with pytest.raises(ValueError, match="factor"):
+        LayerRates(optimizer, epochs=0, factor=2.0)

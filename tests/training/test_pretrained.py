@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from monai.handlers import CheckpointLoader
+
+from models_genesis.networks import GenesisUNet, save_weights
+from models_genesis.training import load_pretrained_weights
+
+
+def unet(seed: int = 0, **arguments) -> GenesisUNet:
+    torch.manual_seed(seed)
+    return GenesisUNet(features=(2, 4), **arguments)
+
+
+def same(first: GenesisUNet, second: GenesisUNet, part: str) -> bool:
+    other = second.state_dict()
+    return all(torch.equal(value, other[name]) for name, value in first.state_dict().items() if name.startswith(part))
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "model.pt"
+    save_weights(unet(1).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("pretrained", [None, "none", "None"])
+def test_without_weights_the_network_stays_and_the_log_says_so(pretrained, caplog):
+    network = unet()
+    with caplog.at_level(logging.INFO):
+        assert load_pretrained_weights(network, pretrained) is None
+    assert same(network, unet(), "")
+    assert "from scratch" in caplog.text
+
+
+def test_all_but_the_head_is_transferred_and_reported(weights, caplog):
+    network = unet(out_channels=3)
+    with caplog.at_level(logging.INFO):
+        report = load_pretrained_weights(network, weights)
+    assert same(network, unet(1), "encoder") and same(network, unet(1), "decoder")
+    assert set(report.skipped) == {"head.weight", "head.bias"}
+    assert f"{len(report.matched)} matched" in caplog.text
+
+
+def test_resuming_and_monai_label_bring_their_own_weights(weights, caplog):
+    network = unet()
+    loader = CheckpointLoader(load_path=str(weights), load_dict={"model": network})
+    with caplog.at_level(logging.INFO):
+        assert load_pretrained_weights(network, "/nowhere/model.pt", resume=True) is None
+        assert load_pretrained_weights(network, "/nowhere/model.pt", first_handler=loader) is None
+    assert same(network, unet(), "")
+    assert "resumed" in caplog.text and str(weights) in caplog.text
+
+
+def test_a_missing_or_foreign_file_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--pretrained none"):
+        load_pretrained_weights(unet(), tmp_path / "model.pt")
+    torch.save({"weight": torch.zeros(3, 3)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt"):
+        load_pretrained_weights(unet(), tmp_path / "other.pt")

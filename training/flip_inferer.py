@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Test-time flips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+from monai.inferers import Inferer
+from torch import Tensor
+
+__all__ = ["FlipInferer"]
+
+
+class FlipInferer(Inferer):
+    """Average the logits of an image and of its mirror images, each mirrored back.
+
+    Args:
+        inferer: runs the network, e.g. a ``SlidingWindowInferer``.
+        axes: spatial axes to mirror, 0 the first; all their combinations are run, 8 times the work for three axes.
+            Empty runs ``inferer`` alone.
+    """
+
+    def __init__(self, inferer: Inferer, axes: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.axes = tuple(axes)
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the averaged logits for a batch.
+
+        Args:
+            inputs: batch (B, C, ...).
+            network: the network, with one output.
+            args: further arguments of the inferer.
+            kwargs: further keyword arguments of the inferer.
+
+        Returns:
+            The mean logits, as ``inferer`` gives them.
+        """
+        mean = self.inferer(inputs, network, *args, **kwargs)
+        flips = [axes for count in range(len(self.axes)) for axes in combinations(self.axes, count + 1)]
+        for axes in flips:
+            dims = [axis + 2 for axis in axes]
+            mean += self.inferer(inputs.flip(dims), network, *args, **kwargs).flip(dims)
+        mean /= len(flips) + 1
+        return mean

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of a network that learn more slowly, or not at all, in the first epochs of fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from torch import nn
+from torch.optim import Optimizer
+
+__all__ = ["LayerRates", "layer_groups"]
+
+SLOW = "slow"
+"""Name of the parameter group of the parts that :class:`LayerRates` holds back."""
+
+
+def layer_groups(network: nn.Module, slow_parts: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Split a network's parameters into those held back in the first epochs and all others.
+
+    Args:
+        network: the network, wrapped or not.
+        slow_parts: names of its parts, such as ``["encoder"]`` or ``["encoder", "decoder"]``; each holds all
+            parameters whose name begins with it.
+
+    Returns:
+        Parameter groups for an optimizer, the others first; one group alone where there are no slow parts.
+
+    Raises:
+        ValueError: when the network has no such part.
+
+    Example:
+        >>> network = nn.ModuleDict({"encoder": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
+        >>> [(group["name"], len(group["params"])) for group in layer_groups(network, ["encoder"])]
+        [('others', 2), ('slow', 2)]
+    """
+    bare = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+    parameters = dict(bare.named_parameters())
+    for part in slow_parts:
+        if not any(name.startswith(f"{part}.") for name in parameters):
+            found = [name for name, _ in bare.named_children()]
+            raise ValueError(f"slow_parts: expected parts of {type(bare).__name__}, such as {found}, found {part!r}")
+    slow = {name for name in parameters if any(name.startswith(f"{part}.") for part in slow_parts)}
+    groups = [
+        {"name": "others", "params": [value for name, value in parameters.items() if name not in slow]},
+        {"name": SLOW, "params": [value for name, value in parameters.items() if name in slow]},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class LayerRates:
+    """Multiply the learning rate of the slow parts by a factor during the first epochs; 0 freezes them.
+
+    The rate is lowered for the optimizer's step alone, so that a schedule, a checkpoint and a resumed run know nothing
+    of it: what counts is the epoch. Frozen parameters get no step at all (no weight decay, no momentum); the running
+    statistics of batch norm go on, to meet the new scans.
+
+    Args:
+        optimizer: of the groups of :func:`layer_groups`.
+        epochs: number of first epochs; 0 for none.
+        factor: on the learning rate, in [0, 1].
+
+    Raises:
+        ValueError: when a number is out of range, or there are epochs and no slow parts.
+    """
+
+    def __init__(self, optimizer: Optimizer, epochs: int = 0, factor: float = 0.0) -> None:
+        if epochs < 0 or not 0 <= factor <= 1:
+            raise ValueError(f"expected epochs of 0 or more and a factor in [0, 1], got {epochs} and {factor}")
+        self.groups = [group for group in optimizer.param_groups if group.get("name") == SLOW]
+        if epochs > 0 and not self.groups:
+            raise ValueError(f"freeze_epochs is {epochs}, but slow_parts names no part of the network")
+        self.epochs = epochs
+        self.factor = factor
+        self._rates: list[float] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer.
+
+        Args:
+            engine: the MONAI trainer.
+        """
+        if self.epochs > 0:
+            engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._lower)
+            engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._restore)
+            engine.add_event_handler(Events.EXCEPTION_RAISED, self._give_up)
+
+    def _lower(self, engine: Engine) -> None:
+        if engine.state.epoch > self.epochs:
+            return
+        self._rates = [group["lr"] for group in self.groups]
+        for group in self.groups:
+            group["lr"] *= self.factor
+            if self.factor == 0:
+                for parameter in group["params"]:
+                    parameter.grad = None
+
+    def _restore(self, engine: Engine) -> None:
+        for group, rate in zip(self.groups, self._rates, strict=False):
+            group["lr"] = rate
+        self._rates = []
+
+    def _give_up(self, engine: Engine, error: BaseException) -> None:
+        self._restore(engine)
+        raise error

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pretrained weights as one key of a bundle."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from monai.handlers import CheckpointLoader
+from torch import nn
+
+from ..networks import WeightReport, load_pretrained
+
+__all__ = ["load_pretrained_weights"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_pretrained_weights(
+    network: nn.Module,
+    pretrained: str | Path | None,
+    resume: bool = False,
+    first_handler: Any = None,
+) -> WeightReport | None:
+    """Load the weights that a training starts from, and log what was transferred.
+
+    A bundle calls it in ``run``, before the network is trained: ``initialize`` must not touch files, and a
+    ``CheckpointLoader`` among the handlers would log success even where nothing fits.
+
+    Args:
+        network: the network; a ``DistributedDataParallel`` around it does not matter.
+        pretrained: ``model.pt`` of the pretraining bundle or the original's ``Genesis_Chest_CT.pt``; ``None`` or
+            ``"none"`` trains from scratch.
+        resume: whether the training goes on from its own ``last.pt``, which then holds all weights.
+        first_handler: the first of the trainer's handlers; MONAI Label puts a ``CheckpointLoader`` there, which brings
+            all weights itself.
+
+    Returns:
+        The report, None where nothing was loaded.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file does not fit the network.
+    """
+    if resume:
+        logger.info("the training is resumed: its own weights count, not --pretrained %s", pretrained)
+        return None
+    if isinstance(first_handler, CheckpointLoader):
+        logger.info("the training starts from %s, not from --pretrained %s", first_handler.load_path, pretrained)
+        return None
+    if pretrained is None or str(pretrained).lower() == "none":
+        logger.info("no pretrained weights: %s is trained from scratch", type(network).__name__)
+        return None
+    if not Path(pretrained).is_file():
+        raise FileNotFoundError(
+            f"--pretrained {pretrained}: expected the weights to start from, found no such file. Train the bundle "
+            "genesis_chest_ct_pretraining, name another file, or train from scratch with --pretrained none"
+        )
+    return load_pretrained(network, pretrained)
