@@ -3,206 +3,262 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from .batch_curve import batch_bezier_nodes, interpolate
+from .batch_draws import draw_integers, draw_uniform
+from .batch_shuffle import draw_shuffle_sources, listed_voxels
+from .genesis_deform import RandGenesisDeform
+from .local_shuffle import max_block_sides
+
 __all__ = ["BatchGenesisDeform"]
 
-# Nodes of the intensity curve; interpolating between them errs by less than 1e-5 (see `bezier_curve`).
-_NUM_NODES = 1024
+# Interpolating between so many nodes errs by less than 25 / nodes**2: 6e-6 for floats, 1e-7 for a table of integers.
+_FLOAT_NODES = 2048
+_TABLE_NODES = 16384
 _MAX_BOXES = 5
 _BOX_PROB = 0.95
 _MARGIN = 3
+# Voxels, of the batch or listed for shuffling, that are worked on at once; this bounds memory.
+_GROUP_VOXELS = 2**24
 
 
 class BatchGenesisDeform:
-    """Deform a batch of cubes, each sample with parameters of its own (arXiv:2004.07882, section 3).
+    """Deform a batch of images, each sample with parameters of its own (arXiv:2004.07882, section 3).
 
-    The distribution is that of :class:`RandGenesisDeform`, sample for sample. Everything is made of tensor operations
-    of fixed shape: nothing is read back to the host, so the device never waits and a CUDA graph can record it. The
-    price is that every branch is computed for every sample and then selected: cheap on a GPU, dear on a CPU.
+    The distribution is that of :class:`RandGenesisDeform`, sample for sample, and so are the arguments. Everything is
+    made of tensor operations of fixed shape: nothing is read back to the host nor copied to the device, so the device
+    never waits and a CUDA graph can record it (register :attr:`generator` with the graph first). The price is that a
+    part with a rate above 0 is computed for every sample and then selected: cheap on a GPU, dear on a CPU.
+
+    Samples are worked on in groups of so many that at most 2**24 voxels are in work at once.
+
+    Exactness of the draws: a part happens with its rate to within 6e-8; one of n sides or corners has the probability
+    1/n to within 2**-31; permutations come from random keys of at least 40 bits; noise has 24 bits.
 
     Args:
-        flip_prob: probability of each of up to ``max_flips`` flips along a random axis.
-        max_flips: largest number of flips.
-        shuffle_prob: probability of local pixel shuffling.
-        nonlinear_prob: probability of the non-linear intensity map.
-        paint_prob: probability of painting.
-        out_paint_prob: probability that painting is out-painting rather than in-painting.
-        num_blocks: number of shuffled blocks.
-        intensity_range: (low, high) of the input; values outside are clipped.
-        output_range: (low, high) of the output; None keeps ``intensity_range``.
-        seed: of the generator that draws everything.
+        variant: see :class:`RandGenesisDeform`.
+        flip_prob: see :class:`RandGenesisDeform`.
+        max_flips: see :class:`RandGenesisDeform`.
+        flip_axes: see :class:`RandGenesisDeform`.
+        shuffle_prob: see :class:`RandGenesisDeform`.
+        nonlinear_prob: see :class:`RandGenesisDeform`.
+        reverse_prob: see :class:`RandGenesisDeform`.
+        paint_prob: see :class:`RandGenesisDeform`.
+        out_paint_prob: see :class:`RandGenesisDeform`.
+        num_blocks: see :class:`RandGenesisDeform`.
+        max_block_fraction: see :class:`RandGenesisDeform`.
+        intensity_range: see :class:`RandGenesisDeform`; integers are mapped by a table of all levels.
+        output_range: see :class:`RandGenesisDeform`.
+        seed: of the generator that draws everything, 0..2**63-1.
         device: where the generator lives; that of the batches.
+
+    Attributes:
+        generator: the one source of all draws; seed it anew by ``generator.manual_seed``.
+
+    Raises:
+        ValueError: for an argument outside its range; at the call for a batch of a wrong shape or on another device, or
+            an axis too short for the boxes of a painting that has a rate above 0.
+
+    Example:
+        >>> deform = BatchGenesisDeform(intensity_range=(-1000, 1000), output_range=(0, 1), seed=3)
+        >>> deformed, target = deform(torch.full((4, 1, 16, 16, 16), -1000, dtype=torch.int16))
+        >>> deformed.shape, deformed.dtype, float(target.max())
+        (torch.Size([4, 1, 16, 16, 16]), torch.float32, 0.0)
     """
 
     def __init__(
         self,
+        variant: str = "genesis",
         flip_prob: float = 0.4,
         max_flips: int = 3,
-        shuffle_prob: float = 0.5,
-        nonlinear_prob: float = 0.9,
-        paint_prob: float = 0.9,
-        out_paint_prob: float = 0.8,
+        flip_axes: Sequence[int] | int | None = None,
+        shuffle_prob: float | None = None,
+        nonlinear_prob: float | None = None,
+        reverse_prob: float = 0.5,
+        paint_prob: float | None = None,
+        out_paint_prob: float | None = None,
         num_blocks: int = 10_000,
+        max_block_fraction: float = 0.1,
         intensity_range: Sequence[float] = (0.0, 1.0),
         output_range: Sequence[float] | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.flip_prob = flip_prob
-        self.max_flips = max_flips
-        self.shuffle_prob = shuffle_prob
-        self.nonlinear_prob = nonlinear_prob
-        self.paint_prob = paint_prob
-        self.out_paint_prob = out_paint_prob
-        self.num_blocks = num_blocks
-        self.intensity_range = (float(intensity_range[0]), float(intensity_range[1]))
-        low, high = self.intensity_range if output_range is None else output_range
-        self.output_range = (float(low), float(high))
-        self.generator = torch.Generator(device=device)
-        self.generator.manual_seed(seed)
+        # the twin for single images checks the arguments and knows the variants
+        checked = RandGenesisDeform(
+            variant,
+            flip_prob,
+            max_flips,
+            flip_axes,
+            shuffle_prob,
+            nonlinear_prob,
+            reverse_prob,
+            paint_prob,
+            out_paint_prob,
+            num_blocks,
+            max_block_fraction,
+            intensity_range,
+            output_range,
+            backend="numpy",
+        )
+        self.rates = checked.rates
+        self.flip_prob, self.max_flips, self.flip_axes = checked.flip_prob, checked.max_flips, checked.flip_axes
+        self.reverse_prob = checked.reverse_prob
+        self.num_blocks, self.max_block_fraction = checked.num_blocks, checked.max_block_fraction
+        self.intensity_range, self.output_range = checked.intensity_range, checked.output_range
+        self.generator = torch.Generator(device=device).manual_seed(seed)
 
     def __call__(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Deform a batch.
 
         Args:
-            batch: (B, C, X[, Y[, Z]]) of any real type, on the generator's device; it is not changed.
+            batch: (B, C, X[, Y[, Z]]), integers or floats, on the generator's device; it is not changed. All channels
+                of a sample are deformed alike, but each has its own noise.
 
         Returns:
             The deformed batch and the originals (flipped alike), both float32 in ``output_range``.
         """
-        size, channels, shape = batch.shape[0], batch.shape[1], batch.shape[2:]
-        low, high = self.intensity_range
-        voxels = ((batch.float() - low) / (high - low)).clamp(0, 1).reshape(size, channels, -1)
-        flipped = self._flip_index(size, shape)
-        target = _take(voxels, flipped)
-        deformed = _take(target, self._shuffle_index(size, shape)) if self.shuffle_prob > 0 else target
-        deformed = self._map_intensity(deformed)
-        deformed = self._paint(deformed, shape)
-        out_low, out_high = self.output_range
-        scaled = [(cube * (out_high - out_low) + out_low).reshape(batch.shape) for cube in (deformed, target)]
-        return scaled[0], scaled[1]
+        shape, sides = self._check(batch)
+        deformed, target = (torch.empty(batch.shape, device=batch.device) for _ in range(2))
+        in_work = [batch[0].numel(), 4 * _TABLE_NODES if self.rates["nonlinear_prob"] > 0 else 0]
+        in_work += [listed_voxels(sides, self.num_blocks) if self.rates["shuffle_prob"] > 0 else 0]
+        group = max(1, _GROUP_VOXELS // max(in_work))
+        parts = (images.reshape(*images.shape[:2], -1).split(group) for images in (batch, deformed, target))
+        for part, deformed_part, target_part in zip(*parts, strict=True):
+            self._deform(part, shape, sides, deformed_part, target_part)
+        return deformed, target
 
-    def _uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator, device=self.generator.device)
+    def _check(self, batch: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Check a batch; give its spatial shape and the largest sides of shuffled blocks."""
+        if not 3 <= batch.ndim <= 5 or 0 in batch.shape:
+            raise ValueError(
+                "batch: expected (B, C, x[, y[, z]]) with one to three spatial axes, nothing empty, "
+                f"found shape {tuple(batch.shape)}"
+            )
+        if batch.device.type != self.generator.device.type:
+            raise ValueError(f"batch: expected it on {self.generator.device}, found it on {batch.device}")
+        shape = tuple(batch.shape[2:])
+        if self.flip_axes is not None and any(not 0 <= axis < len(shape) for axis in self.flip_axes):
+            raise ValueError(f"flip_axes: expected spatial axes in 0..{len(shape) - 1}, found {self.flip_axes}")
+        for what, rate, kind in (("in-painting", 1 - self.rates["out_paint_prob"], 0),
+                                 ("out-painting", self.rates["out_paint_prob"], 1)):  # fmt: skip
+            ends = [_box_sides(length)[kind] for length in shape]
+            if self.rates["paint_prob"] * rate > 0 and any(
+                low < 1 or high > length - 2 * _MARGIN for length, (low, high) in zip(shape, ends, strict=True)
+            ):
+                raise ValueError(
+                    f"batch: {what} expected axes that hold boxes of {[low for low, _ in ends]} to "
+                    f"{[high for _, high in ends]} voxels, at least 1, {_MARGIN} voxels from the border, "
+                    f"found spatial shape {shape}"
+                )
+        return shape, max_block_sides(shape, self.max_block_fraction)
 
-    def _integers(self, low: int, high: Tensor | int, *shape: int) -> Tensor:
-        """Uniform integers in low..high, both included; ``high`` may differ from element to element.
-
-        Drawn from 24 random bits: among n values their probabilities differ by less than n / 2**24.
-        """
-        count = high - low + 1
-        drawn = (self._uniform(*shape) * count).long()
-        return low + (torch.minimum(drawn, count - 1) if isinstance(count, Tensor) else drawn.clamp_max(count - 1))
+    def _deform(
+        self, images: Tensor, shape: Sequence[int], sides: Sequence[int], deformed: Tensor, target: Tensor
+    ) -> None:
+        """Deform (B, C, voxels) into `deformed` and `target`."""
+        if not images.is_floating_point() and images.dtype not in (torch.uint8, torch.int8, torch.int16):
+            images = images.int()
+        images = _take(images, self._draw_flips(len(images), shape))
+        shuffled = images
+        if self.rates["shuffle_prob"] > 0 and self.num_blocks > 0 and max(sides) > 1:
+            source = draw_shuffle_sources(self.generator, len(images), shape, sides, self.num_blocks)
+            identity = torch.arange(images.shape[2], device=source.device)
+            shuffled = _take(
+                images, torch.where(self._happens(self.rates["shuffle_prob"], len(images)), source, identity)
+            )
+        if self.rates["nonlinear_prob"] > 0:
+            self._map_intensity(images, shuffled, deformed, target)
+        else:
+            target.copy_(self._to_output(self._to_unit(images)))
+            deformed.copy_(target if shuffled is images else self._to_output(self._to_unit(shuffled)))
+        if self.rates["paint_prob"] > 0:
+            noise = self._to_output(draw_uniform(self.generator, *images.shape))
+            torch.where(self._draw_noise_mask(len(images), shape).unsqueeze(1), noise, deformed, out=deformed)
 
     def _happens(self, probability: float, size: int) -> Tensor:
-        return self._uniform(size, 1) < probability
+        return draw_uniform(self.generator, size, 1) < probability
 
-    def _flip_index(self, size: int, shape: torch.Size) -> Tensor:
+    def _draw_flips(self, size: int, shape: Sequence[int]) -> Tensor:
         """For each voxel the flat index of the voxel that a random flip brings there, (B, V)."""
-        goes_on = (self._uniform(size, self.max_flips) < self.flip_prob).cumprod(dim=1)
-        axis = self._integers(0, len(shape) - 1, size, self.max_flips)
-        positions = []
-        for dim, length in enumerate(shape):
-            flipped = ((axis == dim) * goes_on).sum(dim=1, keepdim=True) % 2 == 1
-            position = torch.arange(length, device=axis.device).expand(size, length)
-            positions.append(torch.where(flipped, length - 1 - position, position))
-        return _flat_index(positions, shape)
+        goes_on = (draw_uniform(self.generator, size, self.max_flips) < self.flip_prob).cumprod(dim=1)
+        allowed = range(len(shape)) if self.flip_axes is None else self.flip_axes
+        chosen = draw_integers(self.generator, 0, max(len(allowed) - 1, 0), size, self.max_flips)
+        index = torch.zeros((size, 1), dtype=torch.long, device=chosen.device)
+        for axis, length in enumerate(shape):
+            rounds = sum(((chosen == number) * goes_on).sum(dim=1) for number, a in enumerate(allowed) if a == axis)
+            position = torch.arange(length, device=chosen.device).expand(size, -1)
+            if isinstance(rounds, Tensor):
+                position = torch.where(rounds.unsqueeze(1) % 2 == 1, length - 1 - position, position)
+            index = (index.unsqueeze(2) * length + position.unsqueeze(1)).flatten(1)
+        return index
 
-    def _shuffle_index(self, size: int, shape: torch.Size) -> Tensor:
-        """For each voxel the flat index of the voxel that shuffling brings there, (B, V).
+    def _map_intensity(self, images: Tensor, shuffled: Tensor, deformed: Tensor, target: Tensor) -> None:
+        """Map the shuffled images along a random Bezier curve each, and the images along a straight line."""
+        size = len(images)
+        points = draw_uniform(self.generator, size, 2, 2).double()
+        falls = self._happens(self.reverse_prob, size)
+        applies = self._happens(self.rates["nonlinear_prob"], size)
 
-        A voxel is written by the last block that covers it, which a scatter-maximum over block numbers finds. Each
-        block's permutation comes from sorting random keys, one row a block.
-        """
-        device = self.generator.device
-        largest = [max(1, length // 10) for length in shape]
-        sides = [self._integers(1, side, size, self.num_blocks) for side in largest]
-        corners = [
-            self._integers(0, length - side, size, self.num_blocks) for length, side in zip(shape, sides, strict=True)
-        ]
-        # All places of the largest possible block; a block uses those within its own sides.
-        offsets = torch.cartesian_prod(*(torch.arange(side, device=device) for side in largest)).reshape(-1, len(shape))
-        inside = torch.ones((), dtype=torch.bool, device=device)
-        place = torch.zeros((), dtype=torch.long, device=device)
-        for dim, length in enumerate(shape):
-            inside = inside & (offsets[:, dim] < sides[dim].unsqueeze(-1))
-            place = place * length + corners[dim].unsqueeze(-1) + offsets[:, dim]
-        num_voxels = shape.numel()
-        # Places outside a block go to one spare voxel behind the volume.
-        place = torch.where(inside, place, num_voxels).flatten(1)
-        block = torch.arange(self.num_blocks, device=device).repeat_interleave(len(offsets)).expand(size, -1)
-        last_block = torch.full((size, num_voxels + 1), -1, device=device).scatter_reduce(1, place, block, "amax")
-        # Sorting random keys permutes each block's places; those outside get the largest key and stay behind.
-        keys = torch.randint(0, _LARGEST_KEY, inside.shape, generator=self.generator, device=device, dtype=torch.int32)
-        order = keys.masked_fill(~inside, _LARGEST_KEY).argsort(dim=-1).flatten(1)
-        first = torch.arange(self.num_blocks, device=device).unsqueeze(-1) * len(offsets)
-        # The i-th used place of a block takes the voxel at its i-th sorted place.
-        rank = (inside.cumsum(dim=-1) - 1).clamp_min(0) + first
-        source = place.gather(1, order.add_(first.expand(-1, len(offsets)).flatten()).gather(1, rank.flatten(1)))
-        identity = torch.arange(num_voxels + 1, device=device).expand(size, -1)
-        wins = inside.flatten(1) & (last_block.gather(1, place) == block)
-        moved = identity.scatter(1, torch.where(wins, place, num_voxels), source)[:, :num_voxels]
-        return torch.where(self._happens(self.shuffle_prob, size), moved, identity[:, :num_voxels])
+        def curve(values: Tensor, num_nodes: int) -> Tensor:
+            x, y = (nodes.to(values.dtype) for nodes in batch_bezier_nodes(points, num_nodes))
+            mapped = interpolate(values, x, y)
+            return torch.where(applies, torch.where(falls, 1 - mapped, mapped), values)
 
-    def _map_intensity(self, voxels: Tensor) -> Tensor:
-        """Map (B, C, V) in [0, 1] by a random monotone Bezier curve, one a sample."""
-        size = len(voxels)
-        inner = self._uniform(size, 2, 2)
-        reverse = self._happens(0.5, size)
-        applies = self._happens(self.nonlinear_prob, size)
-        t = (1 - torch.cos(torch.linspace(0, torch.pi, _NUM_NODES, device=inner.device))) / 2
-        first, second, third = 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3
-        curve = first * inner[:, 0, :, None] + second * inner[:, 1, :, None] + third  # (B, 2, nodes)
-        x, y = curve[:, 0].contiguous(), curve[:, 1]
-        # A decreasing curve is the increasing one turned about the middle: it maps v to curve(1 - v).
-        flat = voxels.flatten(1)
-        value = torch.where(reverse, 1 - flat, flat)
-        right = torch.searchsorted(x, value.contiguous()).clamp(1, _NUM_NODES - 1)
-        x0, x1, y0, y1 = (nodes.gather(1, index) for nodes in (x, y) for index in (right - 1, right))
-        weight = ((value - x0) / (x1 - x0).clamp_min(1e-12)).clamp(0, 1)
-        return torch.where(applies, y0 + weight * (y1 - y0), flat).view_as(voxels)
+        first, last = math.floor(self.intensity_range[0]), math.ceil(self.intensity_range[1])
+        if images.is_floating_point() or last - first >= 2**16:
+            target.copy_(self._to_output(self._to_unit(images)))
+            values = self._to_unit(shuffled).flatten(1)
+            deformed.copy_(self._to_output(curve(values, _FLOAT_NODES)).view(deformed.shape))
+            return
+        levels = self._to_unit(torch.arange(first, last + 1, dtype=torch.float64, device=images.device)).expand(
+            size, -1
+        )
+        for table, source, result in ((levels, images, target), (curve(levels, _TABLE_NODES), shuffled, deformed)):
+            level = source.flatten(1).long().clamp_(first, last).sub_(first)
+            result.copy_(self._to_output(table).float().gather(1, level).view(result.shape))
 
-    def _paint(self, voxels: Tensor, shape: torch.Size) -> Tensor:
-        """Replace boxes of (B, C, V), or everything else, by noise."""
-        size = len(voxels)
-        applies, outside = self._happens(self.paint_prob, size), self._happens(self.out_paint_prob, size)
-        # In-painting stops at the first failure; out-painting has one box for certain.
-        goes_on = self._uniform(size, _MAX_BOXES) < _BOX_PROB
-        goes_on = torch.cat([goes_on[:, :1] | outside, goes_on[:, 1:]], dim=1).cumprod(dim=1).bool()
-        in_box = goes_on
-        for dim, length in enumerate(shape):
-            inner_side = self._integers(length // 6, length // 3, size, _MAX_BOXES)
-            outer_side = length - self._integers(3 * length // 7, 4 * length // 7, size, _MAX_BOXES)
-            side = torch.where(outside, outer_side, inner_side)
-            corner = self._integers(_MARGIN, length - side - _MARGIN, size, _MAX_BOXES)
+    def _draw_noise_mask(self, size: int, shape: Sequence[int]) -> Tensor:
+        """Where painting puts noise, (B, V)."""
+        paints = self._happens(self.rates["paint_prob"], size)
+        outside = self._happens(self.rates["out_paint_prob"], size)
+        goes_on = draw_uniform(self.generator, size, _MAX_BOXES) < _BOX_PROB
+        # out-painting always has a first box
+        goes_on = torch.cat([goes_on[:, :1] | outside, goes_on[:, 1:]], dim=1)
+        in_box = goes_on.cumprod(dim=1).bool().unsqueeze(2)
+        for length in shape:
+            inner, outer = (draw_integers(self.generator, *ends, size, _MAX_BOXES) for ends in _box_sides(length))
+            side = torch.where(outside, outer, inner)
+            # an axis too short for a kind of box that never comes must not give a negative count
+            corner = draw_integers(
+                self.generator, _MARGIN, (length - side - _MARGIN).clamp_min(_MARGIN), size, _MAX_BOXES
+            )
             position = torch.arange(length, device=side.device)
-            covers = (position >= corner.unsqueeze(-1)) & (position < (corner + side).unsqueeze(-1))
-            in_box = in_box.unsqueeze(-1) & _along(covers, dim)
-        in_box = in_box.any(dim=1).flatten(1)
-        is_noise = (applies & (in_box ^ outside)).unsqueeze(1)
-        return torch.where(is_noise, self._uniform(*voxels.shape), voxels)
+            covers = (position >= corner.unsqueeze(2)) & (position < (corner + side).unsqueeze(2))
+            in_box = (in_box.unsqueeze(3) & covers.unsqueeze(2)).flatten(2)
+        return paints & (in_box.any(dim=1) ^ outside)
+
+    def _to_unit(self, images: Tensor) -> Tensor:
+        """The intensity range as [0, 1]; values outside count as its nearest end, NaN as low; float64 stays float64."""
+        low, high = self.intensity_range
+        values = images if images.dtype == torch.float64 else images.float()
+        return ((values.nan_to_num(nan=low) - low) / (high - low)).clamp_(0, 1)
+
+    def _to_output(self, values: Tensor) -> Tensor:
+        low, high = self.output_range
+        return values if (low, high) == (0.0, 1.0) else values * (high - low) + low
 
 
-_LARGEST_KEY = torch.iinfo(torch.int32).max
-
-
-def _take(voxels: Tensor, index: Tensor) -> Tensor:
+def _take(images: Tensor, index: Tensor) -> Tensor:
     """Gather (B, C, V) by (B, V), every channel alike."""
-    return voxels.gather(2, index.unsqueeze(1).expand_as(voxels))
+    return images.gather(2, index.unsqueeze(1).expand_as(images))
 
 
-def _along(covers: Tensor, dim: int) -> Tensor:
-    """Give (B, boxes, length) the axes that broadcast it along spatial axis ``dim``: (B, boxes, 1, ..., length)."""
-    return covers.reshape(covers.shape[:2] + (1,) * dim + covers.shape[2:])
-
-
-def _flat_index(positions: Sequence[Tensor], shape: torch.Size) -> Tensor:
-    """Combine positions along each axis, (B, length) each, into flat indices of the volume, (B, V)."""
-    index = torch.zeros((len(positions[0]), 1), dtype=torch.long, device=positions[0].device)
-    for position, length in zip(positions, shape, strict=True):
-        index = (index.unsqueeze(-1) * length + position.unsqueeze(1)).flatten(1)
-    return index
+def _box_sides(length: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Smallest and largest side along an axis of in-painting's boxes, and of out-painting's."""
+    return (length // 6, length // 3), (length - 4 * length // 7, length - 3 * length // 7)

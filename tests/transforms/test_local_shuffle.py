@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,84 +23,22 @@ def index_image(shape: tuple[int, ...], dtype: Any = np.int32) -> NdArray:
     return np.arange(np.prod(shape), dtype=dtype).reshape((1, *shape))
 
 
-def law_on_three_voxels(blocks: int) -> dict[tuple[int, ...], float]:
-    """Probability of each outcome for an image of three voxels and full-sized blocks, by enumeration."""
-    single = []
-    for side in (1, 2, 3):
-        for corner in range(4 - side):
-            permutations = list(itertools.permutations(range(corner, corner + side)))
-            single += [(corner, p, 1 / 3 / (4 - side) / len(permutations)) for p in permutations]
-    law: Counter[tuple[int, ...]] = Counter()
-    for chosen in itertools.product(single, repeat=blocks):
-        image, weight = [0, 1, 2], 1.0
-        for corner, permutation, probability in chosen:
-            image[corner : corner + len(permutation)] = (
-                permutation  # reads the undeformed image: its voxels are 0, 1, 2
-            )
-            weight *= probability
-        law[tuple(image)] += weight
-    return dict(law)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("blocks", [1, 2, 3])
-def test_the_exact_law_on_three_voxels(backend: str, axis: int, blocks: int) -> None:
-    law = law_on_three_voxels(blocks)
-    assert sum(law.values()) == pytest.approx(1.0)
+def test_the_exact_law_on_three_voxels(check_shuffle_law: Any, backend: str, axis: int, blocks: int) -> None:
     shape = [1, 1, 1]
     shape[axis] = 3
-    runs = 6000 if backend == "numba" else 1500
     image = index_image(tuple(shape))
-    seen: Counter[tuple[int, ...]] = Counter()
-    for seed in range(runs):
-        seen[tuple(local_pixel_shuffle(image, seed * 7919, blocks, 1.0, backend).ravel().tolist())] += 1
-    assert set(seen) <= set(law)
-    # Pearson's statistic has mean k-1 and variance close to 2(k-1); six deviations and a little for its right tail
-    chi_square = sum((seen[outcome] - runs * p) ** 2 / (runs * p) for outcome, p in law.items())
-    freedom = len(law) - 1
-    assert chi_square < freedom + 6 * np.sqrt(2 * freedom) + 10
-
-
-def displacement_statistics(shuffled: NdArray, shape: tuple[int, ...]) -> NdArray:
-    """Changed share, distinct share, changed share of two planes, then for each axis the shares of |displacement|."""
-    voxels = shuffled.size
-    source = shuffled.reshape(shape)
-    places = np.arange(voxels).reshape(shape)
-    changed = source != places
-    row = [changed.mean(), np.count_nonzero(np.bincount(source.ravel(), minlength=voxels)) / voxels]
-    row += [changed[0].mean(), changed[shape[0] // 2].mean()]
-    for axis, (here, there) in enumerate(
-        zip(np.unravel_index(places, shape), np.unravel_index(source, shape), strict=True)
-    ):
-        moved = np.abs(there - here).ravel()
-        row += (np.bincount(moved, minlength=shape[axis] // 10)[: shape[axis] // 10] / voxels).tolist()
-    return np.array(row)
+    seeds = range(0, 7919 * (6000 if backend == "numba" else 1500), 7919)
+    check_shuffle_law(blocks, [local_pixel_shuffle(image, seed, blocks, 1.0, backend).ravel() for seed in seeds])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_displacements_follow_the_reference(shared: Path, backend: str, number: int) -> None:
-    entry = json.loads((shared / "reference" / "transform_reference.json").read_text())["local_pixel_shuffling"][number]
-    shape = tuple(entry["shape"])
+def test_displacements_follow_the_reference(check_displacements: Any, backend: str, number: int) -> None:
     runs = (30 if backend == "numba" else 16) if number < 2 else (10 if backend == "numba" else 6)
-    image = index_image(shape)
-    ours = np.array(
-        [displacement_statistics(local_pixel_shuffle(image, 31 + s, backend=backend), shape) for s in range(runs)]
-    )
-    names = ["changed_fraction_mean", "distinct_source_fraction_mean"]
-    names += ["changed_fraction_first_plane", "changed_fraction_middle_plane"]
-    theirs = np.array(
-        [entry[name] for name in names] + [f for axis in entry["abs_displacement_frequency"] for f in axis]
-    )
-    # Difference of two means: s sqrt(1/n + 1/m), s estimated from our few runs (relative error about 1/sqrt(2n), under
-    # a third), about 25 comparisons a case: 6 s leaves room for both. The reference is rounded to 5e-7.
-    bound = 6 * ours.std(axis=0, ddof=1) * np.sqrt(1 / runs + 1 / entry["runs"]) + 5e-7
-    assert np.all(np.abs(ours.mean(axis=0) - theirs) < bound)
-    for column, name in enumerate(("changed_fraction_std", "distinct_source_fraction_std")):
-        # a standard deviation of n runs has the relative error 1/sqrt(2n)
-        relative = 5 * np.sqrt(1 / (2 * runs) + 1 / (2 * entry["runs"]))
-        assert abs(ours[:, column].std(ddof=1) / entry[name] - 1) < relative
+    check_displacements(number, runs, lambda image, run: local_pixel_shuffle(image, 31 + run, backend=backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

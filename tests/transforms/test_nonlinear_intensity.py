@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,28 +130,10 @@ def test_range_between_whole_numbers(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_curves_follow_the_reference(shared: Path, backend: str) -> None:
-    reference = json.loads((shared / "reference" / "transform_reference.json").read_text())["nonlinear"]
-    grid = np.array(reference["grid"], np.float32)
-    runs = 4000
+def test_curves_follow_the_reference(reference: dict[str, Any], check_curves: Any, backend: str) -> None:
+    grid = np.array(reference["nonlinear"]["grid"], np.float32)
     transform = RandNonlinearIntensity(prob=1.0, backend=backend).set_random_state(11)
-    curves = np.array([transform(grid[None])[0] for _ in range(runs)])
-    falls = curves[:, 0] > 0.5
-    share = reference["decreasing_fraction"]
-    # shares of n and m runs: sqrt(p(1-p)(1/n + 1/m)); five deviations
-    assert abs(falls.mean() - share) < 5 * np.sqrt(0.25 * (1 / runs + 1 / reference["runs"]))
-    for name, ours, theirs_runs in (
-        ("increasing", curves[~falls], reference["runs"] * (1 - share)),
-        ("decreasing", curves[falls], reference["runs"] * share),
-    ):
-        weight = 1 / len(ours) + 1 / theirs_runs
-        # five deviations of a difference of means, plus the error of the original's own curve and rounding, 1e-5
-        bound = 5 * ours.std(axis=0, ddof=1) * np.sqrt(weight) + 2e-5
-        assert np.all(np.abs(ours.mean(axis=0) - reference[f"{name}_mean"]) < bound)
-        for q, values in reference[f"{name}_quantiles"].items():
-            # inner grid points have no atoms: the share of ours below their quantile is q within five deviations
-            below = (ours <= np.array(values) + 1e-5)[:, 1:-1].mean(axis=0)
-            assert np.all(np.abs(below - float(q)) < 5 * np.sqrt(float(q) * (1 - float(q)) * weight) + 2e-3)
+    check_curves(np.array([transform(grid[None])[0] for _ in range(4000)]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,48 +43,9 @@ def inside_boxes(shape: tuple[int, ...], boxes: NdArray) -> NdArray:
 @pytest.mark.parametrize("way", ["alone", "numba", "numpy"])
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("kind", list(PAINTINGS))
-def test_noise_follows_the_reference(shared: Path, kind: str, number: int, way: str) -> None:
-    entry = json.loads((shared / "reference" / "transform_reference.json").read_text())[kind][number]
-    shape = tuple(entry["shape"])
+def test_noise_follows_the_reference(check_noise: Any, kind: str, number: int, way: str) -> None:
     runs = (400 if way == "numba" else 250) if number == 0 else (120 if way == "numba" else 60)
-    paint = painter(kind, way)
-    image = np.zeros((1, *shape), np.float32)  # noise is 0 itself once in 2**24 voxels
-    noisy, values = np.empty(runs), np.empty(runs)
-    planes: list[list[NdArray]] = [[], [], []]
-    for run in range(runs):
-        painted = paint(image)[0]
-        noise = painted != 0
-        noisy[run] = noise.mean()
-        values[run] = painted.sum(dtype=np.float64)
-        for axis in range(3):
-            planes[axis].append(noise.mean(axis=tuple({0, 1, 2} - {axis})))
-    weight = 1 / runs + 1 / entry["runs"]
-    # difference of two means of n and m runs: s sqrt(1/n + 1/m), five deviations
-    assert abs(noisy.mean() - entry["noise_fraction_mean"]) < 5 * entry["noise_fraction_std"] * np.sqrt(weight)
-    # The variance of a sample variance is (kurtosis - 1) s^4 / n. The kurtosis is under 12 (the few runs with one box
-    # or none), so s is off by at most sqrt(11/4 (1/n + 1/m)) of itself, times five.
-    assert abs(noisy.std(ddof=1) / entry["noise_fraction_std"] - 1) < 5 * np.sqrt(11 / 4 * weight)
-    untouched = entry["untouched_runs_fraction"]
-    rate = 0.05 if kind == "in_painting" else 0.0
-    assert abs((noisy == 0).mean() - untouched) <= 5 * np.sqrt(rate * (1 - rate) * weight)
-    for q, value in entry["noise_fraction_quantiles"].items():
-        # the share of our runs at or below their q-quantile is q within five binomial deviations; the value may be an
-        # atom (no noise at all), so the share below it counts too
-        bound = 5 * np.sqrt(float(q) * (1 - float(q)) * weight)
-        assert (noisy < value - 1e-9).mean() < float(q) + bound
-        assert (noisy <= value + 1e-9).mean() > float(q) - bound
-    # uniform noise has variance 1/12; the reference's own mean has its error too
-    voxels = noisy.sum() * image.size
-    ours = values.sum() / voxels
-    bound = 5 * np.sqrt((1 / voxels + 1 / (entry["noise_fraction_mean"] * image.size * entry["runs"])) / 12)
-    assert abs(ours - entry["noise_value_mean"]) < bound
-    for axis in range(3):
-        sample = np.array(planes[axis])
-        theirs = np.array(entry["noise_frequency_by_plane"][axis])
-        # five deviations of a difference of means; about 200 planes, and planes next to the border are rarely hit, so
-        # their s is uncertain: one more; rounding 5e-6
-        bound = 6 * sample.std(axis=0, ddof=1) * np.sqrt(weight) + 1e-5
-        assert np.all(np.abs(sample.mean(axis=0) - theirs) < bound)
+    check_noise(kind, number, runs, painter(kind, way))
 
 
 @pytest.mark.parametrize("draw", [draw_in_painting_boxes, draw_out_painting_boxes])
