@@ -62,6 +62,8 @@ def commands(out: Path, patients: int, epochs: int, features: str) -> list[tuple
     phantom = [sys.executable, "-m", "models_genesis.datasets", "phantom", "--out", str(data)]
     common = ["--bundle_root", str(BUNDLE), "--dataset_dir", str(data), "--datalist", str(data / "dataset.json")]
     common += ["--ckpt_dir", str(out / "models"), "--features", features]
+    # Ten times the default rate: this is a small network and a few hundred steps.
+    pretrain = ["--epochs", str(epochs), "--learning_rate", "0.01"]
     train, evaluate = str(BUNDLE / "configs/train.json"), str(BUNDLE / "configs/evaluate.json")
     inference = str(BUNDLE / "configs/inference.json")
     return [
@@ -71,7 +73,7 @@ def commands(out: Path, patients: int, epochs: int, features: str) -> list[tuple
         ),
         (
             "Pretrain",
-            [*run, "--config_file", train, *common, "--output_dir", str(out / "pretraining"), "--epochs", str(epochs)],
+            [*run, "--config_file", train, *common, "--output_dir", str(out / "pretraining"), *pretrain],
         ),
         (
             "Evaluate the restoration",
