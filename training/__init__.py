@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from .case_evaluator import CaseEvaluator, CasesFailedError
 from .checkpoint import TrainingCheckpoint
-from .collapse_guard import CollapseGuard, TrainingCollapsedError
+from .collapse_guard import CollapseGuard
 from .deformation_place import DEFORM_ON, BatchDeformation, DeformationPlace
 from .epoch_setter import EpochSetter
-from .finite_loss import FiniteLossGuard
+from .finite_loss import FiniteLossGuard, TrainingCollapsedError
 from .flip_inferer import FlipInferer
 from .history import TrainingHistory
 from .layer_rates import LayerRates, layer_groups

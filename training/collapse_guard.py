@@ -3,21 +3,16 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from ignite.engine import Engine, Events
-from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys
 
-__all__ = ["CollapseGuard", "TrainingCollapsedError"]
+from .finite_loss import FiniteLossGuard, TrainingCollapsedError
+
+__all__ = ["CollapseGuard"]
 
 
-class TrainingCollapsedError(RuntimeError):
-    """The loss is not finite, or the network restores every cube to the same constant."""
-
-
-class CollapseGuard:
+class CollapseGuard(FiniteLossGuard):
     """Stop the training with a clear message when the loss is not finite or the output collapses to a constant.
 
     Users of the original report such a collapse at its learning rate of 1.0: the loss stays near 0.096, the variance of
@@ -45,8 +40,7 @@ class CollapseGuard:
         Args:
             engine: a MONAI ``SupervisedTrainer``.
         """
-        # The loss must be judged before the optimizer takes it into the weights.
-        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+        super().attach(engine)
         engine.add_event_handler(Events.STARTED, self._reset)
 
     def _reset(self, engine: Engine) -> None:
@@ -61,20 +55,16 @@ class CollapseGuard:
         Raises:
             TrainingCollapsedError: when the training cannot succeed any more.
         """
+        super().__call__(engine)
         output = engine.state.output
-        loss = output[CommonKeys.LOSS].item()
         where = f"iteration {engine.state.iteration} (epoch {engine.state.epoch})"
-        if not math.isfinite(loss):
-            raise TrainingCollapsedError(
-                f"the loss is {loss} at {where}. The last good weights are in the checkpoint folder. Lower "
-                "--learning_rate, lengthen --warmup_epochs, or try --amp False."
-            )
         with torch.no_grad():
             restored = output[CommonKeys.PRED].sigmoid().std()
             original = output[CommonKeys.LABEL].float().std()
         is_constant = bool(restored < self.min_relative_std * original)
         self._constant_batches = self._constant_batches + 1 if is_constant else 0
         if self._constant_batches >= self.patience:
+            loss = output[CommonKeys.LOSS].item()
             raise TrainingCollapsedError(
                 f"the network has restored every cube to one constant for {self.patience} iterations, up to {where} "
                 f"(loss {loss:.4f}, variance of the originals {float(original) ** 2:.4f}). It will not recover: start "

@@ -10,9 +10,11 @@ from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys
 
-from .collapse_guard import TrainingCollapsedError
+__all__ = ["FiniteLossGuard", "TrainingCollapsedError"]
 
-__all__ = ["FiniteLossGuard"]
+
+class TrainingCollapsedError(RuntimeError):
+    """The loss is not finite, or the network restores every cube to the same constant."""
 
 
 class FiniteLossGuard:
@@ -43,5 +45,6 @@ class FiniteLossGuard:
         if not math.isfinite(loss):
             raise TrainingCollapsedError(
                 f"the loss is {loss} at iteration {engine.state.iteration} (epoch {engine.state.epoch}). The last good "
-                "weights are in the checkpoint folder. Lower --learning_rate, or try --amp False."
+                "weights are in the checkpoint folder. Lower --learning_rate, lengthen --warmup_epochs, or try "
+                "--amp False."
             )
