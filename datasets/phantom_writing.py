@@ -16,6 +16,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
 from .phantom import REGIONS, VERSION, Phantom, make_phantom
 from .phantom_labels import Label
@@ -34,13 +35,14 @@ def write_phantom(
     shape: Sequence[int] | None = None,
     spacing: Sequence[float] | None = None,
     validation_fraction: float = 0.25,
+    labels: Sequence[str] = (),
 ) -> Path:
     """Write a data set of phantom patients, or return the one that is already there.
 
     The folder appears whole or not at all, also when several processes write it at once. It holds ``imagesTr/``,
-    ``labelsTr/`` (NIfTI, RAS, labels as in ``Label``), ``dataset.json`` (lists ``training`` and ``validation``, no
-    patient in both, paths relative to the folder) and ``nodules.csv`` in LUNA16's columns: ``seriesuid`` (the file name
-    without ``.nii.gz``), centre in world mm **LPS**, diameter in mm.
+    ``labelsTr/`` (NIfTI, RAS, labels as in ``Label`` or as ``labels`` tells), ``dataset.json`` (lists ``training`` and
+    ``validation``, no patient in both, paths relative to the folder) and ``nodules.csv`` in LUNA16's columns:
+    ``seriesuid`` (the file name without ``.nii.gz``), centre in world mm **LPS**, diameter in mm.
 
     Args:
         root: the data set's folder; it must not exist, be empty, or hold the same data set.
@@ -50,6 +52,8 @@ def write_phantom(
         shape: as in ``make_phantom``.
         spacing: as in ``make_phantom``.
         validation_fraction: share of the patients in ``validation``, in [0, 1), rounded; the last ones.
+        labels: names of ``Label`` to keep, e.g. ``["liver", "lesion"]``, numbered from 1 in this order; the rest is
+            background. Empty keeps all, with their numbers.
 
     Returns:
         the path of ``dataset.json``.
@@ -63,6 +67,9 @@ def write_phantom(
             "expected num_patients >= 1, seed >= 0 and validation_fraction in [0, 1), "
             f"got {num_patients}, {seed} and {validation_fraction}"
         )
+    names = [label.name.lower() for label in Label]
+    if len(set(labels)) < len(labels) or not set(labels) <= set(names[1:]):
+        raise ValueError(f"expected labels, each once, among {', '.join(names[1:])}, got {', '.join(labels)}")
     manifest = {
         "version": VERSION,
         "seed": int(seed),
@@ -71,6 +78,7 @@ def write_phantom(
         "shape": None if shape is None else [int(n) for n in shape],
         "spacing": None if spacing is None else [float(s) for s in spacing],
         "validation_fraction": float(validation_fraction),
+        "labels": list(labels),
     }
     return write_once(root, manifest, _write)
 
@@ -136,6 +144,9 @@ def _holds(folder: Path, manifest: dict[str, Any]) -> bool:
 
 def _write(folder: Path, manifest: dict[str, Any]) -> None:
     entries, rows = [], []
+    kept = [Label[name.upper()] for name in manifest["labels"]]
+    numbers = {label: number for number, label in enumerate([Label.BACKGROUND, *kept] if kept else Label)}
+    renumber = np.array([numbers.get(label, 0) for label in Label], np.uint8)
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir()
     count = manifest["num_patients"]
@@ -149,7 +160,7 @@ def _write(folder: Path, manifest: dict[str, Any]) -> None:
             _PHASES[number % len(_PHASES)],
         )
         name = f"phantom_{number:03d}"
-        entries.append(_write_patient(folder, name, phantom))
+        entries.append(_write_patient(folder, name, phantom, renumber[phantom.label]))
         for nodule in phantom.nodules:
             x, y, z = nodule.center_mm
             rows.append([name, *(f"{value:.4f}" for value in (-x, -y, z, nodule.diameter_mm))])
@@ -164,7 +175,7 @@ def _write(folder: Path, manifest: dict[str, Any]) -> None:
         "licence": "Apache-2.0",
         "tensorImageSize": "3D",
         "modality": {"0": "CT"},
-        "labels": {str(int(label)): label.name.lower() for label in Label},
+        "labels": {str(number): label.name.lower() for label, number in numbers.items()},
         "numTraining": count - held_out,
         "numValidation": held_out,
         "numTest": 0,
@@ -176,9 +187,9 @@ def _write(folder: Path, manifest: dict[str, Any]) -> None:
     (folder / "dataset.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_patient(folder: Path, name: str, phantom: Phantom) -> dict[str, str]:
+def _write_patient(folder: Path, name: str, phantom: Phantom, label: NDArray[np.uint8]) -> dict[str, str]:
     paths = {"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"}
-    for key, array in (("image", phantom.image), ("label", phantom.label)):
+    for key, array in (("image", phantom.image), ("label", label)):
         picture = nib.Nifti1Image(array, phantom.affine)
         picture.header.set_xyzt_units("mm")
         nib.save(picture, folder / paths[key])
@@ -198,6 +209,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", type=int, nargs=3, metavar="N", help="voxels; default: what the region needs")
     parser.add_argument("--spacing", type=float, nargs=3, metavar="MM", help="voxel sides; default: drawn by patient")
     parser.add_argument("--validation-fraction", type=float, default=0.25, help="share of patients, %(default)s")
+    parser.add_argument("--labels", nargs="+", default=[], metavar="NAME", help="keep these alone, e.g. liver lesion")
 
 
 def run_phantom(args: argparse.Namespace) -> int:
@@ -214,7 +226,14 @@ def run_phantom(args: argparse.Namespace) -> int:
         ValueError: as ``write_phantom``.
     """
     path = write_phantom(
-        args.out, args.patients, args.seed, args.region, args.shape, args.spacing, args.validation_fraction
+        args.out,
+        args.patients,
+        args.seed,
+        args.region,
+        args.shape,
+        args.spacing,
+        args.validation_fraction,
+        args.labels,
     )
     print(f"written: {path}")
     return 0

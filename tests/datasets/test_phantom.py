@@ -9,6 +9,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from monai.transforms import LoadImaged
@@ -362,6 +363,22 @@ def test_data_set_reads_back(data_set: Path) -> None:
             assert 2 < float(row["diameter_mm"]) < 40
             found += 1
     assert found == len(rows) >= 3 * len(entries)
+
+
+def test_chosen_labels_alone_are_kept_and_numbered_in_their_order(data_set: Path, tmp_path: Path) -> None:
+    chosen = write_phantom(tmp_path / "set", 1, seed=3, shape=(80, 64, 72), labels=["lesion", "liver"])
+    assert json.loads(chosen.read_text())["labels"] == {"0": "background", "1": "lesion", "2": "liver"}
+    name = "labelsTr/phantom_000.nii.gz"
+    whole = np.asarray(nib.load(data_set.parent / name).dataobj)
+    expected = 1 * (whole == Label.LESION) + 2 * (whole == Label.LIVER)
+    np.testing.assert_array_equal(np.asarray(nib.load(chosen.parent / name).dataobj), expected)
+    assert expected.max() == 2
+
+
+@pytest.mark.parametrize("labels", [["brain"], ["liver", "liver"], ["background"]])
+def test_unknown_or_repeated_label(tmp_path: Path, labels: list[str]) -> None:
+    with pytest.raises(ValueError, match="expected labels, each once"):
+        write_phantom(tmp_path / "set", 1, labels=labels)
 
 
 def test_second_call_writes_nothing(data_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
