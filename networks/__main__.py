@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line tools for weight files: ``python -m models_genesis.networks convert|inspect``."""
+"""Command line tools for weights: ``python -m models_genesis.networks fetch|convert|inspect|nnunet-...``."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from monai.apps.utils import download_url
+
+from . import nnunet
 from .genesis_unet import GenesisUNet
 from .weight_files import read_weights, save_weights
 from .weight_inspection import count_parameters, genesis_architecture
@@ -18,6 +23,7 @@ LICENCE_NOTE = (
     "Licence: the original's weights are for non-commercial use only, and a converted file stays under that licence.\n"
     "Neither file may be handed on with this project or with what you make of it."
 )
+RELEASED_PARAMETERS = 19_073_665
 
 
 def convert(original: Path, target: Path, force: bool = False) -> WeightReport:
@@ -57,6 +63,44 @@ def convert(original: Path, target: Path, force: bool = False) -> WeightReport:
     report = load_pretrained(network, original, strict=True)
     save_weights(network.state_dict(), target)
     return report
+
+
+def fetch(url: str, target: Path, sha256: str | None = None, force: bool = False) -> tuple[WeightReport, str]:
+    """Download the original's released weights, check that they are the released network's, and convert them.
+
+    Args:
+        url: where the authors offer ``Genesis_Chest_CT.pt``; ``https://``, ``http://`` or ``file://``.
+        target: the file to write.
+        sha256: the expected checksum of the download; None only reports it.
+        force: replace ``target`` where it exists.
+
+    Returns:
+        The report of the conversion, and the SHA-256 of what was downloaded.
+
+    Raises:
+        FileExistsError: ``target`` exists and ``force`` is not given.
+        OSError: the download failed.
+        ValueError: another kind of URL, another checksum, or not the weights of the released network.
+    """
+    if not url.lower().startswith(("https://", "http://", "file://")):
+        raise ValueError(f"{url}: expected a URL with https://, http:// or file://")
+    if target.exists() and not force:
+        raise FileExistsError(f"{target} exists: give --force to replace it")
+    with tempfile.TemporaryDirectory() as folder:
+        original, converted = Path(folder) / "Genesis_Chest_CT.pt", Path(folder) / "converted.pt"
+        try:
+            download_url(url, original, hash_val=sha256, hash_type="sha256", progress=sys.stderr.isatty())
+        except RuntimeError as error:  # MONAI's word for a server that says no
+            raise OSError(f"{url}: {error}") from error
+        report = convert(original, converted)
+        network = read_weights(converted).tensors
+        if count_parameters(network) != RELEASED_PARAMETERS:
+            raise ValueError(
+                f"{url}: expected the released network of {RELEASED_PARAMETERS:,} parameters, "
+                f"found {count_parameters(network):,}"
+            )
+        save_weights(network, target)
+        return report, hashlib.sha256(original.read_bytes()).hexdigest()
 
 
 def describe(path: Path) -> str:
@@ -103,16 +147,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     converter.add_argument("original", type=Path, help="the original's file, as downloaded")
     converter.add_argument("target", type=Path, help="the file to write, such as model.pt")
     converter.add_argument("--force", action="store_true", help="replace the target where it exists")
+    fetcher = commands.add_parser("fetch", help="download the original's released weights, check and convert them")
+    fetcher.add_argument("url", help="where their authors offer Genesis_Chest_CT.pt")
+    fetcher.add_argument("target", type=Path, help="the file to write, such as model.pt")
+    fetcher.add_argument("--sha256", help="expected checksum of the download")
+    fetcher.add_argument("--force", action="store_true", help="replace the target where it exists")
+    fetcher.add_argument("--accept-licence", action="store_true", help="you know the authors' terms and keep to them")
     inspector = commands.add_parser("inspect", help="say what a weight file holds")
     inspector.add_argument("file", type=Path, help="any weight file")
+    nnunet.add_commands(commands)
     options = parser.parse_args(arguments)
     try:
-        if options.command == "inspect":
+        if hasattr(options, "run"):
+            print(options.run(options))
+        elif options.command == "inspect":
             print(describe(options.file))
+        elif options.command == "fetch":
+            if not options.accept_licence:
+                raise ValueError(f"--accept-licence is needed to download these weights.\n{LICENCE_NOTE}")
+            report, digest = fetch(options.url, options.target, options.sha256, options.force)
+            print(f"{report}\nSHA-256 of the download: {digest}\nwritten: {options.target}\n{LICENCE_NOTE}")
         else:
             print(convert(options.original, options.target, options.force))
             print(f"written: {options.target}\n{LICENCE_NOTE}")
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -147,11 +147,22 @@ def save_weights(state_dict: Mapping[str, Tensor], path: str | os.PathLike[str])
     if wrong or not state_dict:
         raise ValueError(f"state_dict for {path} must hold named tensors only, found {wrong[:5] or 'nothing'}")
     plain = dict(zip(bare_names(state_dict), (value.detach().cpu() for value in state_dict.values()), strict=True))
+    save_whole(lambda file: torch.save(plain, file), path)
+
+
+def save_whole(write: Callable[[BinaryIO], object], path: str | os.PathLike[str]) -> None:
+    """Write a file as a whole or not at all: to a temporary file beside ``path``, then renamed.
+
+    Args:
+        write: writes the content to the open file that it is given.
+        path: the file to write or replace; its folder is made where it is missing.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(plain, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m models_genesis.networks``: converting the original's file, and looking into files."""
+"""``python -m models_genesis.networks``: fetching and converting the original's file, and looking into files."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import http.server
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +172,60 @@ def test_inspect(network: torch.nn.Module, text: str, tmp_path: Path, capsys: py
         f"file: {path}\nlayout: checkpoint, entry 'model'\n"
         f"tensors: {len(network.state_dict())}, parameters: {parameters:,}\nnetwork: {text}\n"
     )
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder and where a web server on this machine offers it."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_fetch_downloads_checks_and_converts(
+    original_shapes: dict[str, tuple[int, ...]],
+    served: tuple[Path, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, web = served
+    file = folder / "Genesis_Chest_CT.pt"
+    state = original_file(file, original_shapes)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    fetch = ["fetch", f"{web}/{file.name}", str(tmp_path / "model.pt")]
+    assert main(fetch) == 2
+    assert "--accept-licence is needed" in capsys.readouterr().err
+    assert main([*fetch, "--accept-licence", "--sha256", "0" * 64]) == 2
+    assert "sha256 hash check of downloaded file failed" in capsys.readouterr().err
+    assert not (tmp_path / "model.pt").exists()
+    assert main([*fetch, "--accept-licence", "--sha256", digest]) == 0
+    printed = capsys.readouterr().out
+    assert "106 matched" in printed and digest in printed and "non-commercial use only" in printed
+    network = GenesisUNet()
+    network.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True), strict=True)
+    assert torch.equal(network.head.bias, state["module.out_tr.final_conv.bias"])
+    file.unlink()
+
+
+def test_fetch_refuses_what_is_not_the_released_network(
+    small_shapes: dict[str, tuple[int, ...]],
+    served: tuple[Path, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, web = served
+    original_file(folder / "small.pt", small_shapes)
+    (folder / "page.pt").write_text("<html>please fill in this form</html>")
+    for url, message in [
+        (f"{web}/small.pt", "expected the released network of 19,073,665 parameters, found"),
+        (f"{web}/page.pt", "cannot be read as weights"),
+        (f"{web}/none.pt", "404"),
+        ("ftp://127.0.0.1/x.pt", "expected a URL with https://"),
+    ]:
+        assert main(["fetch", url, str(tmp_path / "model.pt"), "--accept-licence"]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "model.pt").exists()

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pretraining nnU-Net's own network: the config for it, and the weights back to nnU-Net v2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from .nnunet_plans import read_plan
+from .weight_files import read_weights, save_whole
+from .weight_report import WeightReport
+from .weights import load_pretrained
+
+HEADS = ".seg_layers."  # nnU-Net's own loader of pretrained weights leaves out names with this in them
+
+
+def write_pretraining_config(
+    plans: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    configuration: str = "3d_fullres",
+    axcodes: str | None = None,
+    force: bool = False,
+) -> dict[str, object]:
+    """Write a config that makes the pretraining bundle pretrain the network that nnU-Net planned.
+
+    It stands behind the bundle's own: ``--config_file "['configs/train.json','nnunet.json']"``. It sets ``network_def``
+    (one channel in, one out, no deep supervision), ``cube_size`` (nnU-Net's patch) and the orientation of the scans.
+
+    Args:
+        plans: nnU-Net's plans of the data set to be segmented.
+        target: the JSON file to write.
+        configuration: 3D configuration of the plans.
+        axcodes: orientation of the data set's files, see :func:`read_plan`.
+        force: replace ``target`` where it exists.
+
+    Returns:
+        What was written.
+
+    Raises:
+        FileNotFoundError: no such plans.
+        FileExistsError: ``target`` exists and ``force`` is not given.
+        ValueError: see :func:`read_plan`.
+    """
+    target = _free(target, force)
+    plan = read_plan(plans, configuration, axcodes)
+    config: dict[str, object] = {
+        "network_def": plan.network_def(),
+        "cube_size": plan.cube_size(),
+        "train#preprocessing#transforms#1#axcodes": plan.axcodes,
+    }
+    save_whole(lambda file: file.write((json.dumps(config, indent=4) + "\n").encode()), target)
+    return config
+
+
+def convert_to_nnunet(
+    weights: str | os.PathLike[str],
+    plans: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    configuration: str = "3d_fullres",
+    force: bool = False,
+) -> WeightReport:
+    """Turn pretrained weights of nnU-Net's network into a checkpoint for ``nnUNetv2_train -pretrained_weights``.
+
+    The checkpoint is a dict with the entry ``network_weights``, read by nnU-Net and also with ``weights_only=True``.
+    Kernels have their axes in nnU-Net's order, the first convolution is adapted to the data set's image channels
+    (:func:`adapt_input_channels`), and the segmentation layers are left out: nnU-Net starts them fresh.
+
+    Args:
+        weights: the pretraining's ``model.pt``.
+        plans: the plans that the pretraining's config was written from.
+        target: the checkpoint to write, as a rule ``*.pth``.
+        configuration: the same configuration.
+        force: replace ``target`` where it exists.
+
+    Returns:
+        The report: all but the segmentation layers is matched or adapted.
+
+    Raises:
+        FileNotFoundError: no such file.
+        FileExistsError: ``target`` exists and ``force`` is not given.
+        ModuleNotFoundError: the package of nnU-Net's networks is not installed.
+        ValueError: plans that cannot be used, or weights of another network.
+    """
+    target = _free(target, force)
+    plan = read_plan(plans, configuration)
+    heads = {name: tensor for name, tensor in read_weights(weights).tensors.items() if HEADS in name}
+    if not heads:
+        raise ValueError(f"{weights}: expected weights of nnU-Net's network, found no name with {HEADS} in it")
+    network = plan.build(plan.in_channels, out_channels=next(iter(heads.values())).shape[0])
+    report = _without_heads(load_pretrained(network, weights))
+    if report.unexpected:
+        raise ValueError(f"{weights} is not of the network that {plans} has for {configuration}:\n{report}")
+    kept = {name: tensor for name, tensor in network.state_dict().items() if HEADS not in name}
+    turned = {name: plan.kernel_in_plan_axes(tensor) for name, tensor in kept.items()}
+    save_whole(lambda file: torch.save({"network_weights": turned}, file), target)
+    return report
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add ``nnunet-config`` and ``nnunet-checkpoint`` to a command line.
+
+    Args:
+        commands: of the parser; parsed options have ``run``, which takes them and returns the text to print.
+    """
+    config = commands.add_parser("nnunet-config", help="write a config that pretrains the network nnU-Net v2 planned")
+    checkpoint = commands.add_parser(
+        "nnunet-checkpoint", help="turn its model.pt into a file for nnUNetv2_train -pretrained_weights"
+    )
+    checkpoint.add_argument("weights", type=Path, help="the pretraining's model.pt")
+    for parser, target in (
+        (config, "config to write, such as nnunet.json"),
+        (checkpoint, "checkpoint to write, *.pth"),
+    ):
+        parser.add_argument("plans", type=Path, help="nnUNetPlans.json of the data set")
+        parser.add_argument("target", type=Path, help=target)
+        parser.add_argument("--configuration", default="3d_fullres", help="3D configuration (default: 3d_fullres)")
+        parser.add_argument("--force", action="store_true", help="replace the target where it exists")
+    config.add_argument("--axcodes", help="orientation of the data set's files (default: LPS, as DICOM has it)")
+    config.set_defaults(run=_run_config)
+    checkpoint.set_defaults(run=_run_checkpoint)
+
+
+def _run_config(options: argparse.Namespace) -> str:
+    config = write_pretraining_config(
+        options.plans, options.target, options.configuration, options.axcodes, options.force
+    )
+    return f"cube_size: {config['cube_size']}\nwritten: {options.target}"
+
+
+def _run_checkpoint(options: argparse.Namespace) -> str:
+    report = convert_to_nnunet(options.weights, options.plans, options.target, options.configuration, options.force)
+    return f"{report}\nwritten: {options.target}"
+
+
+def _without_heads(report: WeightReport) -> WeightReport:
+    """Count the segmentation layers as skipped, which is no surprise."""
+    heads = tuple(name for name in (*report.matched, *report.skipped) if HEADS in name)
+    return replace(
+        report,
+        matched=tuple(name for name in report.matched if HEADS not in name),
+        skipped=heads + tuple(name for name in report.skipped if HEADS not in name),
+        unexpected=tuple(name for name in report.unexpected if HEADS not in name),
+        reasons={**report.reasons, **dict.fromkeys(heads, "nnU-Net starts its segmentation layers fresh")},
+    )
+
+
+def _free(target: str | os.PathLike[str], force: bool) -> Path:
+    target = Path(target)
+    if target.exists() and not force:
+        raise FileExistsError(f"{target} exists: give --force to replace it")
+    return target
