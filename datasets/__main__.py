@@ -8,7 +8,25 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from . import brats, case_checks, image_folder, lidc, lits, luna16, msd, phantom_brain_writing, phantom_writing
+from . import (
+    brats,
+    cadpe,
+    candidate_survey,
+    case_checks,
+    dicom_seg,
+    fumpe,
+    image_folder,
+    lidc,
+    lits,
+    luna16,
+    luna16_candidates,
+    msd,
+    phantom_brain_writing,
+    phantom_emboli_writing,
+    phantom_luna16,
+    phantom_writing,
+    rspect,
+)
 from .datalist import Survey, write_datalist
 
 
@@ -56,8 +74,41 @@ COMMANDS: dict[str, Command] = {
         phantom_brain_writing.add_arguments,
         phantom_brain_writing.run,
     ),
+    "phantom-emboli": Command(
+        "write the built-in phantom's pulmonary angiograms with emboli and candidates as a data set",
+        phantom_emboli_writing.add_arguments,
+        phantom_emboli_writing.run,
+    ),
+    "phantom-luna16": Command(
+        "write the built-in phantom in the raw layout of LUNA16", phantom_luna16.add_arguments, phantom_luna16.run
+    ),
     "luna16": Command(
         "list the scans of LUNA16, split by fold", _survey_arguments(luna16.add_arguments), write_survey(luna16.survey)
+    ),
+    "luna16-candidates": Command(
+        "list the scans of LUNA16 with its candidates, for false-positive reduction",
+        _survey_arguments(luna16_candidates.add_arguments),
+        write_survey(luna16_candidates.survey),
+    ),
+    "candidates": Command(
+        "list any folder of CT with a candidate table, split by patient",
+        _survey_arguments(candidate_survey.add_arguments),
+        write_survey(candidate_survey.survey),
+    ),
+    "fumpe": Command(
+        "make candidates of FUMPE's angiograms and masks of emboli, split by patient",
+        _survey_arguments(fumpe.add_arguments),
+        write_survey(fumpe.survey),
+    ),
+    "cadpe": Command(
+        "make candidates of CAD-PE's angiograms and masks of emboli, split by patient",
+        _survey_arguments(cadpe.add_arguments),
+        write_survey(cadpe.survey),
+    ),
+    "rspect": Command(
+        "list the angiograms of RSPECT with the labels of their studies (no candidates)",
+        _survey_arguments(rspect.add_arguments),
+        write_survey(rspect.survey),
     ),
     "folder": Command(
         "list any folder tree of scans, split by patient",
@@ -83,6 +134,9 @@ COMMANDS: dict[str, Command] = {
         "list a task of the Medical Segmentation Decathlon from its dataset.json, split by patient",
         _survey_arguments(msd.add_arguments),
         write_survey(msd.survey),
+    ),
+    "dicom-seg": Command(
+        "turn a bundle's label map of a DICOM series into a DICOM segmentation", dicom_seg.add_arguments, dicom_seg.run
     ),
     "check": Command(
         "load every case of a segmentation data list and name the bad ones", case_checks.add_arguments, case_checks.run
@@ -110,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     try:
         return COMMANDS[parsed.command].run(parsed)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -103,13 +103,17 @@ class CubeDataset(Dataset):
         if index < 0:
             raise IndexError(f"expected an index of 0 or more, got {index}.")
         epoch, number = divmod(int(index), len(self))
-        scan = number % len(self.scans)
-        arrays = {key: array for key, array in self.scans[scan].items() if not key.endswith(AFFINE_SUFFIX)}
         transform = self._own_transform()
         if isinstance(transform, Randomizable):
             sequence = np.random.SeedSequence((self.seed, epoch, number))
             transform.set_random_state(state=np.random.RandomState(np.random.PCG64(sequence)))
-        return transform({**arrays, "scan": scan})
+        return transform(self._item(epoch, number))
+
+    def _item(self, epoch: int, number: int) -> dict[str, Any]:
+        """Give what the random transforms start from."""
+        scan = number % len(self.scans)
+        arrays = {key: array for key, array in self.scans[scan].items() if not key.endswith(AFFINE_SUFFIX)}
+        return {**arrays, "scan": scan}
 
     def affine(self, scan: int) -> np.ndarray:
         """Affine of a prepared scan, ``(4, 4)``, voxels to mm in RAS.

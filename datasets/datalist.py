@@ -24,6 +24,12 @@ PATH_KEYS = ("image", "label")
 """Keys of an entry that hold paths."""
 
 
+def _made_by() -> str:
+    """Name the package and its version; in a packed bundle this code belongs to the bundle's own ``scripts``."""
+    installed = __name__.split(".")[0] == "models_genesis"
+    return f"models-genesis {version('models-genesis')}" if installed else "models-genesis, packed in a bundle"
+
+
 @dataclass(frozen=True)
 class FoundScan:
     """One scan that was found, and what becomes of it.
@@ -118,7 +124,7 @@ class Survey:
             "numTraining": len(entries["training"]),
             "numValidation": len(entries["validation"]),
             "numTest": len(entries["testing"]),
-            "made_by": f"models-genesis {version('models-genesis')}",
+            "made_by": _made_by(),
             **entries,
         }
 

@@ -19,8 +19,8 @@ from scipy import ndimage
 from .phantom_abdomen import paint_abdomen
 from .phantom_body import paint_blanket, paint_wall
 from .phantom_canvas import Canvas
-from .phantom_chest import diaphragm_distance, paint_chest
-from .phantom_labels import Label, Lesion, Nodule
+from .phantom_chest import Chest, diaphragm_distance, paint_chest
+from .phantom_labels import Label, Lesion, Nodule, VesselFinding
 from .phantom_patient import Patient, draw_patient
 from .phantom_texture import ct_noise, noise_level, stream
 
@@ -47,6 +47,9 @@ class Phantom:
         seed: what it was made from.
         region: what it shows.
         phase: contrast phase, a key of ``PHASES``.
+        emboli: filling defects of the pulmonary arteries, in the phase ``"pulmonary"`` only.
+        lookalikes: what looks like an embolus and is none, in that phase.
+        embolus_mask: number of the embolus from 1 in each of its voxels, uint8, of the image's shape, in that phase.
     """
 
     image: NDArray[np.int16]
@@ -57,6 +60,9 @@ class Phantom:
     seed: int
     region: str
     phase: str
+    emboli: tuple[VesselFinding, ...] = ()
+    lookalikes: tuple[VesselFinding, ...] = ()
+    embolus_mask: NDArray[np.uint8] | None = None
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -82,7 +88,8 @@ def make_phantom(
         shape: voxels along x, y, z, each >= 32; what the field of view needs where None.
         spacing: voxel sides, mm; drawn around ``SPACING`` where both are None, and what spreads ``shape`` over the
             field of view where only ``shape`` is given. With both the field of view is cut or padded around its middle.
-        phase: contrast phase: ``"none"``, ``"arterial"`` or ``"portal"``; drawn where None.
+        phase: contrast phase: ``"none"``, ``"arterial"``, ``"portal"``, or ``"pulmonary"``, an angiogram of the
+            pulmonary arteries with emboli; one of the first three is drawn where None.
         noise: factor on the drawn noise level; 0 gives the noiseless image.
 
     Returns:
@@ -106,24 +113,31 @@ def make_phantom(
     box = canvas.box((-134, -112, -400), (134, 104, 400))
     trunk, inner = canvas.crop(box), wall.crop(box)
     diaphragm = diaphragm_distance(trunk, patient)
-    nodules: list[Nodule] = []
+    findings = Chest([], None)
     lesions: list[Lesion] = []
     chest = trunk.box((-400, -400, -112), (400, 400, 400), 0)
     if REGIONS[region][1] > 0 and trunk.hu[chest].size:
-        nodules = paint_chest(trunk.crop(chest), patient, inner.crop(chest), diaphragm[chest])
+        findings = paint_chest(trunk.crop(chest), patient, inner.crop(chest), diaphragm[chest])
     belly = trunk.box((-400, -400, -400), (400, 400, 26), 0)
     if trunk.hu[belly].size:
         lesions = paint_abdomen(trunk.crop(belly), patient, inner.crop(belly), diaphragm[belly])
     paint_blanket(canvas, patient, wall)
+    mask = None
+    if findings.emboli is not None:
+        mask = np.zeros(canvas.shape, np.uint8)
+        mask[box][chest] = findings.emboli.mask
     return Phantom(
         image=_scan(canvas, patient, noise),
         label=canvas.label,
         affine=canvas.affine,
-        nodules=tuple(nodules),
+        nodules=tuple(findings.nodules),
         lesions=tuple(lesions),
         seed=seed,
         region=region,
         phase=patient.phase,
+        emboli=findings.emboli.emboli if findings.emboli else (),
+        lookalikes=findings.emboli.lookalikes if findings.emboli else (),
+        embolus_mask=mask,
     )
 
 

@@ -242,7 +242,7 @@ class Canvas:
         distance = np.sqrt(squared) - (np.float32(ra) + share * np.float32(rb - ra))
         np.minimum(field[box], distance, out=field[box])
 
-    def sweep(self, world: FloatArray, radii: FloatArray) -> FloatArray:
+    def sweep(self, world: FloatArray, radii: FloatArray, solid: bool = False) -> FloatArray:
         """Return the share of each voxel that lies in balls along thin branches, thinner than a voxel included.
 
         A branch of radius r much thinner than a voxel covers pi r^2 of each voxel's cross-section: the cone that stands
@@ -251,21 +251,24 @@ class Canvas:
         Args:
             world: (N, 3) centres, world mm, at most half a voxel apart along a branch.
             radii: (N,) mm.
+            solid: whether what is thicker than a voxel covers its inside wholly, as contrast in a vessel does.
         """
         out = np.zeros(self.shape, np.float32)
         bounds = (0.0, 1.0, 2.0, 4.0, 8.0, np.inf)
         for low, high in pairwise(bounds):
             chosen = (radii >= low) & (radii < high)
             for part in _chunks(np.flatnonzero(chosen), 4000):
-                self._stamp(out, world[part], radii[part])
+                self._stamp(out, world[part], radii[part], solid)
         return out
 
-    def _stamp(self, out: FloatArray, world: FloatArray, radii: FloatArray) -> None:
+    def _stamp(self, out: FloatArray, world: FloatArray, radii: FloatArray, solid: bool) -> None:
         """Raise ``out`` to the cover of balls of similar radius."""
         outer = (radii + self.edge / 2).astype(np.float32)
         # Below half a voxel the cone (outer - d) / edge would hold more than pi r^2; above it rises to the full value.
         wide = np.clip(0.5 + 0.5 * radii / self.edge, 0.75, 1)
         height = np.minimum(wide, 3 * radii**2 * self.edge / outer**3).astype(np.float32)
+        if solid:
+            height = np.where(radii > self.edge / 2, wide, height).astype(np.float32)
         centre = np.rint((world - self.origin) / self.spacing).astype(np.int64)
         squares, places = [], []
         for axis in range(3):

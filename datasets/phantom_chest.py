@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .phantom_body import Wall
 from .phantom_canvas import FAR, Canvas, curve, ellipsoid, profile, smooth_max, smooth_min, smoothstep
+from .phantom_emboli import Emboli, paint_emboli
 from .phantom_labels import Label, Nodule
 from .phantom_nodules import paint_nodules
 from .phantom_patient import Patient
 from .phantom_texture import FloatArray, lattice_noise, stream
-from .phantom_tree import Tree, grow_tree
+from .phantom_tree import Arteries, Tree, grow_tree
 
 AORTA = [
     (3, 12, 66, 14), (10, 20, 84, 15), (14, 21, 104, 15), (10, 13, 124, 14), (0, -4, 136, 13.5), (-13, -24, 133, 13),
@@ -124,7 +126,20 @@ def _mediastinum(
     return smooth_min(smooth_min(slab, column, 14), around, 10)
 
 
-def paint_chest(canvas: Canvas, patient: Patient, wall: Wall, diaphragm: FloatArray) -> list[Nodule]:
+@dataclass(frozen=True)
+class Chest:
+    """What a chest was given.
+
+    Args:
+        nodules: the lung nodules.
+        emboli: emboli and their look-alikes, in a pulmonary angiogram only.
+    """
+
+    nodules: list[Nodule]
+    emboli: Emboli | None
+
+
+def paint_chest(canvas: Canvas, patient: Patient, wall: Wall, diaphragm: FloatArray) -> Chest:
     """Paint mediastinum, heart, great vessels, airways and lungs with vessels and nodules.
 
     Args:
@@ -134,7 +149,7 @@ def paint_chest(canvas: Canvas, patient: Patient, wall: Wall, diaphragm: FloatAr
         diaphragm: signed distance to the diaphragm, mm, positive above it.
 
     Returns:
-        the nodules.
+        the nodules, and in a pulmonary angiogram the emboli.
     """
     heart, axes = heart_distance(canvas, patient)
     aorta, great, airway = _great_tubes(canvas)
@@ -150,9 +165,10 @@ def paint_chest(canvas: Canvas, patient: Patient, wall: Wall, diaphragm: FloatAr
         _paint_heart(canvas.crop(box), patient, heart[box], [axis[box] for axis in axes])
     # Branches bend through the lung, but never through heart, ribs or diaphragm.
     free = canvas.coverage(1 - heart) * canvas.coverage(np.maximum(wall.cavity + 2, 2 - diaphragm))
-    trees = _paint_lung_trees(canvas, patient, lung, free)
+    trees, arteries = _paint_lung_trees(canvas, patient, lung, free)
     _paint_great_vessels(canvas, patient, aorta, airway)
-    return paint_nodules(canvas, patient, lung, trees)
+    emboli = paint_emboli(canvas, patient, arteries) if patient.phase == "pulmonary" else None
+    return Chest(paint_nodules(canvas, patient, lung, trees), emboli)
 
 
 def _great_tubes(canvas: Canvas) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -212,9 +228,11 @@ def _targets(
     return canvas.origin + (index + rng.uniform(-0.5, 0.5, index.shape)) * canvas.spacing
 
 
-def _paint_lung_trees(canvas: Canvas, patient: Patient, lung: FloatArray, free: FloatArray) -> list[Tree]:
+def _paint_lung_trees(
+    canvas: Canvas, patient: Patient, lung: FloatArray, free: FloatArray
+) -> tuple[list[Tree], Arteries]:
     blood = patient.blood["pulmonary"]
-    trees, balls, walls, lumens = [], [], [], []
+    trees, balls, walls, lumens, arteries = [], [], [], [], []
     for side in (1, -1):
         rng = stream(patient.seed, f"trees {side}")
         body = np.array(BRONCHI[side])
@@ -243,6 +261,10 @@ def _paint_lung_trees(canvas: Canvas, patient: Patient, lung: FloatArray, free: 
         seen = (lumen > 0.7) & (generation < 9)
         shift = np.where(seen, outer + radii * 0.9, 0)[:, None] * beside
         balls.append((centres + shift, radii * 0.93))
+        branch = airway.branch_of(canvas.edge * 0.45)
+        # a branch ends where it forks, unless its children had too little to supply
+        fork = np.append(branch[1:] != branch[:-1], True)[: len(branch)] & (radii > 0.5)
+        arteries.append(Arteries(centres + shift, tangents, radii * 0.93, branch, fork))
         walls.append((centres[seen], outer[seen]))
         lumens.append((centres[seen], lumen[seen]))
         vein_centres, _, vein_radii, _ = veins.sample(canvas.edge * 0.45)
@@ -250,21 +272,35 @@ def _paint_lung_trees(canvas: Canvas, patient: Patient, lung: FloatArray, free: 
         trees += [airway, veins]
     hilum = np.concatenate([curve(MAIN_ARTERIES[side], 2) for side in (1, -1)] + [curve(PULMONARY_TRUNK, 2)])
     balls.append((canvas.place(hilum), hilum[:, 3]))
+    arteries.append(_main_arteries(canvas))
     for side in (1, -1):
         stem = curve([(10 * side, -12, 60, 7), (22 * side, -14, 61, 6.5), (34 * side, -14, 62, 6)], 2)
         balls.append((canvas.place(stem), stem[:, 3]))
-    vessel = _sweep(canvas, balls) * free
+    vessel = _sweep(canvas, balls, solid=patient.phase == "pulmonary") * free
     canvas.paint(vessel, blood * np.float32(1) + 0.02 * blood * canvas.coarse, None)
     _label_tree(canvas, vessel, Label.VESSEL)
     wall, lumen = _sweep(canvas, walls) * free, _sweep(canvas, lumens) * free
     canvas.paint(wall, np.maximum(canvas.hu, 5), None)
     canvas.paint(lumen, -985, Label.AIRWAY)
-    return trees
+    return trees, Arteries.join(arteries)
 
 
-def _sweep(canvas: Canvas, balls: Sequence[tuple[FloatArray, FloatArray]]) -> FloatArray:
+def _main_arteries(canvas: Canvas) -> Arteries:
+    """List points along the pulmonary trunk and its two branches."""
+    parts = []
+    for path in (MAIN_ARTERIES[1], MAIN_ARTERIES[-1], PULMONARY_TRUNK):
+        bent = curve(path, canvas.edge * 0.45)
+        center = canvas.place(bent)
+        tangent = np.gradient(center, axis=0)
+        tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+        alone = np.zeros(len(bent), np.int64)
+        parts.append(Arteries(center, tangent, bent[:, 3], alone, alone > 0))
+    return Arteries.join(parts)
+
+
+def _sweep(canvas: Canvas, balls: Sequence[tuple[FloatArray, FloatArray]], solid: bool = False) -> FloatArray:
     centres = np.concatenate([c for c, _ in balls])
-    return canvas.sweep(centres, np.concatenate([r for _, r in balls]))
+    return canvas.sweep(centres, np.concatenate([r for _, r in balls]), solid)
 
 
 def _label_tree(canvas: Canvas, cover: FloatArray, label: Label) -> None:

@@ -58,6 +58,21 @@ class Nodule:
 
 
 @dataclass(frozen=True)
+class VesselFinding:
+    """An embolus in a pulmonary artery, or what looks like one.
+
+    Args:
+        center_mm: centre in world coordinates, RAS, mm; that of an embolus lies in it.
+        diameter_mm: of an embolus that of the ball of its volume, else that of the artery or the node.
+        kind: ``"central"`` or ``"occlusive"`` for emboli, ``"branching"``, ``"node"``, ``"mixing"`` or ``"vessel"``.
+    """
+
+    center_mm: tuple[float, float, float]
+    diameter_mm: float
+    kind: str
+
+
+@dataclass(frozen=True)
 class Lesion:
     """A focal liver lesion.
 

@@ -23,8 +23,13 @@ PHASES: dict[str, dict[str, float]] = {
         "hepatic": 162, "liver": 105, "spleen": 118, "cortex": 175, "medulla": 150, "myocardium": 108, "muscle": 62,
         "pancreas": 86, "gut_wall": 74, "hypervascular": 92, "metastasis": 68,
     },
+    "pulmonary": {
+        "aorta": 180, "left_heart": 210, "right_heart": 320, "pulmonary": 340, "vena_cava": 230, "portal": 45,
+        "hepatic": 42, "liver": 60, "spleen": 56, "cortex": 50, "medulla": 36, "myocardium": 62, "muscle": 55,
+        "pancreas": 46, "gut_wall": 44, "hypervascular": 54, "metastasis": 40,
+    },
 }  # fmt: skip
-"""HU of blood pools and organs by contrast phase: native, late arterial, portal venous."""
+"""HU of blood pools and organs by contrast phase: native, late arterial, portal venous, pulmonary angiogram."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,11 +32,16 @@ class Tree:
     radius: NDArray[np.float64]
     generation: NDArray[np.int64]
 
+    def branch_of(self, step: float) -> NDArray[np.int64]:
+        """Return the branch of each point that ``sample`` gives."""
+        length = np.linalg.norm(self.end - self.start, axis=1)
+        return np.repeat(np.arange(len(length)), np.maximum(np.ceil(length / step).astype(int), 2))
+
     def sample(self, step: float) -> tuple[Points, Points, NDArray[np.float64], NDArray[np.int64]]:
         """Return points along the bent branches, about ``step`` mm apart: centres, directions, radii, generations."""
         length = np.linalg.norm(self.end - self.start, axis=1)
-        count = np.maximum(np.ceil(length / step).astype(int), 2)
-        branch = np.repeat(np.arange(len(count)), count)
+        branch = self.branch_of(step)
+        count = np.bincount(branch, minlength=len(length))
         first = np.repeat(np.cumsum(count) - count, count)
         t = ((np.arange(len(branch)) - first) / np.repeat(count - 1, count))[:, None]
         a, c = self.start[branch], self.end[branch]
@@ -44,6 +50,37 @@ class Tree:
         centres = (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c
         tangents = (1 - t) * (b - a) + t * (c - b)
         return centres, _unit(tangents), self.radius[branch], self.generation[branch]
+
+
+@dataclass(frozen=True)
+class Arteries:
+    """Points along arteries.
+
+    Args:
+        center: (N, 3) world mm.
+        tangent: (N, 3) unit direction of the artery.
+        radius: (N,) mm.
+        branch: (N,) number of the branch.
+        fork: (N,) whether the artery forks there.
+    """
+
+    center: Points
+    tangent: Points
+    radius: NDArray[np.float64]
+    branch: NDArray[np.int64]
+    fork: NDArray[np.bool_]
+
+    @staticmethod
+    def join(parts: Sequence[Arteries]) -> Arteries:
+        """Put arteries together; branches are numbered on."""
+        first = np.cumsum([0, *(int(part.branch.max(initial=-1)) + 1 for part in parts)])
+        return Arteries(
+            np.concatenate([part.center for part in parts]),
+            np.concatenate([part.tangent for part in parts]),
+            np.concatenate([part.radius for part in parts]),
+            np.concatenate([part.branch + start for part, start in zip(parts, first[:-1], strict=True)]),
+            np.concatenate([part.fork for part in parts]),
+        )
 
 
 def _unit(v: Points) -> Points:

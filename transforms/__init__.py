@@ -15,6 +15,7 @@ from .brats_regions import (
     brats_labels,
     brats_regions,
 )
+from .candidate_cube import CandidateCubed, RandCandidateCubed, candidate_cube
 from .class_cubes import ClassVoxelsd, RandClassCubed
 from .cube_sampling import RandTissueCube, RandTissueCubed, cut_cube
 from .device_deform import RandDeformSeedd, RandGenesisDeformOnDeviced
@@ -40,3 +41,4 @@ from .tissue_windows import (
     tissue_window_scores,
     window_bounds,
 )
+from .vessel_cube import RandVesselCubed, VesselCubed, turn_to, turned_cube, vessel_axis

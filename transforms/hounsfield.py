@@ -28,6 +28,8 @@ class ClipHounsfield(Transform):
     Args:
         intensity_range: lowest and highest value kept, in the scan's units (HU for CT).
         spatial_dims: number of spatial dimensions that the scan must have.
+        round_values: whether values are rounded to whole numbers, so that a resampled scan is int16 too; an error of
+            half a HU is far below the noise of CT.
 
     Raises:
         ValueError: When the range is empty or not finite.
@@ -37,12 +39,18 @@ class ClipHounsfield(Transform):
         array([[[[-1000,    40,  1000]]]], dtype=int16)
     """
 
-    def __init__(self, intensity_range: tuple[float, float] = (-1000.0, 1000.0), spatial_dims: int = 3) -> None:
+    def __init__(
+        self,
+        intensity_range: tuple[float, float] = (-1000.0, 1000.0),
+        spatial_dims: int = 3,
+        round_values: bool = False,
+    ) -> None:
         low, high = intensity_range
         if not (np.isfinite([low, high]).all() and low < high):
             raise ValueError(f"intensity_range must be two finite numbers, low < high, got {intensity_range}.")
         self.intensity_range = (float(low), float(high))
         self.spatial_dims = spatial_dims
+        self.round_values = round_values
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """Check and clip one scan.
@@ -102,6 +110,7 @@ class ClipHounsfield(Transform):
             plane = plane.astype(np.int64 if integral else np.float64)
             return np.clip(plane, int(low), int(high)).astype(np.int16) if integral else np.clip(plane, low, high)
         plane = plane.astype(np.promote_types(plane.dtype, np.float32), copy=False)
+        plane = np.rint(plane) if self.round_values else plane
         return np.where(np.isfinite(plane), np.clip(plane, low, high), plane)
 
 
@@ -113,6 +122,7 @@ class ClipHounsfieldd(MapTransform):
         intensity_range: lowest and highest value kept, in the scan's units (HU for CT).
         spatial_dims: number of spatial dimensions that each scan must have.
         allow_missing_keys: whether an item may lack a key.
+        round_values: whether values are rounded to whole numbers.
     """
 
     def __init__(
@@ -121,9 +131,10 @@ class ClipHounsfieldd(MapTransform):
         intensity_range: tuple[float, float] = (-1000.0, 1000.0),
         spatial_dims: int = 3,
         allow_missing_keys: bool = False,
+        round_values: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.clip = ClipHounsfield(intensity_range, spatial_dims)
+        self.clip = ClipHounsfield(intensity_range, spatial_dims, round_values)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the item with its scans checked and clipped."""

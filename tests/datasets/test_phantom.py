@@ -140,7 +140,7 @@ def test_hounsfield_units(patients: list[Phantom]) -> None:
         assert 35 < middle[middle > -20][np.argmax(counts[middle > -20])] < 75
 
 
-@pytest.mark.parametrize("phase", sorted(PHASES))
+@pytest.mark.parametrize("phase", sorted(PHASES.keys() - {"pulmonary"}))
 def test_contrast_phase(phase: str) -> None:
     phantom = make_phantom(2, "abdomen", spacing=(3, 3, 3), phase=phase)
     aorta, liver = (float(np.median(core(phantom, label))) for label in (Label.AORTA, Label.LIVER))
@@ -345,7 +345,7 @@ def test_data_set_reads_back(data_set: Path) -> None:
     assert (content["numTraining"], content["numValidation"]) == (3, 1) == (len(content["training"]), 1)
     assert content["labels"] == {str(int(label)): label.name.lower() for label in Label}
     assert len({entry["patient"] for entry in entries}) == 4, "a patient is in one list only"
-    assert {entry["phase"] for entry in entries} == set(PHASES), "patients take turns in phase"
+    assert {entry["phase"] for entry in entries} == PHASES.keys() - {"pulmonary"}, "patients take turns in phase"
     with open(data_set.parent / "nodules.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     found = 0

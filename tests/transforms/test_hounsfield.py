@@ -105,3 +105,15 @@ def test_an_affine_without_volume_is_refused(affine, message):
 def test_an_empty_range_is_refused(intensity_range):
     with pytest.raises(ValueError, match="intensity_range"):
         ClipHounsfield(intensity_range)
+
+
+def test_rounding_makes_a_resampled_scan_int16() -> None:
+    values = np.array([[[[-1000.4, -0.5, 0.49, 1.5, 999.6, 1200.0]]]], np.float32)
+    assert ClipHounsfield()(values).dtype == np.float32
+    rounded = ClipHounsfield(round_values=True)(values)
+    assert rounded.dtype == np.int16
+    assert rounded.ravel().tolist() == [-1000, 0, 0, 2, 1000, 1000]
+    item = ClipHounsfieldd("image", round_values=True)({"image": values})
+    np.testing.assert_array_equal(item["image"], rounded)
+    with pytest.raises(ValueError, match="finite"):
+        ClipHounsfield(round_values=True)(np.full((1, 2, 2, 2), np.nan))

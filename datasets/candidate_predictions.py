@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Predictions of candidates: kept as they come, so that an evaluation can be resumed, and written as tables."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .candidates import COORDINATES, CandidateTable, read_rows
+from .datalist import whole_file
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+
+
+class PredictionStore:
+    """A file that takes in predictions batch by batch, and knows them again after the process was killed.
+
+    The first line says what the predictions belong to: the table, by its content, and ``key``. Where a file belongs to
+    something else, it is begun anew, which is logged. Each batch is one write; of a line that was cut off in the middle
+    the rows before it count.
+
+    Args:
+        path: the file; with several processes each has one of its own.
+        table: the table whose rows are scored.
+        key: what else must be the same for predictions to go together, such as the hash of the weights.
+        resume: whether to keep what the file holds.
+
+    Raises:
+        OSError: When the file cannot be written.
+    """
+
+    def __init__(self, path: str | Path, table: CandidateTable, key: str = "", resume: bool = True) -> None:
+        self.path = Path(path)
+        self.table = table
+        mark = _mark(table, key)
+        found = _read_store(self.path, mark, len(table)) if resume and self.path.is_file() else None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream: BinaryIO | None = open(self.path, "wb" if found is None else "r+b")
+        if found is None:
+            self._values = np.full(len(table), np.nan)
+            self._write(f"{mark}\n")
+            return
+        self._values, kept = found
+        self._stream.truncate(kept)
+        self._stream.seek(kept)
+        logger.info("%s: %d of %d candidates are scored already.", self.path, len(self.done), len(table))
+
+    def _write(self, text: str) -> None:
+        if self._stream is None:
+            raise ValueError(f"{self.path}: expected an open store, found a closed one.")
+        self._stream.write(text.encode())
+        self._stream.flush()
+
+    @property
+    def done(self) -> NDArray[np.int64]:
+        """Rows that have a prediction."""
+        return np.flatnonzero(~np.isnan(self._values))
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """Prediction of each row of the table, NaN where there is none; a copy."""
+        return self._values.copy()
+
+    def add(self, rows: Sequence[int], values: Sequence[float]) -> None:
+        """Keep predictions; when this returns, they outlive the process.
+
+        Args:
+            rows: rows of the table.
+            values: as many finite numbers, probabilities or logits; they are kept exactly.
+
+        Raises:
+            ValueError: When a number is not finite; its row is named.
+        """
+        pairs = [(int(row), float(value)) for row, value in zip(rows, values, strict=True)]
+        for row, value in pairs:
+            if not np.isfinite(value):
+                raise ValueError(
+                    f"{self.table.path}, line {self.table.line[row]}: expected a finite prediction, got {value}."
+                )
+        self._write("".join(f"{row},{value!r}\n" for row, value in pairs))
+        for row, value in pairs:
+            self._values[row] = value
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def __enter__(self) -> PredictionStore:
+        """Give the store itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self.close()
+
+
+def merge_predictions(paths: Iterable[str | Path], table: CandidateTable, key: str = "") -> NDArray[np.float64]:
+    """Put together what several processes have scored.
+
+    Args:
+        paths: their files, see :class:`PredictionStore`.
+        table: the table.
+        key: as it was given to the stores.
+
+    Returns:
+        Probability of each row, NaN where there is none.
+
+    Raises:
+        ValueError: When a file belongs to another table or key.
+    """
+    merged = np.full(len(table), np.nan)
+    for path in paths:
+        found = _read_store(Path(path), _mark(table, key), len(table))
+        if found is None:
+            raise ValueError(f"{path}: expected predictions of {table.path} by the same weights, found others.")
+        merged = np.where(np.isnan(found[0]), merged, found[0])
+    return merged
+
+
+def _mark(table: CandidateTable, key: str) -> str:
+    """Make the first line of a store."""
+    mark = {"version": VERSION, "rows": len(table), "table": file_hash(table.path), "key": key}
+    return json.dumps(mark, sort_keys=True)
+
+
+def _read_store(path: Path, mark: str, rows: int) -> tuple[NDArray[np.float64], int] | None:
+    """Read a store: its probabilities and the number of its bytes that count; ``None`` where it has another mark."""
+    content = path.read_bytes()
+    # a row counts when its end is there
+    content = content[: content.rfind(b"\n") + 1]
+    head, *lines = content.decode("utf-8", errors="replace").splitlines() or [""]
+    if head != mark:
+        logger.warning("%s: belongs to another table or other weights.", path)
+        return None
+    probabilities = np.full(rows, np.nan)
+    for line in lines:
+        row, _, probability = line.partition(",")
+        probabilities[int(row)] = float(probability)
+    return probabilities, len(content)
+
+
+def file_hash(path: str | Path) -> str:
+    """Hash a file's content.
+
+    Args:
+        path: the file.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_probabilities(path: str | Path, table: CandidateTable, probabilities: NDArray[np.floating]) -> int:
+    """Write the table again with probabilities: all rows in their order and all columns, whole or not at all.
+
+    The column ``probability`` is added at the end, or takes the place of one that is there. A row that was not scored
+    has none; one that repeats the place of another has that one's. A malformed row stays as it is, without one.
+
+    Args:
+        path: the file; it may be the table itself.
+        table: the table.
+        probabilities: (N,) NaN where a row was not scored.
+
+    Returns:
+        Number of rows with a probability.
+
+    Raises:
+        ValueError: When the table's file has changed since it was read.
+    """
+    values = _with_duplicates(table, probabilities)
+    rows = list(read_rows(table.path))
+    if len(rows) != len(table) + 1:
+        raise ValueError(f"{table.path}: expected {len(table)} rows as before, found {len(rows) - 1}: it has changed.")
+    place = table.columns.index("probability") if "probability" in table.columns else len(table.columns)
+    with _writer(path) as writer:
+        writer.writerow([*table.columns[:place], "probability", *table.columns[place + 1 :]])
+        for (_, fields), value in zip(rows[1:], values, strict=True):
+            if len(fields) == len(table.columns):
+                fields = [*fields[:place], _text(value), *fields[place + 1 :]]
+            writer.writerow(fields)
+    return int((~np.isnan(values)).sum())
+
+
+def write_submission(path: str | Path, table: CandidateTable, probabilities: NDArray[np.floating]) -> int:
+    """Write predictions as LUNA16 takes them: ``seriesuid,coordX,coordY,coordZ,probability``, whole or not at all.
+
+    Args:
+        path: the file.
+        table: the table.
+        probabilities: (N,) NaN where a row was not scored; such rows are not written.
+
+    Returns:
+        Number of rows written.
+    """
+    rows = np.flatnonzero(~np.isnan(np.asarray(probabilities, float)))
+    with _writer(path) as writer:
+        writer.writerow(("seriesuid", *COORDINATES, "probability"))
+        for row in rows.tolist():
+            # the shortest text that gives the same number again
+            place = [repr(side) for side in table.world[row].tolist()]
+            writer.writerow((table.series[table.series_code[row]], *place, _text(probabilities[row])))
+    return len(rows)
+
+
+@contextmanager
+def _writer(path: str | Path) -> Iterator[Any]:
+    with (
+        whole_file(Path(path)) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream,
+    ):
+        yield csv.writer(stream, lineterminator="\n")
+
+
+def _text(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.9g}"
+
+
+def _with_duplicates(table: CandidateTable, probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Give rows that repeat a place the probability of that place."""
+    values = np.asarray(probabilities, np.float64)
+    if values.shape != (len(table),):
+        raise ValueError(f"{table.path}: expected a probability for each of {len(table)} rows, found {values.shape}.")
+    repeated = (table.duplicate_of >= 0) & np.isnan(values)
+    return np.where(repeated, values[table.duplicate_of], values)

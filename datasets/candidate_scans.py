@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which scan a seriesuid means: by the file's name, its path, the folder of a DICOM series, or the series itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from .image_folder import find_scans
+from .scan_header import SCAN_SUFFIXES, BadScanError, list_series, split_series
+
+
+def scan_name(image: str) -> str:
+    """Name a scan as a seriesuid does: its file without folder and suffix, or the DICOM folder's name.
+
+    Example:
+        >>> scan_name("subset0/1.2.840.mhd"), scan_name("ct/PAT001"), scan_name("ct/PAT001::1.2.3")
+        ('1.2.840', 'PAT001', '1.2.3')
+    """
+    folder, series = split_series(image)
+    return series or without_suffix(Path(folder).name)
+
+
+def without_suffix(name: str) -> str:
+    """Take the suffix of a scan off a name; a series identifier is full of dots, so no other."""
+    suffix = next((suffix for suffix in SCAN_SUFFIXES if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(suffix)]
+
+
+def scan_names(root: Path, image: str) -> set[str]:
+    """List the names under which a table may know a scan.
+
+    Args:
+        root: folder that the path starts from.
+        image: path of the scan, or ``folder::series``.
+
+    Returns:
+        Path, path without suffix, name of file or folder, and of DICOM the series identifier.
+    """
+    folder, series = split_series(image)
+    if folder == ".":
+        folder = root.resolve().name
+    names = {image, scan_name(image)}
+    if not series:
+        names |= {folder, without_suffix(folder), without_suffix(Path(folder).name)}
+    path = root / split_series(image)[0]
+    if path.is_dir():
+        found = [series] if series else list(list_series(str(path)))
+        # ITK appends details to the identifier proper, which is 64 characters at most
+        names |= {part for name in found for part in (name, _series_uid(path, name))}
+    return names - {""}
+
+
+def _series_uid(folder: Path, identifier: str) -> str:
+    """Read the DICOM series identifier of a series that ITK names."""
+    from .scan_header import read_scan_header
+
+    try:
+        return read_scan_header(f"{folder}::{identifier}").series
+    except BadScanError:
+        return ""
+
+
+def match_scans(root: Path, names: Iterable[str]) -> tuple[dict[str, str], dict[str, list[str]], list[str]]:
+    """Find the scans that names mean below a folder.
+
+    Args:
+        root: the folder.
+        names: seriesuids of a table.
+
+    Returns:
+        The scan of each name that means one; the scans of each name that means several; the scans that no name means.
+    """
+    images = list(find_scans(root))
+    by_name: dict[str, list[str]] = {}
+    for image in images:
+        for name in scan_names(root, image):
+            by_name.setdefault(name, []).append(image)
+    wanted = set(names)
+    matched = {name: by_name[name][0] for name in wanted if len(by_name.get(name, ())) == 1}
+    ambiguous = {name: by_name[name] for name in wanted if len(by_name.get(name, ())) > 1}
+    taken = {image for found in (*ambiguous.values(), [*matched.values()]) for image in found}
+    return matched, ambiguous, [image for image in images if image not in taken]

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cubes around candidates: the candidate in the middle, air beyond the edge of the scan."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.transforms import MapTransform, RandomizableTransform
+from monai.utils import convert_data_type, convert_to_dst_type, ensure_tuple_rep
+
+CENTER_KEY = "center"
+"""Key of a candidate's place in its scan, three voxels, not rounded."""
+
+AFFINE_KEY = "image_affine"
+"""Key of the ``(4, 4)`` affine of the scan, voxels to mm in RAS."""
+
+
+def candidate_cube(
+    img: NdarrayOrTensor, center: Sequence[float], cube_size: Sequence[int], fill: float = -1000.0
+) -> NdarrayOrTensor:
+    """Cut a cube whose voxel ``cube_size // 2`` is the one nearest to a place.
+
+    Args:
+        img: scan, ``(C, X, Y, Z)``; an array mapped from disk is read where the cube is.
+        center: the place in voxels.
+        cube_size: sides of the cube in voxels.
+        fill: value of what lies beyond the scan, that of air for CT in HU.
+
+    Returns:
+        The cube, ``(C, *cube_size)``, a copy of the scan's kind and type.
+
+    Example:
+        >>> candidate_cube(np.arange(1, 5)[None, :, None, None], (0, 0, 0), (4, 1, 1), fill=0).ravel().tolist()
+        [0, 0, 1, 2]
+    """
+    # an array mapped from disk must stay one here
+    volume: np.ndarray = img if isinstance(img, np.ndarray) else convert_data_type(img, np.ndarray)[0]
+    sides = tuple(int(side) for side in cube_size)
+    start = [int(np.floor(place + 0.5)) - side // 2 for place, side in zip(center, sides, strict=True)]
+    # part of the cube that lies in the scan, in voxels of the scan; empty where the place is far outside
+    low = [min(max(first, 0), size) for first, size in zip(start, volume.shape[1:], strict=True)]
+    high = [min(max(first + side, 0), size) for first, side, size in zip(start, sides, volume.shape[1:], strict=True)]
+    inner = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    if all(b - a == side for a, b, side in zip(low, high, sides, strict=True)):
+        cube = np.array(volume[(slice(None), *inner)], order="C")
+    else:
+        cube = np.full((volume.shape[0], *sides), fill, dtype=volume.dtype)
+        target = tuple(slice(a - first, b - first) for a, b, first in zip(low, high, start, strict=True))
+        cube[(slice(None), *target)] = volume[(slice(None), *inner)]
+    return cube if isinstance(img, np.ndarray) else convert_to_dst_type(cube, dst=img, dtype=cube.dtype)[0]
+
+
+class CandidateCubed(MapTransform):
+    """Cut the cube around the candidate that an item names; its place and the scan's affine leave the item.
+
+    Args:
+        keys: keys of the scans.
+        cube_size: sides of the cube in voxels; the paper takes 64x64x32 for nodules and 64x64x64 for emboli
+            (arXiv:2004.07882, section on target tasks).
+        fill: value beyond the scan, see :func:`candidate_cube`.
+        center_key: key of the place in voxels.
+        affine_key: key of the affine.
+        allow_missing_keys: whether an item may lack a key.
+
+    Raises:
+        ValueError: When a side is below 1.
+
+    Example:
+        >>> item = {"image": np.arange(8).reshape(1, 2, 2, 2), "center": np.array([1.0, 1.0, 1.0])}
+        >>> CandidateCubed("image", cube_size=1)(item)["image"].ravel().tolist()
+        [7]
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        cube_size: Sequence[int] | int = (64, 64, 32),
+        fill: float = -1000.0,
+        center_key: str = CENTER_KEY,
+        affine_key: str = AFFINE_KEY,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.cube_size = check_cube_size(cube_size)
+        self.fill = fill
+        self.center_key = center_key
+        self.affine_key = affine_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of the item with cubes instead of scans."""
+        return self.cut(data, np.zeros(3))
+
+    def cut(self, data: Mapping[Hashable, Any], shift: np.ndarray) -> dict[Hashable, Any]:
+        """Cut around a place beside the candidate's.
+
+        Args:
+            data: the item.
+            shift: how far beside, in voxels.
+
+        Returns:
+            A copy of the item with cubes instead of scans.
+        """
+        item = {key: value for key, value in data.items() if key not in (self.center_key, self.affine_key)}
+        center = np.asarray(data[self.center_key], dtype=np.float64) + shift
+        for key in self.key_iterator(item):
+            item[key] = candidate_cube(item[key], center.tolist(), self.cube_size, self.fill)
+        return item
+
+
+class RandCandidateCubed(RandomizableTransform, MapTransform):
+    """:class:`CandidateCubed` around a place drawn near the candidate: the shift of an augmentation, without padding.
+
+    Args:
+        keys: keys of the scans.
+        cube_size: sides of the cube in voxels.
+        max_shift: largest shift along each axis, in voxels, both ways; every whole shift is equally likely.
+        prob: probability of a shift.
+        fill: value beyond the scan.
+        center_key: key of the place in voxels.
+        affine_key: key of the affine.
+        allow_missing_keys: whether an item may lack a key.
+
+    Raises:
+        ValueError: When a side is below 1, or a shift negative or as large as half of its side.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        cube_size: Sequence[int] | int = (64, 64, 32),
+        max_shift: Sequence[int] | int = 4,
+        prob: float = 1.0,
+        fill: float = -1000.0,
+        center_key: str = CENTER_KEY,
+        affine_key: str = AFFINE_KEY,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        RandomizableTransform.__init__(self, prob=prob)
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.cube = CandidateCubed(keys, cube_size, fill, center_key, affine_key, allow_missing_keys)
+        self.max_shift = tuple(int(shift) for shift in ensure_tuple_rep(max_shift, 3))
+        # further out the candidate would leave the cube
+        if any(not 0 <= 2 * shift < side for shift, side in zip(self.max_shift, self.cube.cube_size, strict=True)):
+            raise ValueError(
+                f"max_shift must lie in 0 to below half of each side of {self.cube.cube_size}, got {self.max_shift}."
+            )
+        self.shift = np.zeros(3)
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw the shift."""
+        super().randomize(None)
+        drawn = np.array([self.R.randint(-shift, shift + 1) for shift in self.max_shift], dtype=np.float64)
+        self.shift = drawn if self._do_transform else np.zeros(3)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of the item with cubes instead of scans."""
+        self.randomize()
+        return self.cube.cut(data, self.shift)
+
+
+def check_cube_size(cube_size: Sequence[int] | int) -> tuple[int, ...]:
+    """Give three sides of a cube, or raise.
+
+    Args:
+        cube_size: sides in voxels, or one for all.
+
+    Returns:
+        The sides.
+
+    Raises:
+        ValueError: When they are not three, or below 1.
+    """
+    sides = tuple(int(side) for side in ensure_tuple_rep(cube_size, 3))
+    if min(sides) < 1:
+        raise ValueError(f"cube_size must be three sides of at least 1 voxel, got {cube_size}.")
+    return sides
