@@ -80,8 +80,8 @@ def time_parts(cube: NdArray, rounds: int) -> dict[str, dict[str, float]]:
         name: RandNonlinearIntensity(1.0, intensity_range=span, backend="numba")
         for name, span in (("int16", (-1000, 1000)), ("float32", (0, 1)))
     }
-    noise = RandOutPainting(1.0)
-    for transform in (*curves.values(), noise):
+    paintings = {backend: RandOutPainting(1.0, backend=backend) for backend in ("numba", "numpy")}
+    for transform in (*curves.values(), *paintings.values()):
         transform.set_random_state(0)
     boxes = np.array([[(side // 5, side // 5 + side // 2) for side in shape]])
     seeds = iter(range(10**9))
@@ -105,7 +105,11 @@ def time_parts(cube: NdArray, rounds: int) -> dict[str, dict[str, float]]:
             calls=3,
         ),
         "out-painting": _time(
-            {"reference": lambda: reference.paint(unit, boxes, True, R), "numpy": lambda: noise(floats)},
+            {
+                "reference": lambda: reference.paint(unit, boxes, True, R),
+                "numba": lambda: paintings["numba"](floats),
+                "numpy": lambda: paintings["numpy"](floats),
+            },
             rounds,
             calls=3,
         ),
@@ -214,7 +218,7 @@ def draw_chart(path: Path, results: dict[str, Any]) -> None:
     axis.set(
         yscale="log", ylabel="ms of processor time a cube, one thread", xticks=range(len(sizes)), xticklabels=sizes
     )
-    axis.legend(fontsize=7, loc="upper left")
+    figure.legend(fontsize=7, loc="outside upper center", ncols=len(names))
     figure.savefig(path, dpi=150)
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the loader of the pretraining bundle delivers, and whether training ever waits for it.
 
-    python -m benchmarks.loader [--quick] [--out results.json] [--features 16 32 64 128] [--steps 6]
+    python -m benchmarks.loader [--quick] [--out results.json] [--features 64 128 256 512] [--batch-size 6] [--steps 4]
 
 The bundle's own configuration on phantom scans: preparing them, cutting cubes, the loader alone with worker processes
-and threads, the training step alone on a batch that is there already, and steps fed by the loader, in turn.
+and threads, the training step alone on a batch that is there already, and steps fed by the loader, in turn. The network
+is the bundle's whole one, in the precision that the bundle chooses; on a processor a step of it takes many seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,20 +127,20 @@ def make_step(parser: ConfigParser) -> tuple[Callable[[Any], None], Callable[[An
     return step, lambda batch: deformation.prepare_batch(batch, torch.device("cpu"), False)
 
 
-def time_training(parser: ConfigParser, steps: int, rounds: int) -> dict[str, float]:
-    """Samples a second of the step alone, and of the step fed by the loader."""
+def time_training(parser: ConfigParser, steps: int, rounds: int, workers: Sequence[int]) -> dict[str, float]:
+    """Samples a second of the step alone, and of the step fed by a loader with so many worker processes."""
     dataset, sampler = (parser.get_parsed_content(f"train#{name}") for name in ("dataset", "sampler"))
     size = parser.get_parsed_content("batch_size")
     step, prepare = make_step(parser)
     sources = {
-        f"training, {workers} worker processes": endless(
+        f"training, {number} worker processes": endless(
             PrefetchDataLoader(
-                dataset, batch_size=size, sampler=sampler, num_workers=workers, persistent_workers=workers > 0
+                dataset, batch_size=size, sampler=sampler, num_workers=number, persistent_workers=number > 0
             )
         )
-        for workers in (0, 1, 2)
+        for number in workers
     }
-    there = prepare(next(sources["training, 0 worker processes"]))
+    there = prepare(next(next(iter(sources.values()))))
 
     def alone() -> None:
         for _ in range(steps):
@@ -163,7 +164,12 @@ def main() -> None:
     """Measure and print."""
     arguments = parse_arguments(
         "The loader of the pretraining bundle.",
-        ("--features", {"type": int, "nargs": "+", "help": "channels of the network's levels (16 32 64 128)"}),
+        ("--features", {"type": int, "nargs": "+", "help": "channels of the network's levels (those of the bundle)"}),
+        ("--batch-size", {"type": int, "default": 6, "help": "cubes in a batch"}),
+        (
+            "--workers",
+            {"type": int, "nargs": "+", "default": [0, 1, 2], "help": "numbers of worker processes to train with"},
+        ),
         ("--steps", {"type": int, "default": 4, "help": "training steps in a turn"}),
         ("--rounds", {"type": int, "help": "turns (5; 2 with --quick)"}),
         ("--skip-training", {"action": "store_true", "help": "leave out the training step"}),
@@ -172,13 +178,18 @@ def main() -> None:
     quick = arguments.quick
     results: dict[str, Any] = {"machine": print_machine()}
     rounds = arguments.rounds or (2 if quick else 5)
-    features = arguments.features or ([4, 8] if quick else [16, 32, 64, 128])
+    features = arguments.features or ([4, 8] if quick else [64, 128, 256, 512])
     cube_size = (32, 32, 16) if quick else (64, 64, 32)
     shape = (72, 64, 48) if quick else (256, 208, 192)
     with tempfile.TemporaryDirectory() as folder:
         # four patients, one of which is for validation
         data = write_phantom(Path(folder) / "scans", 4, region="chest", shape=shape)
-        overrides = {"cube_size": list(cube_size), "features": features, "cache_gib": 1}
+        overrides = {
+            "cube_size": list(cube_size),
+            "features": features,
+            "batch_size": arguments.batch_size,
+            "cache_gib": 1,
+        }
         parser = bundle(data, **overrides)
         parser["train#dataset#progress"] = False
         start = time.perf_counter()
@@ -208,9 +219,11 @@ def main() -> None:
         print_table("the loader alone", ("", "cubes/s"), [(k, v) for k, v in results["loader"].items()])
         if not arguments.skip_training:
             results["features"] = features
-            results["training"] = training = time_training(parser, arguments.steps, rounds)
+            results["batch_size"] = arguments.batch_size
+            results["training"] = training = time_training(parser, arguments.steps, rounds, arguments.workers)
             rows = [(k, v, 100 * v / training["step alone"]) for k, v in training.items()]
-            print_table(f"training, features {features}", ("", "cubes/s", "% of the step alone"), rows)
+            title = f"training, features {features}, batch size {arguments.batch_size}"
+            print_table(title, ("", "cubes/s", "% of the step alone"), rows)
     write_results(arguments.out, results)
 
 

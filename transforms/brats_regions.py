@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,17 +32,18 @@ BRATS_LABELS: dict[str, dict[int, str]] = {
 ``"2024"`` the gliomas after treatment, and ``"msd"`` Task01_BrainTumour of the Medical Segmentation Decathlon."""
 
 
-def brats_label_values(convention: str) -> dict[str, tuple[int, ...]]:
+def brats_label_values(convention: str, regions: Sequence[str] = BRATS_REGIONS) -> dict[str, tuple[int, ...]]:
     """List the label values that make up each region.
 
     Args:
         convention: a key of :data:`BRATS_LABELS`.
+        regions: some of :data:`BRATS_REGIONS`; the paper has ``("whole tumour",)``.
 
     Returns:
-        Label values by region. A resection cavity belongs to none, as the challenge counts it.
+        Label values by region, the outer region first. A resection cavity belongs to none, as the challenge counts it.
 
     Raises:
-        ValueError: for another convention.
+        ValueError: for another convention or region.
 
     Example:
         >>> brats_label_values("2018")
@@ -50,14 +51,18 @@ def brats_label_values(convention: str) -> dict[str, tuple[int, ...]]:
     """
     if convention not in BRATS_LABELS:
         raise ValueError(f"convention: expected one of {list(BRATS_LABELS)}, found {convention!r}.")
+    unknown = [region for region in regions if region not in BRATS_REGIONS]
+    if isinstance(regions, str) or unknown or not regions:
+        raise ValueError(f"regions: expected a list of some of {list(BRATS_REGIONS)}, found {regions!r}.")
     names = BRATS_LABELS[convention]
     whole = tuple(value for value, name in names.items() if name not in ("background", _CAVITY))
     core = tuple(value for value in whole if names[value] != _OEDEMA)
-    return dict(zip(BRATS_REGIONS, (whole, core, tuple(v for v in core if names[v] == _ENHANCING)), strict=True))
+    nested = (whole, core, tuple(value for value in core if names[value] == _ENHANCING))
+    return {region: values for region, values in zip(BRATS_REGIONS, nested, strict=True) if region in regions}
 
 
-def brats_regions(label: NdarrayOrTensor, convention: str) -> NdarrayOrTensor:
-    """Turn labels into the three nested regions that BraTS is measured by.
+def brats_regions(label: NdarrayOrTensor, convention: str, regions: Sequence[str] = BRATS_REGIONS) -> NdarrayOrTensor:
+    """Turn labels into the nested regions that BraTS is measured by.
 
     MONAI's ``ConvertToMultiChannelBasedOnBratsClasses`` gives the same for ``"2018"`` and, with ``et_label=3``, for
     ``"2023"``, as channels core, whole, enhancing; the conventions of 2013 (non-enhancing tumour has a label of its
@@ -67,19 +72,20 @@ def brats_regions(label: NdarrayOrTensor, convention: str) -> NdarrayOrTensor:
         label: ``(1, X, Y, Z)`` or ``(X, Y, Z)``, whole numbers.
         convention: what the labels mean, a key of :data:`BRATS_LABELS`. It cannot be told from the values: a 4 is
             enhancing tumour in 2018, and a resection cavity in 2024.
+        regions: some of :data:`BRATS_REGIONS`, one channel each in that order.
 
     Returns:
-        ``(3, X, Y, Z)``, 0 or 1, uint8, the channels of :data:`BRATS_REGIONS`; of the kind that came in.
+        ``(R, X, Y, Z)``, 0 or 1, uint8; of the kind that came in.
 
     Raises:
-        ValueError: for another convention, several channels, or a value that the convention does not know.
+        ValueError: for another convention or region, several channels, or a value that the convention does not know.
 
     Example:
         >>> import numpy as np
         >>> brats_regions(np.array([[[[0, 1, 2, 4]]]]), "2018")[:, 0, 0].tolist()
         [[0, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 1]]
     """
-    values = brats_label_values(convention)
+    values = brats_label_values(convention, regions)
     array: torch.Tensor = convert_data_type(label, torch.Tensor)[0]
     if array.ndim == 4 and array.shape[0] != 1:
         raise ValueError(f"label: expected one channel, found shape {tuple(label.shape)}.")
@@ -94,56 +100,61 @@ def brats_regions(label: NdarrayOrTensor, convention: str) -> NdarrayOrTensor:
     return convert_to_dst_type(torch.stack(channels).to(torch.uint8), dst=label, dtype=torch.uint8)[0]
 
 
-def brats_labels(regions: NdarrayOrTensor, convention: str) -> NdarrayOrTensor:
+def brats_labels(masks: NdarrayOrTensor, convention: str, regions: Sequence[str] = BRATS_REGIONS) -> NdarrayOrTensor:
     """Turn predicted regions back into one label map, to be saved or handed in.
 
     Where the regions are not nested the inner one wins: enhancing tumour before core before whole. The core outside the
-    enhancing tumour becomes label 1 (2 in ``"msd"``), what of the whole tumour is left oedema.
+    enhancing tumour becomes label 1 (2 in ``"msd"``), what of the whole tumour is left oedema. Of the whole tumour
+    alone, all becomes oedema, for no label stands for the tumour as a whole.
 
     Args:
-        regions: ``(3, X, Y, Z)``, 0 or 1 (or False and True), the channels of :data:`BRATS_REGIONS`.
+        masks: ``(R, X, Y, Z)``, 0 or 1 (or False and True), a channel for each region.
         convention: what the labels mean, a key of :data:`BRATS_LABELS`.
+        regions: what the channels are, some of :data:`BRATS_REGIONS` in that order.
 
     Returns:
         ``(1, X, Y, Z)``, uint8, of the kind that came in.
 
     Raises:
-        ValueError: for another convention, or not three channels.
+        ValueError: for another convention or region, or another number of channels.
 
     Example:
         >>> import numpy as np
         >>> brats_labels(np.array([[1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 1]]).reshape(3, 1, 1, 4), "2018").tolist()
         [[[[2, 1, 4, 4]]]]
     """
-    values = brats_label_values(convention)
-    if len(regions.shape) != 4 or regions.shape[0] != 3:
-        raise ValueError(f"regions: expected (3, X, Y, Z), found shape {tuple(regions.shape)}.")
-    whole, core, enhancing = values.values()
-    masks = convert_data_type(regions, torch.Tensor)[0] > 0.5
-    label = torch.zeros(masks.shape[1:], dtype=torch.uint8, device=masks.device)
-    for mask, region, inner in zip(masks, (whole, core, enhancing), (core, enhancing, ()), strict=True):
-        label[mask] = next(value for value in region if value not in inner)
-    return convert_to_dst_type(label[None], dst=regions, dtype=torch.uint8)[0]
+    chosen = brats_label_values(convention, regions)
+    if len(masks.shape) != 4 or masks.shape[0] != len(chosen):
+        raise ValueError(f"masks: expected ({len(chosen)}, X, Y, Z) for {list(chosen)}, found {tuple(masks.shape)}.")
+    _, core, enhancing = brats_label_values(convention).values()
+    inside = dict(zip(BRATS_REGIONS, (core, enhancing, ()), strict=True))
+    positive = convert_data_type(masks, torch.Tensor)[0] > 0.5
+    label = torch.zeros(positive.shape[1:], dtype=torch.uint8, device=positive.device)
+    for mask, (region, values) in zip(positive, chosen.items(), strict=True):
+        label[mask] = next(value for value in values if value not in inside[region])
+    return convert_to_dst_type(label[None], dst=masks, dtype=torch.uint8)[0]
 
 
 class BratsRegions(Transform):
-    """Turn BraTS labels into three nested channels, see :func:`brats_regions`.
+    """Turn BraTS labels into nested channels, see :func:`brats_regions`.
 
     Args:
         convention: what the labels mean, a key of :data:`BRATS_LABELS`; a data list of
             ``python -m models_genesis.datasets brats`` says it as ``"label_convention"``.
+        regions: some of :data:`BRATS_REGIONS`, one channel each in that order.
 
     Raises:
-        ValueError: for another convention.
+        ValueError: for another convention or region.
     """
 
-    def __init__(self, convention: str = "2018") -> None:
-        brats_label_values(convention)
+    def __init__(self, convention: str = "2018", regions: Sequence[str] = BRATS_REGIONS) -> None:
+        brats_label_values(convention, regions)
         self.convention = convention
+        self.regions = tuple(regions)
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
-        """Return the regions, ``(3, X, Y, Z)``, uint8."""
-        return brats_regions(img, self.convention)
+        """Return the regions, ``(R, X, Y, Z)``, uint8."""
+        return brats_regions(img, self.convention, self.regions)
 
 
 class BratsRegionsd(MapTransform):
@@ -152,12 +163,19 @@ class BratsRegionsd(MapTransform):
     Args:
         keys: keys of the label maps.
         convention: what the labels mean, a key of :data:`BRATS_LABELS`.
+        regions: some of :data:`BRATS_REGIONS`, one channel each in that order.
         allow_missing_keys: whether an item may lack a key.
     """
 
-    def __init__(self, keys: KeysCollection, convention: str = "2018", allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        convention: str = "2018",
+        regions: Sequence[str] = BRATS_REGIONS,
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.regions = BratsRegions(convention)
+        self.regions = BratsRegions(convention, regions)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the item with its labels as regions."""
@@ -173,20 +191,28 @@ class BratsLabelsd(MapTransform):
     Args:
         keys: keys of the regions.
         convention: what the labels mean, a key of :data:`BRATS_LABELS`.
+        regions: what the channels are, some of :data:`BRATS_REGIONS` in that order.
         allow_missing_keys: whether an item may lack a key.
 
     Raises:
-        ValueError: for another convention.
+        ValueError: for another convention or region.
     """
 
-    def __init__(self, keys: KeysCollection, convention: str = "2018", allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        convention: str = "2018",
+        regions: Sequence[str] = BRATS_REGIONS,
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        brats_label_values(convention)
+        brats_label_values(convention, regions)
         self.convention = convention
+        self.regions = tuple(regions)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the item with its regions as labels."""
         item = dict(data)
         for key in self.key_iterator(item):
-            item[key] = brats_labels(item[key], self.convention)
+            item[key] = brats_labels(item[key], self.convention, self.regions)
         return item

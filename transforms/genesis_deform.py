@@ -20,7 +20,7 @@ from .arguments import check_image_shape, check_intensity_range, check_probabili
 from .backend import resolve_backend
 from .local_shuffle import draw_seed, local_pixel_shuffle
 from .nonlinear_intensity import IntensityMap, draw_control_points
-from .painting import draw_in_painting_boxes, draw_out_painting_boxes, paint
+from .painting import copy_boxes, draw_in_painting_boxes, draw_noise, draw_out_painting_boxes, fill_boxes
 
 __all__ = ["GENESIS_VARIANTS", "GenesisParameters", "RandGenesisDeform", "RandGenesisDeformd", "genesis_deform"]
 
@@ -88,7 +88,6 @@ def genesis_deform(
     backend = resolve_backend(backend)
     output_range = intensity_range if output_range is None else output_range
     curve = IntensityMap(parameters.control_points, parameters.reverse, intensity_range, output_range, backend)
-    line = IntensityMap(None, False, intensity_range, output_range, backend)
     source = _as_kernel_dtype(img, curve.levels())
     shuffled = source
     if parameters.shuffle:
@@ -97,7 +96,8 @@ def genesis_deform(
         regions = None if spared is None else _mirror_boxes(spared, parameters.flips, img.shape[1:])
         shuffled = local_pixel_shuffle(source, parameters.seed, num_blocks, max_block_fraction, backend, regions)
     if backend == "numba":
-        return _render_compiled(source, shuffled, parameters, curve, line)
+        return _render_compiled(source, shuffled, parameters, curve)
+    line = IntensityMap(None, False, intensity_range, output_range, backend)
     return _render_vectorised(source, shuffled, parameters, curve, line)
 
 
@@ -113,12 +113,14 @@ def _as_kernel_dtype(img: NdArray, levels: tuple[int, int]) -> NdArray:
 
 def _mirror_boxes(boxes: NdArray, flips: Sequence[bool], shape: Sequence[int]) -> NdArray:
     """Boxes as seen along flipped axes."""
+    if not any(flips):
+        return boxes
     sizes = np.array(shape)[:, None]
     return np.where(np.array(flips)[:, None], sizes - boxes[..., ::-1], boxes)
 
 
 def _render_compiled(
-    source: NdArray, shuffled: NdArray, parameters: GenesisParameters, curve: IntensityMap, line: IntensityMap
+    source: NdArray, shuffled: NdArray, parameters: GenesisParameters, curve: IntensityMap
 ) -> tuple[NdArray, NdArray]:
     """Flip, map and paint in one pass over memory."""
     from . import kernels
@@ -128,15 +130,12 @@ def _render_compiled(
     kind, paint_kind = kernels.LINEAR, kernels.NO_PAINT
     if parameters.boxes is not None:
         paint_kind = kernels.OUT_PAINT if parameters.out_painting else kernels.IN_PAINT
-        boxes = np.concatenate(
-            [np.tile(np.array([0, 1]), (len(parameters.boxes), missing, 1)), parameters.boxes], axis=1
-        )
-    bounds, tables = curve.intensity_range, (kernels.NO_TABLE, kernels.NO_TABLE)
-    bucketed: tuple[NdArray, ...] = kernels.NO_CURVE
-    if source.dtype == np.int16:
-        kind, tables = kernels.TABLE, (curve.table(), line.table())
-        first, last = curve.levels()
-        bounds = (float(first), float(last))
+        boxes = parameters.boxes
+        if missing:
+            boxes = np.concatenate([np.tile(np.array([0, 1]), (len(boxes), missing, 1)), boxes], axis=1)
+    table, bucketed = (kernels.NO_TABLE, 0), kernels.NO_CURVE
+    if curve.control_points is not None and source.dtype == np.int16:
+        kind, table = kernels.TABLE, (curve.table(), curve.levels()[0])
     elif curve.control_points is not None:
         kind, bucketed = kernels.CURVE, curve.bucketed()
     deformed, target = np.empty(source.shape, np.float32), np.empty(source.shape, np.float32)
@@ -148,8 +147,8 @@ def _render_compiled(
         boxes,
         paint_kind,
         kind,
-        bounds + curve.output_range,
-        tables,
+        curve.intensity_range + curve.output_range,
+        table,
         bucketed,
         np.uint64(parameters.seed ^ 0x6E6F697365),  # the noise has a stream of its own
         deformed.reshape(-1),
@@ -168,21 +167,20 @@ def _render_vectorised(
     boxes = parameters.boxes
     if boxes is None:
         return curve(flipped), target
-    low, high = curve.output_range
     generator = np.random.Generator(np.random.SFC64([parameters.seed, 1]))
-    noise = np.asarray(generator.random(source.shape, np.float32))
-    noise *= high - low
-    noise += low
     if not parameters.out_painting:
         deformed = curve(flipped)
-        paint(deformed, noise, boxes, spare=False)
+        fill_boxes(deformed, boxes, curve.output_range, generator)
         return deformed, target
-    if not len(boxes):
-        return noise, target
-    # only the box around all spared ones is mapped
-    first = boxes[..., 0].min(axis=0, keepdims=True)
-    hull = tuple(slice(*ends) for ends in zip(first[0].tolist(), boxes[..., 1].max(axis=0).tolist(), strict=True))
-    paint(noise[(slice(None), *hull)], curve(flipped[(slice(None), *hull)]), boxes - first[..., None], spare=False)
+    noise = draw_noise(source.shape, curve.output_range, np.float32, generator)
+    if len(boxes):
+        # only the box around all spared ones is mapped
+        first = boxes[..., 0].min(axis=0)
+        hull = (
+            slice(None),
+            *(slice(*ends) for ends in zip(first.tolist(), boxes[..., 1].max(axis=0).tolist(), strict=True)),
+        )
+        copy_boxes(noise[hull], curve(flipped[hull]), boxes - first[:, None])
     return noise, target
 
 

@@ -1,36 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled loops of the deformations (numba, one thread, without the GIL).
-
-Random bits come from splitmix64, inlined: a counter advanced by an odd constant and hashed, so that a stream is named
-by one 64-bit seed and noise can be drawn at any place without order. A bounded draw multiplies 32 random bits by the
-bound and keeps the upper half; its bias is below bound / 2**32.
+"""Compiled loops that flip, map and paint (numba, one thread, without the GIL); shuffling has a file of its own.
 
 Indices are unsigned where a loop should vectorise: numba lets signed ones count from the end, which costs a test each.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 
-__all__ = ["bucket_curve", "cover", "render", "shuffle_blocks", "tabulate"]
+from .random_bits import GOLDEN, compile_loop, mix
+
+__all__ = ["bucket_curve", "paint", "render", "tabulate"]
 
 NdArray = np.ndarray[Any, Any]
 Bits = Any  # numpy.uint64
 
-logger = logging.getLogger(__name__)
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
-_LOW_32 = np.uint64(0xFFFFFFFF)
-_ALL_64 = np.uint64(0xFFFFFFFFFFFFFFFF)
-_ONE = np.uint64(1)
-_U2, _U3, _U4, _U27, _U30, _U31, _U32, _U40 = (np.uint64(n) for n in (2, 3, 4, 27, 30, 31, 32, 40))
+_U40 = np.uint64(40)
 # how render maps an intensity, and what it paints
 TABLE, LINEAR, CURVE = 0, 1, 2
 NO_PAINT, IN_PAINT, OUT_PAINT = 0, 1, 2
@@ -48,156 +35,13 @@ NO_CURVE: tuple[NdArray, ...] = (
 )
 
 
-def _compile(function: Callable[..., Any]) -> Any:
-    """Compile on first use and keep the machine code on disk; without a writable place for it, compile each time."""
-    try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError as error:
-        logger.info("%s: compiled code is not cached (%s)", function.__name__, error)
-        return numba.njit(nogil=True, error_model="numpy")(function)
-
-
-@_compile
-def _mix(state: Bits) -> Bits:
-    """Hash 64 bits (the output function of splitmix64)."""
-    z = (state ^ (state >> _U30)) * _MIX_1
-    z = (z ^ (z >> _U27)) * _MIX_2
-    return z ^ (z >> _U31)
-
-
-@_compile
-def _bounded(bits: Bits, bound: int) -> Any:
-    """Turn 32 random bits into a whole number in 0..bound-1."""
-    return np.int64((bits * np.uint64(bound)) >> _U32)
-
-
-@_compile
-def cover(covered: NdArray, shape: tuple[int, ...], boxes: NdArray, inside: bool) -> None:
-    """Mark the voxels inside (or outside) the boxes as covered, one bit a voxel, so that nothing is shuffled there."""
-    covered[:] = np.uint64(0) if inside else _ALL_64
-    for box in range(boxes.shape[0]):
-        start = boxes[box, 2, 0]
-        stop = boxes[box, 2, 1]
-        for word in range(start >> 6, ((stop - 1) >> 6) + 1):
-            low = max(start - 64 * word, 0)
-            high = min(stop - 64 * word, 64)
-            mask = (_ALL_64 >> np.uint64(64 - (high - low))) << np.uint64(low)
-            for x in range(boxes[box, 0, 0], boxes[box, 0, 1]):
-                for row in range(x * shape[1] + boxes[box, 1, 0], x * shape[1] + boxes[box, 1, 1]):
-                    if inside:
-                        covered[row, word] |= mask
-                    else:
-                        covered[row, word] &= ~mask
-
-
-@_compile
-def shuffle_blocks(
-    source: NdArray,
-    target: NdArray,
-    covered: NdArray,
-    shape: tuple[int, ...],
-    max_sides: tuple[int, ...],
-    num_blocks: int,
-    seed: Bits,
-) -> None:
-    """Shuffle voxels in random blocks, last block first, so that a voxel is written once.
-
-    A block writes only the voxels that no later block covers, each from a different voxel of the block: the first steps
-    of a Fisher-Yates shuffle, which draw a uniform injection.
-    """
-    size_y, size_z = shape[1], shape[2]
-    # what is written four at a time may run over by three
-    capacity = max_sides[0] * max_sides[1] * max_sides[2] + 3
-    pool = np.empty(capacity, np.int32)
-    drawn = np.empty(capacity, np.int32)
-    free_voxels = np.empty(capacity + 1, np.int32)
-    open_lines = np.empty(max_sides[0] * max_sides[1] + 1, np.int32)
-    open_bits = np.empty(max_sides[0] * max_sides[1] + 1, np.uint64)
-    state = np.uint64(seed)
-    for _ in range(num_blocks):
-        bits_x = _mix(state + _GOLDEN)
-        bits_y = _mix(state + _U2 * _GOLDEN)
-        bits_z = _mix(state + _U3 * _GOLDEN)
-        state += _U3 * _GOLDEN
-        side_x = 1 + _bounded(bits_x & _LOW_32, max_sides[0])
-        side_y = 1 + _bounded(bits_y & _LOW_32, max_sides[1])
-        side_z = 1 + _bounded(bits_z & _LOW_32, max_sides[2])
-        x0 = _bounded(bits_x >> _U32, shape[0] - side_x + 1)
-        y0 = _bounded(bits_y >> _U32, size_y - side_y + 1)
-        z0 = _bounded(bits_z >> _U32, size_z - side_z + 1)
-        first_line = x0 * size_y + y0
-        lines = side_x * side_y
-        skip = size_y - side_y + 1
-
-        # The loops avoid what a processor cannot foresee: one loop over all lines of the block, no branch on a voxel.
-        count: Any = 0
-        for word in range(z0 >> 6, ((z0 + side_z - 1) >> 6) + 1):
-            low = max(z0 - 64 * word, 0)
-            width = min(z0 + side_z - 64 * word, 64) - low
-            mask = (_ALL_64 >> np.uint64(64 - width)) << np.uint64(low)
-            found = 0
-            line = first_line
-            y = 0
-            for _ in range(lines):
-                before = covered[line, word]
-                covered[line, word] = before | mask
-                open_lines[found] = line
-                open_bits[found] = (mask & ~before) >> np.uint64(low)
-                found += (mask & ~before) != 0
-                y += 1
-                line += 1 if y < side_y else skip
-                y = y if y < side_y else 0
-            for i in range(found):
-                free = open_bits[i]
-                voxel = open_lines[i] * size_z + 64 * word + low
-                for _ in range(0, width, 4):
-                    free_voxels[count] = voxel
-                    count += np.int64(free & _ONE)
-                    free_voxels[count] = voxel + 1
-                    count += np.int64((free >> _ONE) & _ONE)
-                    free_voxels[count] = voxel + 2
-                    count += np.int64((free >> _U2) & _ONE)
-                    free_voxels[count] = voxel + 3
-                    count += np.int64((free >> _U3) & _ONE)
-                    free >>= _U4
-                    voxel += 4
-        if count == 0:
-            continue
-
-        volume = 0
-        line = first_line
-        y = 0
-        for _ in range(lines):
-            voxel = line * size_z + z0
-            for i in range(0, side_z, 4):
-                pool[volume + i] = voxel + i
-                pool[volume + i + 1] = voxel + i + 1
-                pool[volume + i + 2] = voxel + i + 2
-                pool[volume + i + 3] = voxel + i + 3
-            volume += side_z
-            y += 1
-            line += 1 if y < side_y else skip
-            y = y if y < side_y else 0
-        # three short loops instead of one: the first vectorises, the last overlaps its cache misses
-        for i in range(count):
-            drawn[i] = i + _bounded(_mix(state + np.uint64(i + 1) * _GOLDEN) >> _U32, volume - i)
-        state += np.uint64(count) * _GOLDEN
-        for i in range(count):
-            j = drawn[i]
-            drawn[i] = pool[j]
-            pool[j] = pool[i]
-        for channel in range(source.shape[0]):
-            for i in range(count):
-                target[channel, free_voxels[i]] = source[channel, drawn[i]]
-
-
-@_compile
+@compile_loop
 def _cubic(first: float, second: float, t: float) -> float:
     """One coordinate of the Bezier curve with ends 0 and 1 at parameter t."""
     return (((1.0 + 3.0 * (first - second)) * t + 3.0 * (second - 2.0 * first)) * t + 3.0 * first) * t
 
 
-@_compile
+@compile_loop
 def _trace(x1: float, y1: float, x2: float, y2: float, parameters: NdArray, curve_x: NdArray, curve_y: NdArray) -> None:
     """Fill in the nodes of :func:`..nonlinear_intensity.bezier_curve` and their parameters."""
     nodes = parameters.size
@@ -227,7 +71,7 @@ def _trace(x1: float, y1: float, x2: float, y2: float, parameters: NdArray, curv
     curve_y[nodes - 1] = 1.0
 
 
-@_compile
+@compile_loop
 def tabulate(
     x1: float, y1: float, x2: float, y2: float, values: NdArray, num_nodes: int
 ) -> tuple[NdArray, NdArray, NdArray]:
@@ -256,7 +100,7 @@ def tabulate(
     return result, curve_x, curve_y
 
 
-@_compile
+@compile_loop
 def bucket_curve(
     edges: NdArray, curve_x: NdArray, curve_y: NdArray, offset: float, gain: float, tolerance: float
 ) -> tuple[NdArray, ...]:
@@ -282,10 +126,12 @@ def bucket_curve(
     return starts, rises, first_node, curve_x, offset + gain * curve_y
 
 
-@_compile
+@compile_loop
 def _from_nodes(value: float, bucket: Any, curve: tuple[NdArray, ...]) -> float:
     """Interpolate between the two nodes around a value in 0..1."""
     _, _, first_node, curve_x, curve_y = curve
+    if value == 0.0:  # air, clipped: many voxels of a CT, and the curve is often steep there
+        return curve_y[0]
     low = np.int64(first_node[bucket])
     high = np.int64(first_node[bucket + 1]) + 1
     while high - low > 1:
@@ -299,18 +145,18 @@ def _from_nodes(value: float, bucket: Any, curve: tuple[NdArray, ...]) -> float:
     return curve_y[low] + share * (curve_y[high] - curve_y[low])
 
 
-@_compile
+@compile_loop
 def _to_unit(value: Any, low: float, high: float) -> Any:
     """An intensity's place in its range, 0..1; NaN counts as low."""
     # a division, as 1 must come out exactly: the tangent may be vertical there
     return min((value - low) / (high - low), 1.0) if value > low else 0.0
 
 
-@_compile
+@compile_loop
 def _map_curve(
-    line: NdArray,
+    source: NdArray,
     start: int,
-    stop: int,
+    count: int,
     out: NdArray,
     at: int,
     low: float,
@@ -319,60 +165,64 @@ def _map_curve(
     buckets: NdArray,
     shares: NdArray,
 ) -> None:
-    """Write the curve's values of line[start:stop] to out[at + start:at + stop]; the last two arrays are scratch."""
+    """Write the curve's values of source[start:start + count] to out[at:at + count]; the last two are scratch."""
     starts, rises = curve[0], curve[1]
     first = np.uint64(start)
-    first_out = np.uint64(at + start)
-    for i in range(stop - start):  # apart from the look-up this loop vectorises
-        place = _to_unit(np.float64(line[first + np.uint64(i)]), low, high) * starts.size
+    first_out = np.uint64(at)
+    scale = starts.size / (high - low)
+    for i in range(count):  # apart from the look-up this loop vectorises
+        value = np.float64(source[first + np.uint64(i)])
+        above = value - low if value > low else 0.0  # NaN is not above low either
+        place = min(above, high - low) * scale
         bucket = min(np.int32(place), np.int32(starts.size - 1))
         buckets[np.uint64(i)] = bucket
         shares[np.uint64(i)] = np.float32(place - bucket)
-    for i in range(stop - start):
+    for i in range(count):
         chosen = np.uint64(buckets[np.uint64(i)])
         mapped = starts[chosen] + rises[chosen] * shares[np.uint64(i)]
         if mapped != mapped:
-            value = _to_unit(np.float64(line[first + np.uint64(i)]), low, high)
+            value = _to_unit(np.float64(source[first + np.uint64(i)]), low, high)
             mapped = np.float32(_from_nodes(value, chosen, curve))
         out[first_out + np.uint64(i)] = mapped
 
 
-@_compile
+@compile_loop
 def _map_run(
-    line: NdArray,
+    source: NdArray,
     start: int,
-    stop: int,
+    count: int,
     out: NdArray,
     at: int,
     kind: int,
     ranges: tuple[float, ...],
-    table: NdArray,
+    table: tuple[NdArray, int],
     curve: tuple[NdArray, ...],
     buckets: NdArray,
     shares: NdArray,
 ) -> None:
-    """Write the mapped values of line[start:stop] to out[at + start:at + stop]."""
+    """Write the mapped values of source[start:start + count] to out[at:at + count]."""
     low, high, out_low, out_high = ranges
     if kind == CURVE:
-        _map_curve(line, start, stop, out, at, low, high, curve, buckets, shares)
+        _map_curve(source, start, count, out, at, low, high, curve, buckets, shares)
         return
     first = np.uint64(start)
-    first_out = np.uint64(at + start)
+    first_out = np.uint64(at)
     if kind == TABLE:
-        level_low = np.int32(low)
-        level_high = np.int32(high)
-        for i in range(stop - start):
-            level = min(max(np.int32(line[first + np.uint64(i)]), level_low), level_high) - level_low
-            out[first_out + np.uint64(i)] = table[np.uint32(level)]
+        values = table[0]
+        level_low = np.int32(table[1])
+        level_high = np.int32(table[1] + values.size - 1)
+        for i in range(count):
+            level = min(max(np.int32(source[first + np.uint64(i)]), level_low), level_high) - level_low
+            out[first_out + np.uint64(i)] = values[np.uint32(level)]
         return
     scale = (out_high - out_low) / (high - low)
-    for i in range(stop - start):
-        value = np.float64(line[first + np.uint64(i)])
+    for i in range(count):
+        value = np.float64(source[first + np.uint64(i)])
         above = value - low if value > low else 0.0  # NaN is not above low either
         out[first_out + np.uint64(i)] = out_low + min(above, high - low) * scale
 
 
-@_compile
+@compile_loop
 def _noise_run(
     noisy: NdArray, start: int, stop: int, out: NdArray, at: int, low: float, scale: float, seed: Bits
 ) -> None:
@@ -381,12 +231,23 @@ def _noise_run(
     first_out = np.uint64(at + start)
     for i in range(stop - start):
         place = first_out + np.uint64(i)
-        bits = _mix(seed + place * _GOLDEN)
+        bits = mix(seed + place * GOLDEN)
         value = low + scale * (np.float32(np.int32(bits >> _U40)) * _TO_UNIT)
         out[place] = value if noisy[first + np.uint64(i)] else out[place]
 
 
-@_compile
+@compile_loop
+def _mark_edges(boxes: NdArray, size_x: int) -> NdArray:
+    """Mark the planes whose boxes differ from those of the plane before."""
+    edges = np.zeros(size_x + 1, np.bool_)
+    edges[0] = True
+    for box in range(boxes.shape[0]):
+        edges[boxes[box, 0, 0]] = True
+        edges[boxes[box, 0, 1]] = True
+    return edges
+
+
+@compile_loop
 def _mark_noise(
     boxes: NdArray, paint: int, x: int, size_y: int, size_z: int, noisy: NdArray
 ) -> tuple[int, int, int, int]:
@@ -408,8 +269,10 @@ def _mark_noise(
     return image_first, image_last + 1, noise_first, noise_last + 1
 
 
-@_compile
-def _copy_plane(source: NdArray, at: int, size_y: int, size_z: int, flip_y: bool, flip_z: bool, plane: NdArray) -> None:
+@compile_loop
+def _reverse_plane(
+    source: NdArray, at: int, size_y: int, size_z: int, flip_y: bool, flip_z: bool, plane: NdArray
+) -> None:
     """Copy one plane, its lines in reverse order where y is flipped, each line reversed where z is."""
     for y in range(size_y):
         first = np.uint64(at + (size_y - 1 - y if flip_y else y) * size_z)
@@ -423,7 +286,7 @@ def _copy_plane(source: NdArray, at: int, size_y: int, size_z: int, flip_y: bool
                 plane[first_out + np.uint64(z)] = source[first + np.uint64(z)]
 
 
-@_compile
+@compile_loop
 def render(
     original: NdArray,
     shuffled: NdArray,
@@ -433,44 +296,113 @@ def render(
     paint: int,
     kind: int,
     ranges: tuple[float, ...],
-    tables: tuple[NdArray, NdArray],
+    table: tuple[NdArray, int],
     curve: tuple[NdArray, ...],
     seed: Bits,
     deformed: NdArray,
     target: NdArray,
 ) -> None:
-    """Flip, map and paint plane by plane: `shuffled` becomes `deformed`, `original` becomes `target`.
+    """Flip, map and paint in one pass over memory: `shuffled` becomes `deformed`, `original` becomes `target`.
 
-    All images are flat; `shuffled` may be `original`. Boxes count voxels of the flipped image.
+    It goes plane by plane, so that what one step leaves the next finds in the cache.
+
+    Args:
+        original: all images are flat; int16 or float32.
+        shuffled: what is deformed; may be `original`.
+        shape: voxels along the three axes of one channel.
+        flips: which axes are reversed.
+        boxes: start and stop (boxes, 3, 2) in voxels of the flipped image.
+        paint: NO_PAINT, IN_PAINT or OUT_PAINT.
+        kind: how `shuffled` is mapped: TABLE, LINEAR or CURVE; `original` is always mapped linearly.
+        ranges: (low, high) of the intensities, then of the results.
+        table: the map at each whole number, and the first of them; only for TABLE.
+        curve: of :func:`bucket_curve`; only for CURVE.
+        seed: of the noise, 64 bits.
+        deformed: float32, is filled.
+        target: float32, is filled.
     """
     size_x, size_y, size_z = shape
-    table, target_table = tables
     area = size_y * size_z
-    plane = np.empty(area, original.dtype)
+    reverse = flips[1] or flips[2]
+    plane = np.empty(area if reverse else 0, original.dtype)
     buckets = np.empty(area if kind == CURVE else 0, np.int32)
     shares = np.empty(area if kind == CURVE else 0, np.float32)
     noisy = np.zeros(area, np.bool_)
-    edges = np.zeros(size_x + 1, np.bool_)  # where the boxes of a plane differ from those of the plane before
-    edges[0] = True
-    for box in range(boxes.shape[0]):
-        edges[boxes[box, 0, 0]] = True
-        edges[boxes[box, 0, 1]] = True
+    edges = _mark_edges(boxes, size_x)
     image_first, image_stop, noise_first, noise_stop = 0, size_y, 0, 0
     noise_low = np.float32(ranges[2])
     noise_scale = np.float32(ranges[3] - ranges[2])
-    target_kind = LINEAR if kind == CURVE else kind
     for i in range(original.size // area):
         x = i % size_x
         at = i * area
         source_at = (i - x + (size_x - 1 - x if flips[0] else x)) * area
-        _copy_plane(original, source_at, size_y, size_z, flips[1], flips[2], plane)
-        _map_run(plane, 0, area, target, at, target_kind, ranges, target_table, curve, buckets, shares)
+        if reverse:
+            _reverse_plane(original, source_at, size_y, size_z, flips[1], flips[2], plane)
+            _map_run(plane, 0, area, target, at, LINEAR, ranges, table, curve, buckets, shares)
+        else:
+            _map_run(original, source_at, area, target, at, LINEAR, ranges, table, curve, buckets, shares)
         if paint != NO_PAINT and edges[x]:
             image_first, image_stop, noise_first, noise_stop = _mark_noise(boxes, paint, x, size_y, size_z, noisy)
         if image_first < image_stop:
-            _copy_plane(shuffled, source_at, size_y, size_z, flips[1], flips[2], plane)
-            start, stop = image_first * size_z, image_stop * size_z
-            _map_run(plane, start, stop, deformed, at, kind, ranges, table, curve, buckets, shares)
+            start = image_first * size_z
+            count = image_stop * size_z - start
+            if reverse:
+                _reverse_plane(shuffled, source_at, size_y, size_z, flips[1], flips[2], plane)
+                _map_run(plane, start, count, deformed, at + start, kind, ranges, table, curve, buckets, shares)
+            else:
+                _map_run(
+                    shuffled,
+                    source_at + start,
+                    count,
+                    deformed,
+                    at + start,
+                    kind,
+                    ranges,
+                    table,
+                    curve,
+                    buckets,
+                    shares,
+                )
         if noise_first < noise_stop:
             start, stop = noise_first * size_z, noise_stop * size_z
             _noise_run(noisy, start, stop, deformed, at, noise_low, noise_scale, seed)
+
+
+@compile_loop
+def paint(
+    source: NdArray,
+    painted: NdArray,
+    shape: tuple[int, ...],
+    boxes: NdArray,
+    kind: int,
+    span: tuple[float, float],
+    seed: Bits,
+) -> None:
+    """Paint in one pass over memory; noise is drawn only in the lines that hold some.
+
+    Args:
+        source: flat, int16 or float32.
+        painted: float32, is filled.
+        shape: voxels along the three axes of one channel.
+        boxes: start and stop (boxes, 3, 2).
+        kind: IN_PAINT or OUT_PAINT.
+        span: (low, high) of the noise.
+        seed: of the noise, 64 bits.
+    """
+    size_x, size_y, size_z = shape
+    area = size_y * size_z
+    noisy = np.zeros(area, np.bool_)
+    edges = _mark_edges(boxes, size_x)
+    low = np.float32(span[0])
+    scale = np.float32(span[1] - span[0])
+    image_first, image_stop, noise_first, noise_stop = 0, 0, 0, 0
+    for i in range(source.size // area):
+        x = i % size_x
+        at = i * area
+        if edges[x]:
+            image_first, image_stop, noise_first, noise_stop = _mark_noise(boxes, kind, x, size_y, size_z, noisy)
+        first = np.uint64(at + image_first * size_z)
+        for j in range((image_stop - image_first) * size_z):
+            painted[first + np.uint64(j)] = source[first + np.uint64(j)]
+        if noise_first < noise_stop:
+            _noise_run(noisy, noise_first * size_z, noise_stop * size_z, painted, at, low, scale, seed)

@@ -32,8 +32,7 @@ def draw_seed(R: np.random.RandomState) -> int:
     Returns:
         A whole number in 0..2**64-1.
     """
-    high, low = R.randint(0, 2**32, size=2, dtype=np.uint32).tolist()
-    return (high << 32) | low
+    return int.from_bytes(R.bytes(8), "little")
 
 
 def max_block_sides(shape: Sequence[int], max_block_fraction: float = 0.1) -> tuple[int, ...]:
@@ -97,7 +96,7 @@ def local_pixel_shuffle(
     missing = 3 - len(spatial)
     shape = (1,) * missing + spatial
     sides = (1,) * missing + max_block_sides(spatial, max_block_fraction)
-    if regions is not None:
+    if regions is not None and missing:
         regions = np.concatenate([np.tile(np.array([0, 1]), (len(regions), missing, 1)), regions], axis=1)
     source = np.ascontiguousarray(img).reshape(len(img), -1)
     target = source.copy()
@@ -119,15 +118,22 @@ def _shuffle_compiled(
     regions: NdArray | None,
 ) -> None:
     """Shuffle with the compiled kernel; it moves bits, so it knows four widths instead of all data types."""
-    from . import kernels
+    from . import shuffle_kernels
 
     if source.dtype.itemsize not in (1, 2, 4, 8):
         raise ValueError(f"img: expected a data type of 1, 2, 4 or 8 bytes, found {source.dtype}")
     bits = np.dtype(f"u{source.dtype.itemsize}")
-    covered = np.zeros((shape[0] * shape[1], (shape[2] + 63) // 64), np.uint64)
+    # the axes may take any order, as a block looks the same along each: long lines come with few of them
+    longest = max(range(3), key=lambda axis: (sides[axis], axis))
+    axes = [*(axis for axis in range(3) if axis != longest), longest]
+    strides: tuple[int, ...] = (shape[1] * shape[2], shape[2], 1)
+    shape, strides, sides = (tuple(of[axis] for axis in axes) for of in (shape, strides, sides))
+    covered = np.zeros((shape[0] * shape[1], (shape[2] + 31) // 32 + 1), np.uint32)
     if regions is not None:
-        kernels.cover(covered, shape, regions, False)
-    kernels.shuffle_blocks(source.view(bits), target.view(bits), covered, shape, sides, num_blocks, np.uint64(seed))
+        shuffle_kernels.cover(covered, shape, np.ascontiguousarray(regions[:, axes]))
+    shuffle_kernels.shuffle_blocks(
+        source.view(bits), target.view(bits), covered, shape, strides, sides, num_blocks, np.uint64(seed)
+    )
 
 
 def _shuffle_vectorised(
@@ -154,7 +160,7 @@ def _shuffle_vectorised(
         places = _block_voxels(part_corner, part_side, shape)
         drawn = _permute_within_blocks(places, part_side.prod(axis=1), generator)
         for channel in range(len(source)):
-            target[channel][places] = source[channel][drawn]  # of repeated places the last value stays
+            target[channel][places] = np.take(source[channel], drawn, mode="clip")  # of repeated places the last stays
 
 
 def _permute_within_blocks(places: NdArray, volume: NdArray, generator: np.random.Generator) -> NdArray:
@@ -174,7 +180,7 @@ def _permute_within_blocks(places: NdArray, volume: NdArray, generator: np.rando
             permuted = flat[rows]
             permuted.sort(axis=1)
             flat[rows] = permuted
-    return keys[:, low]
+    return keys[:, low].astype(np.intp)
 
 
 def _block_voxels(corner: NdArray, side: NdArray, shape: tuple[int, ...]) -> NdArray:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ _NUM_BUCKETS = 2048
 # A bucket becomes one straight line where the second difference of the curve is below this; the line is then off by an
 # eighth of it on a smooth stretch, and by at most all of it where the curve has a vertical tangent inside the bucket.
 _BUCKET_TOLERANCE = 8e-6
+_PART_VALUES = 2**15
 _BUCKET_EDGES = np.arange(_NUM_BUCKETS + 1) / _NUM_BUCKETS
 
 
@@ -210,46 +212,75 @@ class IntensityMap:
             float32 (float64 for float64), the image's shape; within 1e-5 of the output range's width, and for integers
             within its rounding to float32 but for a vertical tangent.
         """
-        low, high = self.intensity_range
         first, last = self.levels()
+        part: Callable[[NdArray], NdArray]
         if img.dtype.kind in "iu" and last - first < 2**16:
-            wide = img if img.dtype == np.int16 and first >= -(2**15) and last < 2**15 else img.astype(np.int64)
-            index = np.subtract(np.clip(wide, first, last), first, dtype=np.intp)
-            return np.take(self.table(), index)
-        kind = np.float64 if img.dtype == np.float64 else np.float32
-        if self.control_points is None:
-            # fmin and fmax prefer a number to NaN
-            values = np.fmin(np.fmax(img.astype(kind, copy=False), low), high)
-            values -= low
-            values *= self.gain / (high - low)
-            values += self.offset
-            return values
+            kind: type[np.floating[Any]] = np.float32
+            part = partial(_look_up, table=self.table(), first=first, last=last)
+        else:
+            kind = np.float64 if img.dtype == np.float64 else np.float32
+            part = partial(self._stretch, kind=kind) if self.control_points is None else self._prepare_curve(kind)
+        mapped = np.empty(img.shape, kind)
+        # in parts of the second-level cache: a dozen passes over main memory would take most of the time
+        with np.nditer(
+            [img, mapped],
+            flags=["external_loop", "buffered", "zerosize_ok"],
+            op_flags=[["readonly"], ["writeonly"]],
+            buffersize=_PART_VALUES,
+        ) as parts:
+            for values, results in parts:
+                results[...] = part(values)
+        return mapped
+
+    def _stretch(self, values: NdArray, kind: DtypeLike) -> NdArray:
+        """Map floats along the straight line."""
+        low, high = self.intensity_range
+        # fmin and fmax prefer a number to NaN
+        stretched = np.fmin(np.fmax(values.astype(kind, copy=False), low), high)
+        stretched -= low
+        stretched *= self.gain / (high - low)
+        stretched += self.offset
+        return stretched
+
+    def _prepare_curve(self, kind: type[np.floating[Any]]) -> Callable[[NdArray], NdArray]:
+        """A function that maps floats by a line per bucket, and by the nodes where that is too coarse."""
+        assert self.control_points is not None
+        low, high = self.intensity_range
         # where the tangent is vertical the last bit counts, so only [0, 1], which needs no arithmetic, stays float32
         already_unit = self.intensity_range == (0.0, 1.0)
-        values = np.fmin(np.fmax(img.astype(kind if already_unit else np.float64, copy=False), low), high)
-        if not already_unit:
-            values -= low
-            values /= high - low
-        return self._interpolate(values).astype(kind, copy=False)
-
-    def _interpolate(self, values: NdArray) -> NdArray:
-        """Map floats in [0, 1] by a line per bucket, and by the nodes where that is too coarse."""
-        assert self.control_points is not None
+        work = kind if already_unit else np.float64
         edges = self._curve(_BUCKET_EDGES)
         bend = np.abs(np.diff(edges, 2)) > _BUCKET_TOLERANCE
         coarse = np.concatenate([bend, [False]]) | np.concatenate([[False], bend])
-        starts = np.where(coarse, np.nan, self.offset + self.gain * edges[:-1]).astype(values.dtype)
-        rises = (self.gain * np.diff(edges)).astype(values.dtype)
-        place = values * np.asarray(_NUM_BUCKETS, values.dtype)
-        bucket = np.minimum(place.astype(np.int32), _NUM_BUCKETS - 1)
-        mapped = np.take(rises, bucket)
-        mapped *= np.subtract(place, bucket, dtype=values.dtype)
-        mapped += np.take(starts, bucket)
-        rest = np.isnan(mapped)
-        if rest.any():
-            x, y = bezier_curve(self.control_points)
-            mapped[rest] = np.interp(values[rest], x, self.offset + self.gain * y)
-        return mapped
+        starts = np.where(coarse, np.nan, self.offset + self.gain * edges[:-1]).astype(kind)
+        rises = (self.gain * np.diff(edges)).astype(kind)
+        nodes_x, nodes_y = bezier_curve(self.control_points)
+        nodes_y = self.offset + self.gain * nodes_y
+
+        def follow(values: NdArray) -> NdArray:
+            unit = np.fmin(np.fmax(values.astype(work, copy=False), low), high)
+            if not already_unit:
+                unit -= low
+                unit /= high - low
+            place = unit * np.asarray(_NUM_BUCKETS, work)
+            bucket = place.astype(np.intp)
+            np.minimum(bucket, _NUM_BUCKETS - 1, out=bucket)
+            mapped = np.take(rises, bucket, mode="clip")
+            mapped *= np.subtract(place, bucket, dtype=work)
+            mapped += np.take(starts, bucket, mode="clip")
+            rest = np.isnan(mapped)
+            if rest.any():
+                mapped[rest] = np.interp(unit[rest], nodes_x, nodes_y)
+            return mapped
+
+        return follow
+
+
+def _look_up(values: NdArray, table: NdArray, first: int, last: int) -> NdArray:
+    """Map whole numbers by a table of first..last."""
+    wide = values if values.dtype == np.int16 and first >= -(2**15) and last < 2**15 else values.astype(np.int64)
+    index = np.subtract(np.clip(wide, first, last), first, dtype=np.intp)
+    return np.take(table, index, mode="clip")
 
 
 def draw_control_points(R: np.random.RandomState) -> tuple[tuple[float, float], tuple[float, float]]:

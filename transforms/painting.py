@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from monai.utils import convert_data_type, convert_to_dst_type
 from monai.utils.enums import TransformBackends
 
 from .arguments import check_image_shape, check_intensity_range, check_probability, check_whole_number
+from .backend import resolve_backend
 from .local_shuffle import draw_seed
 
 __all__ = [
@@ -20,9 +22,11 @@ __all__ = [
     "RandInPaintingd",
     "RandOutPainting",
     "RandOutPaintingd",
+    "copy_boxes",
     "draw_in_painting_boxes",
+    "draw_noise",
     "draw_out_painting_boxes",
-    "paint",
+    "fill_boxes",
 ]
 
 NdArray = np.ndarray[Any, Any]
@@ -59,10 +63,9 @@ def draw_in_painting_boxes(
         >>> bool((sides >= (10, 10, 5)).all() and (sides <= (21, 21, 10)).all() and boxes.min() >= 3)
         True
     """
-    sizes = np.array(shape)
-    go_on = R.random_sample(max_boxes) < box_prob
-    count = max_boxes if go_on.all() else int(np.argmin(go_on))
-    return _draw_boxes("in-painting", sizes, sizes // 6, sizes // 3, count, max_boxes, margin, R)
+    count = _count_boxes(R, max_boxes, box_prob, sure=0)
+    sides = [(size // 6, size // 3) for size in shape]
+    return _draw_boxes("in-painting", shape, sides, count, max_boxes, margin, R)
 
 
 def draw_out_painting_boxes(
@@ -93,56 +96,102 @@ def draw_out_painting_boxes(
         >>> len(draw_out_painting_boxes((64, 64, 32), np.random.RandomState(0), box_prob=0.0))
         1
     """
-    sizes = np.array(shape)
-    go_on = R.random_sample(max_boxes) < box_prob
-    go_on[:1] = True
-    count = max_boxes if go_on.all() else int(np.argmin(go_on))
-    return _draw_boxes(
-        "out-painting", sizes, sizes - 4 * sizes // 7, sizes - 3 * sizes // 7, count, max_boxes, margin, R
-    )
+    count = _count_boxes(R, max_boxes, box_prob, sure=1)
+    sides = [(size - 4 * size // 7, size - 3 * size // 7) for size in shape]
+    return _draw_boxes("out-painting", shape, sides, count, max_boxes, margin, R)
+
+
+def _count_boxes(R: np.random.RandomState, max_boxes: int, box_prob: float, sure: int) -> int:
+    """Count boxes until the first failure, the first `sure` ones without fail."""
+    tries: list[float] = R.random_sample(max_boxes).tolist()
+    return next((number for number in range(sure, max_boxes) if tries[number] >= box_prob), max_boxes)
 
 
 def _draw_boxes(
     what: str,
-    sizes: NdArray,
-    smallest: NdArray,
-    largest: NdArray,
+    shape: Sequence[int],
+    sides: Sequence[tuple[int, int]],
     count: int,
     max_boxes: int,
     margin: int,
     R: np.random.RandomState,
 ) -> NdArray:
-    """Draw boxes with sides in smallest..largest and corners in margin..size-side-margin, all ends included."""
-    if (smallest < 1).any() or (largest > sizes - 2 * margin).any():
+    """Draw boxes with sides between the two given and corners in margin..size-side-margin, all ends included."""
+    if any(low < 1 or high > size - 2 * margin for size, (low, high) in zip(shape, sides, strict=True)):
+        smallest, largest = zip(*sides, strict=True)
         raise ValueError(
-            f"img: {what} expected axes that hold boxes of {smallest.tolist()} to {largest.tolist()} voxels, at least "
-            f"1, {margin} voxels from the border, found spatial shape {tuple(sizes.tolist())}"
+            f"img: {what} expected axes that hold boxes of {list(smallest)} to {list(largest)} voxels, at least "
+            f"1, {margin} voxels from the border, found spatial shape {tuple(shape)}"
         )
-    # one draw for all, used or not: a call of R costs more than the numbers
-    draws = R.random_sample((2, max_boxes, len(sizes)))[:, :count]
-    sides = smallest + (draws[0] * (largest - smallest + 1)).astype(np.int64)
-    starts = margin + (draws[1] * (sizes - sides - 2 * margin + 1)).astype(np.int64)
-    return np.stack([starts, starts + sides], axis=-1)
+    # one draw for all, used or not, as a call of R costs more than the numbers; plain numbers, as there are few
+    draws: list[list[list[float]]] = R.random_sample((max_boxes, len(shape), 2)).tolist()
+    boxes = np.empty((count, len(shape), 2), np.int64)
+    for number in range(count):
+        for axis, (size, (low, high)) in enumerate(zip(shape, sides, strict=True)):
+            to_side, to_start = draws[number][axis]
+            side = low + int(to_side * (high - low + 1))
+            start = margin + int(to_start * (size - side - 2 * margin + 1))
+            boxes[number, axis] = start, start + side
+    return boxes
 
 
-def paint(img: NdArray, noise: NdArray, boxes: NdArray, spare: bool) -> None:
+def copy_boxes(img: NdArray, source: NdArray, boxes: NdArray) -> None:
     """Put boxes of one image into another, in place.
 
     Args:
         img: channel-first image.
-        noise: noise of the same shape.
+        source: image of the same shape.
         boxes: see :func:`draw_in_painting_boxes`.
-        spare: False: the boxes of ``img`` become noise (in-painting). True: everything of ``img`` but the boxes does.
     """
-    if not spare:
-        for box in boxes:
-            inside = (slice(None), *(slice(start, stop) for start, stop in box.tolist()))
-            img[inside] = noise[inside]
-        return
-    outside = np.ones(img.shape[1:], bool)
-    for box in boxes:
-        outside[tuple(slice(start, stop) for start, stop in box.tolist())] = False
-    np.copyto(img, noise, where=outside)
+    for inside in _insides(boxes):
+        img[inside] = source[inside]
+
+
+def fill_boxes(img: NdArray, boxes: NdArray, span: tuple[float, float], generator: np.random.Generator) -> None:
+    """Fill boxes with noise, in place.
+
+    Args:
+        img: channel-first image; integers get noise rounded down.
+        boxes: see :func:`draw_in_painting_boxes`.
+        span: (low, high), the noise is uniform on [low, high).
+        generator: source of the noise.
+    """
+    for inside in _insides(boxes):
+        img[inside] = draw_noise(img[inside].shape, span, img.dtype, generator)
+
+
+def _insides(boxes: NdArray) -> list[tuple[slice, ...]]:
+    """The index of each box, all channels."""
+    return [(slice(None), *(slice(start, stop) for start, stop in box)) for box in boxes.tolist()]
+
+
+def draw_noise(
+    shape: Sequence[int], span: tuple[float, float], dtype: DtypeLike, generator: np.random.Generator
+) -> NdArray:
+    """Draw uniform noise.
+
+    Args:
+        shape: of the result.
+        span: (low, high), the noise is uniform on [low, high).
+        dtype: of the result; integers are rounded down.
+        generator: source of the noise.
+
+    Returns:
+        The noise.
+    """
+    low, high = span
+    # half of 64 random bits a value, the upper 24 of it, as numpy does it too but drawing 32 bits at a time
+    count = math.prod(shape)
+    bits = generator.integers(0, 2**64, (count + 1) // 2, np.uint64).view(np.uint32)[:count]
+    bits >>= np.uint32(8)
+    noise = bits.astype(np.float32).reshape(tuple(shape))
+    noise *= np.float32(2**-24)
+    if span != (0.0, 1.0):
+        noise *= high - low
+        noise += low
+    if np.dtype(dtype).kind in "iu":
+        np.floor(noise, out=noise)
+    return noise.astype(dtype, copy=False)
 
 
 class _RandPainting(RandomizableTransform):
@@ -158,12 +207,14 @@ class _RandPainting(RandomizableTransform):
         box_prob: float = 0.95,
         intensity_range: Sequence[float] = (0.0, 1.0),
         dtype: DtypeLike = np.float32,
+        backend: str = "auto",
     ) -> None:
         RandomizableTransform.__init__(self, check_probability("prob", prob))
         self.max_boxes = check_whole_number("max_boxes", max_boxes, minimum=1)
         self.box_prob = check_probability("box_prob", box_prob)
         self.intensity_range = check_intensity_range("intensity_range", intensity_range)
         self.dtype = dtype
+        self.code_path = resolve_backend(backend)
         self.boxes: NdArray | None = None
         self.seed = 0
 
@@ -195,17 +246,40 @@ class _RandPainting(RandomizableTransform):
         if randomize:
             self.randomize(spatial)
         array, *_ = convert_data_type(img, np.ndarray)
-        painted = array.astype(array.dtype if self.dtype is None else self.dtype)
-        if self.boxes is not None:
-            low, high = self.intensity_range
-            generator = np.random.Generator(np.random.SFC64(self.seed))
-            noise = np.asarray(generator.random(painted.shape, np.float32))
-            noise *= high - low
-            noise += low
-            if painted.dtype.kind in "iu":
-                np.floor(noise, out=noise)
-            paint(painted, noise.astype(painted.dtype, copy=False), self.boxes, self.spare)
+        dtype = np.dtype(array.dtype if self.dtype is None else self.dtype)
+        painted = array.astype(dtype) if self.boxes is None else self._paint(array, self.boxes, dtype)
         return convert_to_dst_type(painted, dst=img, dtype=painted.dtype)[0]
+
+    def _paint(self, array: NdArray, boxes: NdArray, dtype: np.dtype[Any]) -> NdArray:
+        """The painted image; noise is drawn only where it lands, or for all where most of it stays."""
+        if self.code_path == "numba" and dtype == np.float32 and array.dtype in (np.float32, np.int16):
+            return self._paint_compiled(array, boxes)
+        generator = np.random.Generator(np.random.SFC64(self.seed))
+        if self.spare:
+            painted = draw_noise(array.shape, self.intensity_range, dtype, generator)
+            copy_boxes(painted, array, boxes)
+        else:
+            painted = array.astype(dtype)
+            fill_boxes(painted, boxes, self.intensity_range, generator)
+        return painted
+
+    def _paint_compiled(self, array: NdArray, boxes: NdArray) -> NdArray:
+        """The painted image, float32, in one pass over memory."""
+        from . import kernels
+
+        missing = 4 - array.ndim
+        boxes = np.concatenate([np.tile(np.array([0, 1]), (len(boxes), missing, 1)), boxes], axis=1)
+        painted = np.empty(array.shape, np.float32)
+        kernels.paint(
+            np.ascontiguousarray(array).reshape(-1),
+            painted.reshape(-1),
+            (1,) * missing + array.shape[1:],
+            boxes,
+            kernels.OUT_PAINT if self.spare else kernels.IN_PAINT,
+            self.intensity_range,
+            np.uint64(self.seed),
+        )
+        return painted
 
 
 class RandInPainting(_RandPainting):
@@ -219,6 +293,8 @@ class RandInPainting(_RandPainting):
         box_prob: probability of each box; the first failure ends the drawing.
         intensity_range: (low, high), the noise is uniform on [low, high).
         dtype: data type of the result; None keeps the input's, integer noise is rounded down.
+        backend: ``"auto"``, ``"numba"`` or ``"numpy"``; see :func:`.backend.resolve_backend`. The compiled loop serves
+            float32 results of float32 and int16 images.
 
     Raises:
         ValueError: for an argument outside its range; at the call for an axis under 8 voxels.
@@ -236,6 +312,8 @@ class RandOutPainting(_RandPainting):
         box_prob: probability of each box after the first; the first failure ends the drawing.
         intensity_range: (low, high), the noise is uniform on [low, high).
         dtype: data type of the result; None keeps the input's, integer noise is rounded down.
+        backend: ``"auto"``, ``"numba"`` or ``"numpy"``; see :func:`.backend.resolve_backend`. The compiled loop serves
+            float32 results of float32 and int16 images.
 
     Raises:
         ValueError: for an argument outside its range; at the call for an axis under 14 voxels.
@@ -258,11 +336,12 @@ class _RandPaintingd(RandomizableTransform, MapTransform):
         box_prob: float = 0.95,
         intensity_range: Sequence[float] = (0.0, 1.0),
         dtype: DtypeLike = np.float32,
+        backend: str = "auto",
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, 1.0)
-        self.painter = self.painting(prob, max_boxes, box_prob, intensity_range, dtype)
+        self.painter = self.painting(prob, max_boxes, box_prob, intensity_range, dtype, backend)
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> _RandPaintingd:
         """Set the random state of the transform, as in MONAI."""
@@ -295,6 +374,7 @@ class RandInPaintingd(_RandPaintingd):
         box_prob: see :class:`RandInPainting`.
         intensity_range: see :class:`RandInPainting`.
         dtype: see :class:`RandInPainting`.
+        backend: see :class:`RandInPainting`.
         allow_missing_keys: whether a missing key is passed over.
     """
 
@@ -311,6 +391,7 @@ class RandOutPaintingd(_RandPaintingd):
         box_prob: see :class:`RandOutPainting`.
         intensity_range: see :class:`RandOutPainting`.
         dtype: see :class:`RandOutPainting`.
+        backend: see :class:`RandOutPainting`.
         allow_missing_keys: whether a missing key is passed over.
     """
 

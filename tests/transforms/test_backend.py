@@ -10,7 +10,7 @@ from typing import Any
 import numba
 import pytest
 
-from models_genesis.transforms import RandGenesisDeform, backend, kernels, resolve_backend
+from models_genesis.transforms import RandGenesisDeform, backend, kernels, random_bits, resolve_backend, shuffle_kernels
 
 
 @pytest.fixture
@@ -51,10 +51,12 @@ def test_kernels_compile_where_no_cache_can_be_written(monkeypatch: pytest.Monke
         return real(**options)
 
     monkeypatch.setattr(numba, "njit", without_cache)
-    assert kernels._compile(lambda value: value + 1)(2) == 3
+    assert random_bits.compile_loop(lambda value: value + 1)(2) == 3
 
 
-@pytest.mark.parametrize("kernel", [kernels.shuffle_blocks, kernels.render, kernels.tabulate, kernels.bucket_curve])
+@pytest.mark.parametrize(
+    "kernel", [shuffle_kernels.shuffle_blocks, kernels.render, kernels.tabulate, kernels.bucket_curve]
+)
 def test_kernels_release_the_gil_and_run_on_one_thread(kernel: Any) -> None:
     assert kernel.targetoptions["nogil"]
     assert not kernel.targetoptions.get("parallel", False)

@@ -15,6 +15,7 @@ from models_genesis.transforms import (
     BratsLabelsd,
     BratsRegions,
     BratsRegionsd,
+    brats_label_values,
     brats_labels,
     brats_regions,
 )
@@ -107,6 +108,28 @@ def test_dictionary_twins():
             transform(item)
 
 
+@pytest.mark.parametrize("convention", list(EXPECTED))
+@pytest.mark.parametrize("regions", [["whole tumour"], ["tumour core"], ["enhancing tumour", "whole tumour"]])
+def test_some_of_the_regions(convention, regions):
+    label = every_label(convention)
+    chosen = [number for number, name in enumerate(BRATS_REGIONS) if name in regions]
+    masks = brats_regions(label, convention, regions)
+    np.testing.assert_array_equal(masks, brats_regions(label, convention)[chosen])
+    # the label map that comes back says the same of these regions
+    back = BratsLabelsd("label", convention, regions)({"label": masks})["label"]
+    np.testing.assert_array_equal(BratsRegionsd("label", convention, regions)({"label": back})["label"], masks)
+    assert list(brats_label_values(convention, regions)) == [BRATS_REGIONS[number] for number in chosen]
+
+
+@pytest.mark.parametrize("regions", ["whole tumour", ["oedema"], []])
+def test_other_regions_are_refused(regions):
+    for make in (lambda: BratsRegions("2018", regions), lambda: BratsLabelsd("a", "2018", regions)):
+        with pytest.raises(ValueError, match="regions: expected a list of some of"):
+            make()
+    with pytest.raises(ValueError, match=r"expected \(1, X, Y, Z\) for \['whole tumour'\], found \(3, 2, 2, 2\)"):
+        brats_labels(np.zeros((3, 2, 2, 2)), "2018", ["whole tumour"])
+
+
 def test_values_of_another_year_are_refused():
     with pytest.raises(ValueError, match=r"expected values of \[0, 1, 2, 4\] \(BraTS 2018\), found \[3\]"):
         brats_regions(every_label("2023"), "2018")
@@ -114,7 +137,7 @@ def test_values_of_another_year_are_refused():
         brats_regions(every_label("2018"), "2023")
     with pytest.raises(ValueError, match=r"expected one channel, found shape \(3, 2, 2, 2\)"):
         brats_regions(np.zeros((3, 2, 2, 2)), "2018")
-    with pytest.raises(ValueError, match=r"regions: expected \(3, X, Y, Z\), found shape \(1, 2, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"masks: expected \(3, X, Y, Z\) for .*, found \(1, 2, 2, 2\)"):
         brats_labels(np.zeros((1, 2, 2, 2)), "2018")
     for make in (lambda: BratsRegions("2017"), lambda: BratsRegionsd("a", "2017"), lambda: BratsLabelsd("a", "2017")):
         with pytest.raises(ValueError, match="convention: expected one of"):

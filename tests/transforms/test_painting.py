@@ -27,8 +27,8 @@ PAINTINGS = {"in_painting": RandInPainting, "out_painting": RandOutPainting}
 
 def painter(kind: str, way: str) -> Callable[[NdArray], Any]:
     """A painting at rate 1: the transform alone, or the chain with all else switched off."""
-    if way == "alone":
-        return PAINTINGS[kind](prob=1.0).set_random_state(5)
+    if way.startswith("alone"):
+        return PAINTINGS[kind](prob=1.0, backend=way.split()[1]).set_random_state(5)
     chain = RandGenesisDeform(variant=kind, paint_prob=1.0, flip_prob=0.0, backend=way).set_random_state(5)
     return lambda img: chain(img)[0]
 
@@ -40,11 +40,11 @@ def inside_boxes(shape: tuple[int, ...], boxes: NdArray) -> NdArray:
     return mask
 
 
-@pytest.mark.parametrize("way", ["alone", "numba", "numpy"])
+@pytest.mark.parametrize("way", ["alone numba", "alone numpy", "numba", "numpy"])
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("kind", list(PAINTINGS))
 def test_noise_follows_the_reference(check_noise: Any, kind: str, number: int, way: str) -> None:
-    runs = (400 if way == "numba" else 250) if number == 0 else (120 if way == "numba" else 60)
+    runs = (400 if "numba" in way else 250) if number == 0 else (120 if "numba" in way else 60)
     check_noise(kind, number, runs, painter(kind, way))
 
 
@@ -81,17 +81,21 @@ def test_number_of_boxes(draw: Any) -> None:
         assert abs(counts[count] / runs - chance) <= 5 * np.sqrt(chance * (1 - chance) / runs)
 
 
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+@pytest.mark.parametrize("dtype", [np.float32, np.int16, np.float64])
 @pytest.mark.parametrize("kind", list(PAINTINGS))
 @pytest.mark.parametrize("shape", [(40, 30, 20), (40, 30), (40,)])
-def test_only_one_side_of_the_boxes_changes(kind: str, shape: tuple[int, ...]) -> None:
-    image = np.random.RandomState(0).random_sample((3, *shape)).astype(np.float32)
+def test_only_one_side_of_the_boxes_changes(kind: str, shape: tuple[int, ...], dtype: Any, backend: str) -> None:
+    # values beyond the noise, so that a painted voxel shows
+    image = (np.random.RandomState(0).random_sample((3, *shape)) * 100 + 5).astype(dtype)
     kept = image.copy()
-    transform = PAINTINGS[kind](prob=1.0, intensity_range=(-2.0, 3.0)).set_random_state(2)
+    transform = PAINTINGS[kind](prob=1.0, intensity_range=(-2.0, 3.0), backend=backend).set_random_state(2)
     for _ in range(20):
         painted = transform(image)
+        assert painted.dtype == np.float32
         mask = inside_boxes(shape, transform.boxes)
         mask = mask if kind == "in_painting" else ~mask
-        assert np.array_equal(painted[:, ~mask], image[:, ~mask])
+        assert np.array_equal(painted[:, ~mask], image[:, ~mask].astype(np.float32))
         assert np.all(painted[:, mask] != image[:, mask])
         if mask.any():
             noise = painted[:, mask]
@@ -160,6 +164,7 @@ def test_images_too_small_for_the_boxes_are_refused(kind: str, smallest: int) ->
         ({"box_prob": -1.0}, "box_prob: expected a probability"),
         ({"max_boxes": 0}, "max_boxes: expected a whole number of at least 1, found 0"),
         ({"intensity_range": (2, 1)}, "intensity_range: expected two finite numbers"),
+        ({"backend": "cuda"}, "backend: expected one of"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], words: str) -> None:
