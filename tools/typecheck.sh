@@ -6,4 +6,7 @@ mkdir -p build/typing/models_genesis
 for package in transforms networks datasets training; do
   ln -sfn "$PWD/$package" "build/typing/models_genesis/$package"
 done
-MYPYPATH=build/typing exec "${PYTHON:-.venv/bin/python}" -m mypy --namespace-packages --explicit-package-bases -p models_genesis "$@"
+mypy=("${PYTHON:-.venv/bin/python}" -m mypy --namespace-packages --explicit-package-bases)
+MYPYPATH=build/typing "${mypy[@]}" -p models_genesis "$@"
+MYPYPATH=build/typing:bundles "${mypy[@]}" bundles/*.py "$@"
+MYPYPATH=build/typing:label "${mypy[@]}" label/main.py label/lib/*.py label/copy_bundle.py "$@"

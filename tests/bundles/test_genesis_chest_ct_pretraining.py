@@ -55,7 +55,7 @@ def test_training_learns_and_leaves_what_the_readme_promises(trained):
     assert losses[-1] < 0.8 * losses[0]
     made = {path.name for path in (trained / "eval").iterdir() if "tfevents" not in path.name}
     assert {"history.csv", "history.png", "restoration.png"} <= made
-    assert {path.name for path in (trained / "models").iterdir()} == {"model.pt", "last.pt"}
+    assert {path.name for path in (trained / "models").iterdir()} == {"model.pt", "last_epoch.pt"}
 
 
 def test_weights_load_into_the_network_strictly(trained):
@@ -72,7 +72,7 @@ def test_the_same_seed_gives_the_same_run_whatever_the_number_of_workers(trained
 def test_resuming_equals_an_uninterrupted_run(trained, run_bundle, chest_scans, tmp_path):
     """Killed at some moment, by SIGTERM and then by SIGKILL; the third run goes on to the same end."""
     arguments = {"dataset_dir": chest_scans, **SMALL, **folders(tmp_path)}
-    last = tmp_path / "models" / "last.pt"
+    last = tmp_path / "models" / "last_epoch.pt"
     _stop(_start(arguments), signal.SIGTERM, lambda: last.exists())
     done = history(tmp_path)[0]
     assert done == history(trained)[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the data list of this bundle: ``python scripts/prepare_data.py folder --root SCANS --out datalist.json``.
+"""Writes the data list of this bundle: ``python -m scripts.prepare_data folder --root SCANS --out datalist.json``.
 
 The commands are those of ``python -m models_genesis.datasets``: ``folder``, ``luna16``, ``phantom``.
 """

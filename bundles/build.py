@@ -1,0 +1,416 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pack bundles for the model zoo: ``python bundles/build.py NAME --out DIR``, or ``--all`` in place of ``NAME``.
+
+Of each bundle it writes ``NAME_vVERSION.zip`` with everything below one folder ``NAME/``, its SHA-256 beside it, its
+entry in ``model_info.json``, and ``unpack.py``, with which users check and unpack it. The same tree gives the same
+bytes on any machine: files are sorted, stored uncompressed (deflate differs between zlib versions, and weights hardly
+shrink), with one date and one mode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from configparser import ConfigParser as IniParser
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sync import layout
+from unpack import sha256_of
+from vendoring import portable_configs, portable_readme, rename, vendored_code
+
+BUNDLES = Path(__file__).resolve().parent
+MAX_WEIGHTS = 25 * 1024**2
+REQUIRED = (
+    "LICENSE",
+    "configs/metadata.json",
+    "configs/train.json",
+    "configs/inference.json",
+    "configs/logging.conf",
+    "docs/README.md",
+    "docs/data_license.txt",
+)
+SMALL_WEIGHTS = "models/phantom_*.pt"
+"""Weights of our own that are kept in the repository; all else in ``models/`` are results of somebody's runs."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Trained weights that go with a package.
+
+    Args:
+        path: ``model.pt``, a plain state dict that fits the bundle's network exactly.
+        url: where it can be downloaded; needed above 25 MB, which the model zoo takes as large files only.
+    """
+
+    path: Path
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class Package:
+    """A packed bundle.
+
+    Args:
+        path: the zip.
+        name: the bundle.
+        version: its version.
+        requirements: what it needs, as pip writes it.
+        files: number of files in it.
+    """
+
+    path: Path
+    name: str
+    version: str
+    requirements: tuple[str, ...] = field(repr=False)
+    files: int = 0
+
+
+def bundle_names(root: Path = BUNDLES) -> list[str]:
+    """List the bundles of this repository."""
+    return sorted(path.parent.parent.name for path in root.glob("*/configs/metadata.json"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a config, and name the file where it is not JSON with an object at its top."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, found: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected an object, found {type(content).__name__}")
+    return content
+
+
+def check_bundle(folder: Path) -> dict[str, Any]:
+    """Check what the model zoo asks of a bundle before it reads any config.
+
+    Args:
+        folder: the bundle.
+
+    Returns:
+        Its metadata.
+
+    Raises:
+        FileNotFoundError: when a file is missing.
+        ValueError: when the metadata cannot be read, or their version is malformed or not in the changelog.
+    """
+    if folder.name not in bundle_names(folder.parent):
+        raise FileNotFoundError(f"{folder}: no such bundle; there are {', '.join(bundle_names(folder.parent))}")
+    missing = [name for name in REQUIRED if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder}: expected the files of a bundle, missing are {', '.join(missing)}")
+    metadata = read_json(folder / "configs" / "metadata.json")
+    version, changelog = metadata.get("version"), metadata.get("changelog", {})
+    if not isinstance(version, str) or not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        raise ValueError(f"{folder}/configs/metadata.json: expected a version such as 0.1.0, found {version!r}")
+    if version not in changelog:
+        raise ValueError(f"{folder}/configs/metadata.json: version {version} is not in the changelog {list(changelog)}")
+    return metadata
+
+
+def requirements(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """Give what a bundle needs as pip writes it.
+
+    Example:
+        >>> requirements({"monai_version": "1.6.1", "pytorch_version": "2.13.0", "numpy_version": "2.4.6",
+        ...               "required_packages_version": {"itk": "5.4.7"}})
+        ('monai==1.6.1', 'torch==2.13.0', 'numpy==2.4.6', 'itk==5.4.7')
+    """
+    pins = {
+        "monai": metadata["monai_version"],
+        "torch": metadata["pytorch_version"],
+        "numpy": metadata["numpy_version"],
+    }
+    pins |= metadata["required_packages_version"]
+    return tuple(f"{package}=={version}" for package, version in pins.items())
+
+
+def read_configs(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Read all configs of a bundle but its metadata, with some of their top-level keys set anew.
+
+    Args:
+        folder: the bundle.
+        settings: values by key.
+
+    Returns:
+        Contents by file name.
+
+    Raises:
+        ValueError: when no config has such a key.
+    """
+    paths = sorted((folder / "configs").glob("*.json"))
+    configs = {path.name: read_json(path) for path in paths if path.name != "metadata.json"}
+    for key, value in settings.items():
+        having = [config for config in configs.values() if key in config]
+        if not having:
+            raise ValueError(f"--set {key}: none of the configs of {folder.name} has this key")
+        for config in having:
+            config[key] = value
+    return configs
+
+
+def check_weights(weights: Path, folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse weights that do not fit the network of ``inference.json`` and ``train.json`` exactly.
+
+    Args:
+        weights: the file.
+        folder: the bundle in this repository, whose configs import ``models_genesis``.
+        settings: keys of the configs that are set anew.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is no plain state dict, or does not fit.
+    """
+    import torch
+    from monai.bundle import ConfigParser
+
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights}: expected the weights of {folder.name}, found no such file")
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes of any kind raise errors of any kind
+        raise ValueError(f"{weights}: expected a state dict written by torch.save, found: {error}") from error
+    if not isinstance(state, dict) or not state or not all(isinstance(each, torch.Tensor) for each in state.values()):
+        raise ValueError(
+            f"{weights}: expected a plain state dict, as monai.bundle.load and MONAI Label read it; write it with "
+            "models_genesis.networks.save_weights(network.state_dict(), path)"
+        )
+    for file, config in read_configs(folder, settings).items():
+        if file in ("train.json", "inference.json"):
+            try:
+                ConfigParser(config).get_parsed_content("network_def").load_state_dict(state, strict=True)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{weights}: does not fit the network of {folder.name}/configs/{file}: {error}"
+                ) from error
+
+
+def provenance(root: Path) -> dict[str, str]:
+    """Tell which package and which commit a bundle is packed from.
+
+    Args:
+        root: the repository, or an unpacked source distribution, which has no commit.
+
+    Returns:
+        What is added to the metadata.
+    """
+    setup = IniParser()
+    setup.read(root / "setup.cfg", encoding="utf-8")
+    stated = {"models_genesis_version": setup["metadata"]["version"]}
+    if (root / ".git").exists():
+        describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run(describe, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise ValueError(f"{root}: expected a git checkout or a folder without .git, found: {done.stderr.strip()}")
+        stated["models_genesis_commit"] = done.stdout.strip()
+    return stated
+
+
+def large_files(folder: Path, weights: Weights | None) -> dict[str, Any] | None:
+    """Give the content of ``large_files.json``: what is downloaded, and what only its owners may hand out.
+
+    Args:
+        folder: the bundle.
+        weights: its weights; listed if they are too large for a package.
+
+    Returns:
+        The content, None where there is nothing to list.
+
+    Raises:
+        ValueError: when weights are too large and have no URL.
+    """
+    path = folder / "large_files.json"
+    content = read_json(path) if path.is_file() else {"large_files": []}
+    if weights is not None and weights.path.stat().st_size > MAX_WEIGHTS:
+        if weights.url is None:
+            size = weights.path.stat().st_size / 1024**2
+            raise ValueError(f"{weights.path}: {size:.0f} MiB, expected at most 25 or --weights-url to list it by")
+        entry = {
+            "path": "models/model.pt",
+            "url": weights.url,
+            "hash_val": sha256_of(weights.path),
+            "hash_type": "sha256",
+        }
+        content = {**content, "large_files": [*content["large_files"], entry]}
+    return content if path.is_file() or content["large_files"] else None
+
+
+def contents(folder: Path, settings: Mapping[str, Any], weights: Weights | None = None) -> dict[str, bytes]:
+    """Gather the files of a packed bundle.
+
+    Args:
+        folder: the bundle.
+        settings: keys of its configs that are set anew, such as ``features`` of the weights' network.
+        weights: trained weights that become ``models/model.pt``.
+
+    Returns:
+        Bytes by path below the bundle's folder.
+
+    Raises:
+        FileNotFoundError: when a file is missing.
+        ValueError: when metadata, configs, README or weights are not as they must be.
+    """
+    metadata = check_bundle(folder)
+    if weights is not None:
+        check_weights(weights.path, folder, settings)
+    texts = vendored_code(folder.parents[1])
+    own = (folder / "scripts").glob("*.py")
+    texts |= {f"scripts/{path.name}": rename(path.read_text(encoding="utf-8")) for path in own}
+    for file, config in portable_configs(read_configs(folder, settings)).items():
+        texts[f"configs/{file}"] = layout(config) + "\n"
+    texts["configs/metadata.json"] = layout({**metadata, **provenance(folder.parents[1])}) + "\n"
+    listed = large_files(folder, weights)
+    if listed is not None:
+        texts["large_files.json"] = rename(layout(listed)) + "\n"
+    readme = (folder / "docs" / "README.md").read_text(encoding="utf-8")
+    texts["docs/README.md"] = portable_readme(readme, folder.name, requirements(metadata))
+    files = {name: text.encode("utf-8") for name, text in texts.items()}
+    plain = [folder / "LICENSE", folder / "configs" / "logging.conf", *folder.glob(SMALL_WEIGHTS)]
+    plain += [path for path in (folder / "docs").iterdir() if path.is_file() and path.name != "README.md"]
+    files |= {path.relative_to(folder).as_posix(): path.read_bytes() for path in plain}
+    if weights is not None and weights.path.stat().st_size <= MAX_WEIGHTS:
+        files["models/model.pt"] = weights.path.read_bytes()
+    return files
+
+
+def write_zip(path: Path, name: str, files: Mapping[str, bytes]) -> None:
+    """Write files below one folder to a zip, whole or not at all, the same bytes for the same files.
+
+    Args:
+        path: the zip to write or replace.
+        name: the folder.
+        files: bytes by path below it.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for file in sorted(files):
+                member = zipfile.ZipInfo(f"{name}/{file}", date_time=(1980, 1, 1, 0, 0, 0))
+                member.create_system, member.external_attr = 3, 0o100644 << 16  # a plain file of Unix, on any system
+                archive.writestr(member, files[file])
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(temporary, path)
+
+
+def build(
+    name: str,
+    out: Path,
+    weights: Weights | None = None,
+    settings: Mapping[str, Any] | None = None,
+    url: str = "",
+    root: Path = BUNDLES,
+) -> Package:
+    """Pack one bundle, and write its checksum and its entry in ``model_info.json`` beside it.
+
+    Args:
+        name: the bundle.
+        out: folder of the packages; made where it is missing.
+        weights: trained weights that go with it.
+        settings: keys of its configs that are set anew.
+        url: folder on the web from which the packages will be downloaded, for ``model_info.json``.
+        root: folder of the bundles.
+
+    Returns:
+        The package.
+
+    Raises:
+        FileNotFoundError: when the bundle or one of its files is missing.
+        ValueError: when something in it is not as it must be.
+    """
+    files = contents(root / name, settings or {}, weights)
+    metadata = json.loads(files["configs/metadata.json"])
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}_v{metadata['version']}.zip"
+    write_zip(path, name, files)
+    write_text(path.with_name(path.name + ".sha256"), f"{sha256_of(path)}  {path.name}\n")
+    info = out / "model_info.json"
+    listed = read_json(info) if info.is_file() else {}
+    source = f"{url.rstrip('/')}/{path.name}" if url else path.name
+    listed[path.stem] = {"checksum": hashlib.sha1(path.read_bytes()).hexdigest(), "source": source}
+    write_text(info, json.dumps(dict(sorted(listed.items())), indent=4) + "\n")
+    shutil.copyfile(BUNDLES / "unpack.py", out / "unpack.py")
+    return Package(path, name, metadata["version"], requirements(metadata), len(files))
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Read ``KEY=JSON``.
+
+    Example:
+        >>> parse_setting("features=[8, 16, 32, 64]")
+        ('features', [8, 16, 32, 64])
+    """
+    key, separator, value = text.partition("=")
+    try:
+        return key, json.loads(value if separator else "")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected KEY=JSON, such as features=[8,16,32,64]") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: the command line; None takes that of this process.
+
+    Returns:
+        0, or 2 after one line on stderr that says what was wrong.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"bundles to pack: {', '.join(bundle_names())}")
+    parser.add_argument("--all", action="store_true", help="pack all bundles")
+    parser.add_argument("--out", type=Path, help="folder of the packages")
+    parser.add_argument("--weights", type=Path, help="trained weights of the one bundle named, a plain state dict")
+    parser.add_argument("--weights-url", help="where they can be downloaded, needed above 25 MB")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        type=parse_setting,
+        action="append",
+        default=[],
+        metavar="KEY=JSON",
+        help="set a key of the configs, such as features=[8,16,32,64] of the weights' network",
+    )
+    parser.add_argument("--url", default="", help="folder on the web of the packages, for model_info.json")
+    parser.add_argument("--pins", action="store_true", help="pack nothing, print what the bundles need for pip")
+    options = parser.parse_args(arguments)
+    names = bundle_names() if options.all else options.names
+    if not names or (options.all and options.names):
+        parser.error("name the bundles to pack, or give --all")
+    if options.out is None and not options.pins:
+        parser.error("--out DIR is needed")
+    if options.weights is not None and len(names) > 1:
+        parser.error("--weights go with one bundle only")
+    try:
+        if options.pins:
+            print("\n".join(sorted({pin for name in names for pin in requirements(check_bundle(BUNDLES / name))})))
+            return 0
+        weights = Weights(options.weights, options.weights_url) if options.weights is not None else None
+        for name in names:
+            package = build(name, options.out, weights, dict(options.settings), options.url)
+            print(f"{package.path}: {package.files} files, {package.path.stat().st_size / 1024**2:.1f} MiB")
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

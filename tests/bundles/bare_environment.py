@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make an environment that has the packages a bundle's metadata pin, what those need, and nothing else."""
+
+from __future__ import annotations
+
+import sys
+import venv
+from collections.abc import Iterable
+from importlib.metadata import distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+
+def closure(requirements: Iterable[str]) -> set[str]:
+    """Give the names of packages and of all that they require, as their own metadata say it."""
+    found: set[str] = set()
+    waiting = [Requirement(text) for text in requirements]
+    while waiting:
+        requirement = waiting.pop()
+        if requirement.name.lower() in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found.add(requirement.name.lower())
+        waiting += [Requirement(text) for text in distribution(requirement.name).requires or []]
+    return found
+
+
+def make(folder: Path, requirements: Iterable[str]) -> Path:
+    """Make a virtual environment whose site-packages link to the installed packages, file by top-level file.
+
+    Downloading them again would take minutes and gigabytes for the same files. No ``.pth`` file and no package that is
+    not required goes in, so that this project, installed or editable, is not there.
+
+    Args:
+        folder: where to make it.
+        requirements: as pip writes them.
+
+    Returns:
+        Its Python.
+    """
+    venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
+    site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    for name in sorted(closure(requirements)):
+        package = distribution(name)
+        tops = {file.parts[0] for file in package.files or [] if file.parts[0] not in ("..", "__pycache__")}
+        for top in tops:
+            if not top.endswith(".pth") and not (site / top).is_symlink():
+                (site / top).symlink_to(package.locate_file(top))
+    return folder / "bin" / "python"

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bundles/build.py``: what is in a package, that it is reproducible, and what is refused."""
+
+from __future__ import annotations
+
+import doctest
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from models_genesis.networks import GenesisUNet, save_weights
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = ROOT / "bundles"
+NAMES = sorted(path.parent.parent.name for path in BUNDLES.glob("*/configs/metadata.json"))
+PRETRAINING = "genesis_chest_ct_pretraining"
+SMALL = {"features": [2, 4]}
+
+
+@pytest.fixture(scope="module")
+def build():
+    """The module; a package called ``build`` may be installed, so it gets another name here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BUNDLES))
+        spec = importlib.util.spec_from_file_location("build_bundles", BUNDLES / "build.py")
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        yield module
+
+
+@pytest.fixture(scope="module")
+def vendoring(build):
+    return sys.modules["vendoring"]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """What a package is built from, without git: a source distribution."""
+    return copy_tree(tmp_path / "tree")
+
+
+def copy_tree(target: Path) -> Path:
+    ignore = shutil.ignore_patterns("__pycache__", "eval")
+    for name in ("datasets", "networks", "training", "transforms", f"bundles/{PRETRAINING}"):
+        shutil.copytree(ROOT / name, target / name, ignore=ignore)
+    for path in (ROOT / "setup.cfg", *BUNDLES.glob("*.py")):
+        shutil.copy(path, target / path.relative_to(ROOT))
+    return target
+
+
+def packed(build, out: Path, **arguments) -> zipfile.ZipFile:
+    return zipfile.ZipFile(build.build(PRETRAINING, out, **arguments).path)
+
+
+def test_the_same_bytes_from_another_copy_of_the_tree(tree, tmp_path):
+    """Other folder, dates, modes, order of files, umask, time zone and hash seed."""
+    other = copy_tree(tmp_path / "a" / "longer" / "way")
+    for path in sorted(other.rglob("*"), reverse=True):
+        os.utime(path, (0, 0))
+        if path.is_file():
+            path.chmod(0o700)
+    built = []
+    for root, umask, zone in ((tree, 0o022, "UTC"), (other, 0o077, "Asia/Tokyo")):
+        out = tmp_path / f"out{umask}"
+        command = [sys.executable, "bundles/build.py", PRETRAINING, "--out", str(out)]
+        environment = {**os.environ, "TZ": zone, "PYTHONHASHSEED": str(umask)}
+        subprocess.run(command, cwd=root, check=True, env=environment, umask=umask, capture_output=True)
+        built.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert built[0] == built[1]
+    assert len(built[0]) == 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_in_a_package(build, name, tmp_path):
+    package = build.build(name, tmp_path)
+    archive = zipfile.ZipFile(package.path)
+    assert archive.testzip() is None
+    members = archive.infolist()
+    files = [member.filename.removeprefix(f"{name}/") for member in members]
+    assert all(member.filename.startswith(f"{name}/") for member in members)
+    assert files == sorted(files) and len(files) == package.files
+    assert {(member.date_time, member.external_attr, member.compress_type) for member in members} == {
+        ((1980, 1, 1, 0, 0, 0), 0o100644 << 16, zipfile.ZIP_STORED)
+    }
+    zoo = {"LICENSE", "configs/metadata.json", "configs/train.json", "configs/inference.json", "docs/data_license.txt"}
+    code = {
+        f"scripts/{path.parent.name}/{path.name}"
+        for folder in ("datasets", "networks", "training", "transforms")
+        for path in (ROOT / folder).glob("*.py")
+    }
+    assert zoo | code | {"scripts/__init__.py", "docs/README.md", "configs/logging.conf"} <= set(files)
+    unwanted = [file for file in files if "__pycache__" in file or file.startswith("eval/")]
+    assert not unwanted + [file for file in files if file.endswith("last_epoch.pt")]
+    assert package.path.stat().st_size < 25 * 1024**2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_in_a_package_imports_the_project(build, name):
+    files = build.contents(BUNDLES / name, {})
+    for file, content in files.items():
+        if file.endswith((".py", ".json")):
+            text = content.decode()
+            assert not re.search(r"(?:import|from|_target_\W+|-m|\$)\s*models_genesis", text), file
+            assert "models_genesis.networks" not in text and "models_genesis.training" not in text, file
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_of_the_packed_readme_name_what_is_there(build, name):
+    files = build.contents(BUNDLES / name, {})
+    readme = files["docs/README.md"].decode()
+    configs = re.findall(r"(?<![\w/])configs/\w+\.json", readme)
+    assert len(configs) > 5 and set(configs) <= set(files)
+    modules = {module.replace(".", "/") for module in re.findall(r"python -m (scripts\.\w+)", readme)}
+    assert modules and all(f"{module}/__main__.py" in files for module in modules)
+    assert not re.findall(r"\]\(\.\./\.\./", readme)
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", readme):
+        assert f"docs/{link}" in files, link
+    metadata = json.loads(files["configs/metadata.json"])
+    assert all(pin in readme for pin in build.requirements(metadata))
+
+
+def test_checksums_are_those_of_the_package(build, tmp_path):
+    for name in NAMES[:2]:
+        build.build(name, tmp_path, url="https://example.org/packages/")
+    listed = json.loads((tmp_path / "model_info.json").read_text())
+    assert len(listed) == 2
+    for key, entry in listed.items():
+        content = (tmp_path / f"{key}.zip").read_bytes()
+        assert entry == {
+            "checksum": hashlib.sha1(content).hexdigest(),
+            "source": f"https://example.org/packages/{key}.zip",
+        }
+        sha256, file = (tmp_path / f"{key}.zip.sha256").read_text().split()
+        assert (sha256, file) == (hashlib.sha256(content).hexdigest(), f"{key}.zip")
+    assert (tmp_path / "unpack.py").read_bytes() == (BUNDLES / "unpack.py").read_bytes()
+
+
+def test_metadata_tell_where_the_package_comes_from(build, tree):
+    version = re.search(r"^version = (.+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)[1]
+    assert build.provenance(tree) == {"models_genesis_version": version}
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(tree)]
+    for words in (["init", "-q"], ["add", "setup.cfg"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert build.provenance(tree)["models_genesis_commit"] == commit
+    (tree / "setup.cfg").write_text((tree / "setup.cfg").read_text() + "\n")
+    assert build.provenance(tree)["models_genesis_commit"] == f"{commit}-dirty"
+
+
+def test_small_weights_of_our_own_go_with_the_pretraining_bundle(build):
+    content = build.contents(BUNDLES / PRETRAINING, {})["models/phantom_pretrained.pt"]
+    assert len(content) < 1.5e6
+    state = torch.load(BUNDLES / PRETRAINING / "models" / "phantom_pretrained.pt", weights_only=True)
+    GenesisUNet(features=(8, 16, 32, 64)).load_state_dict(state, strict=True)
+
+
+def test_weights_that_fit_go_with_the_package(build, tmp_path):
+    save_weights(GenesisUNet(features=SMALL["features"]).state_dict(), tmp_path / "model.pt")
+    archive = packed(build, tmp_path / "out", weights=build.Weights(tmp_path / "model.pt"), settings=SMALL)
+    assert archive.read(f"{PRETRAINING}/models/model.pt") == (tmp_path / "model.pt").read_bytes()
+    for file in ("train", "inference"):
+        assert json.loads(archive.read(f"{PRETRAINING}/configs/{file}.json"))["features"] == SMALL["features"]
+    assert json.loads(archive.read(f"{PRETRAINING}/large_files.json"))["large_files"] == []
+
+
+def test_large_weights_are_listed_by_url_and_checksum(build, tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    save_weights(GenesisUNet(features=SMALL["features"]).state_dict(), path)
+    monkeypatch.setattr(build, "MAX_WEIGHTS", path.stat().st_size - 1)
+    with pytest.raises(ValueError, match=r"expected at most 25 or --weights-url"):
+        build.build(PRETRAINING, tmp_path / "out", build.Weights(path), SMALL)
+    url = "https://example.org/model.pt"
+    archive = packed(build, tmp_path / "out", weights=build.Weights(path, url), settings=SMALL)
+    assert f"{PRETRAINING}/models/model.pt" not in archive.namelist()
+    listed = json.loads(archive.read(f"{PRETRAINING}/large_files.json"))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    entry = {"path": "models/model.pt", "url": url, "hash_val": digest, "hash_type": "sha256"}
+    assert listed["large_files"] == [entry]
+    assert len(listed["licensed_separately"]) == 1
+
+
+def test_weights_that_do_not_fit_are_refused(build, tmp_path):
+    network = GenesisUNet(features=SMALL["features"])
+    cases = {
+        "other features": (network.state_dict(), {}, "does not fit"),
+        "one missing": (dict(list(network.state_dict().items())[1:]), SMALL, "does not fit"),
+        "one more": ({**network.state_dict(), "more": torch.zeros(1)}, SMALL, "does not fit"),
+        "checkpoint": ({"model": network.state_dict()}, SMALL, "expected a plain state dict"),
+        "pickled code": (network, SMALL, "expected a state dict"),
+    }
+    for name, (content, settings, message) in cases.items():
+        path = tmp_path / f"{name}.pt"
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=re.escape(name) + rf"\.pt: {message}"):
+            build.build(PRETRAINING, tmp_path / "out", build.Weights(path), settings)
+    with pytest.raises(FileNotFoundError, match=r"none\.pt: expected the weights"):
+        build.build(PRETRAINING, tmp_path / "out", build.Weights(tmp_path / "none.pt"), SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+def edit_metadata(folder: Path, **changes) -> None:
+    path = folder / "configs" / "metadata.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+BAD = {
+    "version not in the changelog": (
+        lambda b: edit_metadata(b, version="9.9.9"),
+        "version 9.9.9 is not in the changel",
+    ),
+    "malformed version": (lambda b: edit_metadata(b, version="v1"), "expected a version such as 0.1.0, found 'v1'"),
+    "no licence": (lambda b: (b / "LICENSE").unlink(), "missing are LICENSE"),
+    "no train.json": (lambda b: (b / "configs" / "train.json").unlink(), "missing are configs/train.json"),
+    "broken config": (lambda b: (b / "configs" / "paper.json").write_text("{,}"), "paper.json: expected JSON"),
+    "a list": (lambda b: (b / "configs" / "paper.json").write_text("[]"), "paper.json: expected an object, found list"),
+    "another README": (lambda b: (b / "docs" / "README.md").write_text("# Hello"), "README.md: expected"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_refuses_a_bundle_that_is_not_whole(build, tree, tmp_path, case):
+    break_it, message = BAD[case]
+    break_it(tree / "bundles" / PRETRAINING)
+    with pytest.raises((FileNotFoundError, ValueError), match=re.escape(message)):
+        build.build(PRETRAINING, tmp_path / "out", root=tree / "bundles")
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_line_says_what_is_wrong(tmp_path):
+    for words, message in [
+        (["no_such_bundle", "--out", "out"], "no such bundle; there are "),
+        (
+            [PRETRAINING, "--out", "out", "--set", "feature=[1]"],
+            "none of the configs of genesis_chest_ct",
+        ),
+        ([PRETRAINING, "--out", "out", "--set", "features=(1)"], "expected KEY=JSON"),
+        ([PRETRAINING], "--out DIR is needed"),
+        (["--out", "out"], "name the bundles to pack, or give --all"),
+        (["--all", "--out", "out", "--weights", "model.pt"], "--weights go with one bundle only"),
+    ]:
+        command = [sys.executable, str(BUNDLES / "build.py"), *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_imports_become_keys(vendoring):
+    configs = {
+        "train.json": {
+            "imports": [
+                "$import os",
+                "$from models_genesis.x import f",
+                "$from models_genesis.x.y import LIMITS",
+            ],
+            "a": {"_target_": "models_genesis.networks.Net", "n": "$f(@b) + g(f=1) + o.f(2) + LIMITS['f']"},
+            "text": "f",
+            "initialize": ["$f()"],
+        },
+        "evaluate.json": {"run": ["$f(lambda x: f(x))"]},
+        "multi_gpu_train.json": {"+imports": ["$import torch"]},
+    }
+    before = json.dumps(configs)
+    portable = vendoring.portable_configs(configs)
+    assert json.dumps(configs) == before
+    train = portable["train.json"]
+    assert train["f"] == "$importlib.import_module('scripts.x').f"
+    assert train["LIMITS"] == "$importlib.import_module('scripts.x.y').LIMITS"
+    assert train["a"] == {"_target_": "scripts.networks.Net", "n": "$@f(@b) + g(f=1) + o.f(2) + @LIMITS['f']"}
+    assert train["text"] == "f"
+    assert train["imports"] == ["$import os", *vendoring.FIND_SCRIPTS_IMPORTS]
+    assert train["initialize"] == [vendoring.FIND_SCRIPTS, "$@f()"]
+    assert portable["evaluate.json"] == {"run": ["$@f(lambda x: @f(x))"]}
+    assert portable["multi_gpu_train.json"] == {"+imports": ["$import torch"]}
+
+
+def test_a_key_of_an_imported_name_is_refused(vendoring):
+    configs = {"train.json": {"imports": ["$from models_genesis.training import f"], "f": 1}}
+    with pytest.raises(ValueError, match=r"train.json: \['f'\] are imported and keys"):
+        vendoring.portable_configs(configs)
+
+
+def test_a_readme_that_points_into_the_repository_is_refused(vendoring):
+    readme = "# T\n\n## Data\n\nFrom any directory; `B` is this bundle's folder.\n\nB=bundles/b\n{}\n"
+    assert "pip install x==1" in vendoring.portable_readme(readme.format(""), "b", ["x==1"])
+    link = vendoring.portable_readme(readme.format("see [the page](../../../docs/page.md)"), "b", [])
+    assert "see the page in the project's repository" in link
+    with pytest.raises(ValueError, match="expected nothing that only this repository has"):
+        vendoring.portable_readme(readme.format("cd $B"), "b", [])
+
+
+@pytest.mark.parametrize("name", ["build_bundles", "vendoring", "unpack", "sync"])
+def test_examples_in_docstrings(build, name):
+    assert doctest.testmod(sys.modules[name]).failed == 0
