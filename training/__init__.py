@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from .candidate_evaluator import CandidateEvaluator, CandidatesNotScoredError, rows_not_scored
+from .candidate_figure import draw_candidate_curves
+from .candidate_loss import CandidateLoss
+from .candidate_report import CandidateReport, CandidateWriter, prediction_store
 from .case_evaluator import CaseEvaluator, CasesFailedError
 from .checkpoint import TrainingCheckpoint
 from .collapse_guard import CollapseGuard
@@ -10,26 +14,42 @@ from .deformation_place import DEFORM_ON, BatchDeformation, DeformationPlace
 from .epoch_setter import EpochSetter
 from .finite_loss import FiniteLossGuard, TrainingCollapsedError
 from .flip_inferer import FlipInferer
+from .froc import FALSE_POSITIVE_RATES, Froc, ScanMarks, compute_froc, froc_curve, mark_scan
 from .history import TrainingHistory
 from .layer_rates import LayerRates, layer_groups
+from .lesions import HIT_RULES, Lesions, mark_candidates, read_lesions
 from .overlay_picture import OverlayPicture, draw_overlay
 from .overrides import UnknownOverrideError, refuse_unknown_overrides
 from .precision import AutocastInferer, Precision, choose_precision
 from .pretrained import load_pretrained_weights
+from .ranking_scores import Ranking, score_ranking
 from .region_masks import RegionDice, region_masks
 from .restoration_loss import RestorationLoss
 from .restoration_picture import RestorationPicture, draw_restoration
 from .restoration_report import RestorationReport
 from .schedule_step import ScheduleStep
+from .score_candidates import CandidateScorer, CandidateScores, score_candidates
 from .segmentation_report import SegmentationReport
 from .segmentation_scores import BootstrapMean, bootstrap_mean, mask_scores
 from .stop_signals import StopSignals
+from .temperature import Calibration, calibrated, fit_temperature, read_temperature
+from .thin_candidates import thin_candidates
 
 __all__ = [
     "DEFORM_ON",
+    "FALSE_POSITIVE_RATES",
+    "HIT_RULES",
     "AutocastInferer",
     "BatchDeformation",
     "BootstrapMean",
+    "Calibration",
+    "CandidateEvaluator",
+    "CandidateLoss",
+    "CandidateReport",
+    "CandidateScorer",
+    "CandidateScores",
+    "CandidateWriter",
+    "CandidatesNotScoredError",
     "CaseEvaluator",
     "CasesFailedError",
     "CollapseGuard",
@@ -37,13 +57,17 @@ __all__ = [
     "EpochSetter",
     "FiniteLossGuard",
     "FlipInferer",
+    "Froc",
     "LayerRates",
+    "Lesions",
     "OverlayPicture",
     "Precision",
+    "Ranking",
     "RegionDice",
     "RestorationLoss",
     "RestorationPicture",
     "RestorationReport",
+    "ScanMarks",
     "ScheduleStep",
     "SegmentationReport",
     "StopSignals",
@@ -52,12 +76,26 @@ __all__ = [
     "TrainingHistory",
     "UnknownOverrideError",
     "bootstrap_mean",
+    "calibrated",
     "choose_precision",
+    "compute_froc",
+    "draw_candidate_curves",
     "draw_overlay",
     "draw_restoration",
+    "fit_temperature",
+    "froc_curve",
     "layer_groups",
     "load_pretrained_weights",
+    "mark_candidates",
+    "mark_scan",
     "mask_scores",
+    "prediction_store",
+    "read_lesions",
+    "read_temperature",
     "refuse_unknown_overrides",
     "region_masks",
+    "rows_not_scored",
+    "score_candidates",
+    "score_ranking",
+    "thin_candidates",
 ]

@@ -25,12 +25,13 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingCheckpoint:
-    """Write ``model.pt`` at every better validation, ``last.pt`` after every epoch, and resume from the latter.
+    """Write ``model.pt`` at every better validation, ``last_epoch.pt`` after every epoch, and resume from the latter.
 
-    ``model.pt`` is a plain state dict, as ``monai.bundle`` and MONAI Label load it. ``last.pt`` holds the network, the
-    optimizer, the learning-rate schedule, the loss scale, the epoch, the best metric, the count of early stopping and
-    the random states. MONAI's ``CheckpointSaver`` writes in place and forgets its best metric when it resumes: a full
-    disk would leave half a file and a resumed run could overwrite better weights by worse.
+    ``model.pt`` is a plain state dict, as ``monai.bundle`` and MONAI Label load it. ``last_epoch.pt`` holds the
+    network, the optimizer, the learning-rate schedule, the loss scale, the epoch, the best metric, the count of early
+    stopping and the random states; MONAI Label takes the file with the shortest name, so this name must be the longer
+    one. MONAI's ``CheckpointSaver`` writes in place and forgets its best metric when it resumes: a full disk would
+    leave half a file and a resumed run could overwrite better weights by worse.
 
     Attach it as the last handler of the trainer, so that an epoch's validation and learning-rate step are part of it.
 
@@ -41,7 +42,7 @@ class TrainingCheckpoint:
         lr_scheduler: its learning-rate schedule.
         evaluator: the MONAI evaluator whose key metric decides what is best.
         early_stop: the handler of early stopping, if there is one.
-        resume: whether to go on from ``last.pt``.
+        resume: whether to go on from ``last_epoch.pt``.
         rank: this process's rank; rank 0 alone writes.
     """
 
@@ -57,7 +58,7 @@ class TrainingCheckpoint:
         rank: int = 0,
     ) -> None:
         self.best_path = Path(ckpt_dir) / "model.pt"
-        self.last_path = Path(ckpt_dir) / "last.pt"
+        self.last_path = Path(ckpt_dir) / "last_epoch.pt"
         self.network = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -84,7 +85,7 @@ class TrainingCheckpoint:
 
         Raises:
             FileNotFoundError: when there is nothing to resume from.
-            ValueError: when ``last.pt`` does not fit this training.
+            ValueError: when ``last_epoch.pt`` does not fit this training.
         """
         self.best_path.parent.mkdir(parents=True, exist_ok=True)
         if self.resume:
@@ -103,7 +104,7 @@ class TrainingCheckpoint:
             logger.info("saved %s (epoch %d)", self.best_path, evaluator.state.epoch)
 
     def save_last(self, engine: Engine) -> None:
-        """Write ``last.pt``.
+        """Write ``last_epoch.pt``.
 
         Args:
             engine: the trainer.

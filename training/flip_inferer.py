@@ -14,7 +14,7 @@ __all__ = ["FlipInferer"]
 
 
 class FlipInferer(Inferer):
-    """Average the logits of an image and of its mirror images, each mirrored back.
+    """Average the logits of an image and of its mirror images, each mirrored back where the output is an image.
 
     Args:
         inferer: runs the network, e.g. a ``SlidingWindowInferer``.
@@ -37,12 +37,13 @@ class FlipInferer(Inferer):
             kwargs: further keyword arguments of the inferer.
 
         Returns:
-            The mean logits, as ``inferer`` gives them.
+            The mean logits, as ``inferer`` gives them: an image, or (B, classes).
         """
         mean = self.inferer(inputs, network, *args, **kwargs)
         flips = [axes for count in range(len(self.axes)) for axes in combinations(self.axes, count + 1)]
         for axes in flips:
             dims = [axis + 2 for axis in axes]
-            mean += self.inferer(inputs.flip(dims), network, *args, **kwargs).flip(dims)
+            logits = self.inferer(inputs.flip(dims), network, *args, **kwargs)
+            mean += logits.flip(dims) if logits.ndim == inputs.ndim else logits
         mean /= len(flips) + 1
         return mean

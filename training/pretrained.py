@@ -32,7 +32,7 @@ def load_pretrained_weights(
         network: the network; a ``DistributedDataParallel`` around it does not matter.
         pretrained: ``model.pt`` of the pretraining bundle or the original's ``Genesis_Chest_CT.pt``; ``None`` or
             ``"none"`` trains from scratch.
-        resume: whether the training goes on from its own ``last.pt``, which then holds all weights.
+        resume: whether the training goes on from its own ``last_epoch.pt``, which then holds all weights.
         first_handler: the first of the trainer's handlers; MONAI Label puts a ``CheckpointLoader`` there, which brings
             all weights itself.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +16,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from models_genesis.datasets import Label, make_phantom
+from models_genesis.datasets import Label, make_phantom, write_embolism_phantom
+from models_genesis.datasets.__main__ import main
 from models_genesis.datasets.phantom_brain import make_brain_phantom
+from models_genesis.datasets.phantom_luna16 import write_luna16_phantom
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 
@@ -130,13 +133,41 @@ def decathlon_task(tmp_path_factory: pytest.TempPathFactory, liver_cases: Path) 
 
 
 @pytest.fixture(scope="session")
+def nodule_candidates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven phantom patients in the layout of LUNA16, four for training, and the data list that its command writes."""
+    folder = write_luna16_phantom(tmp_path_factory.mktemp("luna16") / "raw", 7, 1, (104, 88, 84), (2.0, 2.0, 2.2))
+    split = ("--train", "0-3", "--validation", "4", "--test", "5-6")
+    main(["luna16-candidates", "--root", str(folder), "--out", str(folder / "datalist.json"), *split])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embolism_candidates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve phantom angiograms with emboli and look-alikes, seven for training."""
+    folder = tmp_path_factory.mktemp("emboli") / "ct"
+    path = write_embolism_phantom(folder, 12, 0, (88, 80, 64), (1.8, 1.8, 1.8), 0.17, 0.25)
+    # a folder to be scored must not hold two files of one name
+    shutil.rmtree(folder / "labelsTr")
+    content = json.loads(path.read_text())
+    for split in ("training", "validation", "testing"):
+        for entry in content[split]:
+            del entry["label"]
+    path.write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def data_of(request: pytest.FixtureRequest) -> Callable[[str], dict[str, Any]]:
     """What a bundle needs to know of its phantom data, as overrides."""
 
     def overrides(bundle: str) -> dict[str, Any]:
         kinds = {"lits": "liver_cases", "lidc": "nodule_cubes", "brats": "brain_cases", "msd": "decathlon_task"}
+        kinds |= {"luna16": "nodule_candidates", "pecad": "embolism_candidates"}
         folder = request.getfixturevalue(kinds.get(bundle.split("_")[1], "chest_scans"))
         extra = {"lidc": {"datalist": str(folder / "datalist.json")}, "msd": {"task": str(folder / "dataset.json")}}
+        tables = {"luna16": ("datalist.json", "candidates_V2.csv"), "pecad": ("dataset.json", "candidates.csv")}
+        for kind, (datalist, table) in tables.items():
+            extra[kind] = {"datalist": str(folder / datalist), "candidates": str(folder / table)}
         return {"dataset_dir": str(folder), **extra.get(bundle.split("_")[1], {})}
 
     return overrides

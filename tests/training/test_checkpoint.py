@@ -91,13 +91,13 @@ def test_early_stopping_counts_on_after_resuming(make_run):
 
 
 def test_resuming_from_nothing_names_the_file(make_run, tmp_path):
-    with pytest.raises(FileNotFoundError, match=str(tmp_path / "last.pt")):
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / "last_epoch.pt")):
         make_run(resume=True).trainer.run()
 
 
 def test_resuming_another_network_is_refused(make_run):
     make_run(epochs=1).trainer.run()
-    with pytest.raises(ValueError, match=r"last\.pt does not fit this training"):
+    with pytest.raises(ValueError, match=r"last_epoch\.pt does not fit this training"):
         make_run(epochs=2, resume=True, network=torch.nn.Conv3d(1, 1, 1)).trainer.run()
 
 

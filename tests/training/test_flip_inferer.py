@@ -33,3 +33,10 @@ def test_each_combination_is_run_once_and_none_without_axes():
     calls.clear()
     FlipInferer(SimpleInferer())(x, network)
     assert len(calls) == 1
+
+
+def test_logits_of_classes_are_averaged_as_they_are():
+    """A network that looks at one corner sees all eight of them."""
+    image = torch.arange(8.0).reshape(1, 1, 2, 2, 2)
+    found = FlipInferer(SimpleInferer(), axes=(0, 1, 2))(image, lambda cube: cube[:, :, 0, 0, 0])
+    assert found.tolist() == [[3.5]]

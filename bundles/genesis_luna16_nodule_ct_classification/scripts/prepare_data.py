@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the data list of this bundle: ``python -m scripts.prepare_data --root LUNA16 --out datalist.json``.
+
+It is ``python -m models_genesis.datasets luna16-candidates``, with the same options.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from models_genesis.datasets.__main__ import main
+
+if __name__ == "__main__":
+    sys.exit(main(["luna16-candidates", *sys.argv[1:]]))
