@@ -6,12 +6,24 @@ BIN := $(VENV)/bin
 DEMO_DIR ?= demo_output
 # The suite runs one test process a core; more threads would only get in each other's way.
 JOBS ?= 2
+ZIP_DIR ?= dist
+ZIP_VENV ?= .venv-zip
+# MONAI Label pins numpy 1.26 and pydicom 2.4, so it has an environment of its own (8.5 GB, some 9 minutes).
+LABEL_VENV ?= .venv-label
+# nnU-Net v2 needs torchvision and much else (8 GB, some 5 minutes).
+NNUNET_VENV ?= .venv-nnunet
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint format clean zips test-zip label-env test-label nnunet-env test-nnunet
 
 help:
 	@echo "make demo    pretrain on the built-in phantom, evaluate, restore, write a report to $(DEMO_DIR)/"
 	@echo "make test    all checks: lint, types, tests, wheel"
+	@echo "make zips    pack all bundles for the model zoo to $(ZIP_DIR)/"
+	@echo "make test-zip  the tests of the packed bundles in a fresh environment with nothing but what their metadata pin"
+	@echo "make label-env   the environment of MONAI Label, in $(LABEL_VENV)/"
+	@echo "make test-label  the bundles and the app label/ in running MONAI Label servers, in that environment"
+	@echo "make nnunet-env  the environment of nnU-Net v2, in $(NNUNET_VENV)/"
+	@echo "make test-nnunet  nnU-Net trains on from weights pretrained here, in that environment"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make format  let ruff format the tree"
 
@@ -39,6 +51,39 @@ format: setup
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 15
+
+zips: setup
+	$(BIN)/python bundles/build.py --all --out $(ZIP_DIR)
+
+# Downloads what `make test` only links to, so it takes some minutes.
+test-zip: setup
+	mkdir -p build
+	$(BIN)/python bundles/build.py --all --pins > build/zip-requirements.txt
+	$(PYTHON) -m venv --clear $(ZIP_VENV)
+	$(ZIP_VENV)/bin/python -m pip install --quiet --requirement build/zip-requirements.txt
+	ZIP_PYTHON=$(abspath $(ZIP_VENV))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/bundles/test_built_zips.py
+
+label-env: $(LABEL_VENV)/.installed
+
+$(LABEL_VENV)/.installed: requirements-label.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_VENV)/bin/python -m pip install --quiet --requirement requirements-label.txt
+	$(LABEL_VENV)/bin/python -m pip install --quiet --editable .
+	touch $@
+
+test-label: label-env
+	$(LABEL_VENV)/bin/python -m pytest tests/label --durations 15
+
+nnunet-env: $(NNUNET_VENV)/.installed
+
+$(NNUNET_VENV)/.installed: requirements-nnunet.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(NNUNET_VENV)
+	$(NNUNET_VENV)/bin/python -m pip install --quiet --requirement requirements-nnunet.txt
+	$(NNUNET_VENV)/bin/python -m pip install --quiet --editable .
+	touch $@
+
+test-nnunet: nnunet-env
+	OMP_NUM_THREADS=1 $(NNUNET_VENV)/bin/python -m pytest tests/networks/test_nnunet.py tests/networks/test_nnunet_training.py --durations 5
 
 clean:
 	rm -rf build dist *.egg-info $(DEMO_DIR) .mypy_cache .ruff_cache .pytest_cache
