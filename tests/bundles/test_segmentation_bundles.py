@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
 import pydoc
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,10 +22,15 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import Compose
+from monai.data import MetaTensor
+from monai.networks.nets import SegResNet
+from monai.transforms import Compose, Orientation
 
 from models_genesis.datasets import CaseDataset
+from models_genesis.datasets.__main__ import COMMANDS
 from models_genesis.networks import GenesisUNet, load_pretrained, save_weights
+from models_genesis.training import refuse_unknown_overrides
+from models_genesis.transforms import BratsRegions
 
 ROOT = Path(__file__).resolve().parents[2] / "bundles"
 LITS, LIDC = "genesis_lits_liver_ct_segmentation", "genesis_lidc_nodule_ct_segmentation"
@@ -91,7 +99,7 @@ def test_it_learns_what_an_untrained_network_does_not_know(trained, run_bundle, 
     assert ("adapted" in log and "input channels 1 -> 4" in log) == (bundle == BRATS)
     made = {path.name for path in (folder / "eval").iterdir() if "tfevents" not in path.name}
     assert made == {"history.csv", "history.png"}
-    assert {path.name for path in (folder / "models").iterdir()} == {"model.pt", "last.pt"}
+    assert {path.name for path in (folder / "models").iterdir()} == {"model.pt", "last_epoch.pt"}
     own = {**SHAPE, **OWN[bundle], **data_of(bundle)}
     run_bundle(bundle, ["train", "evaluate"], **own, ckpt_dir=folder / "models", output_dir=folder / "evaluated")
     summary = json.loads((folder / "evaluated" / "segmentation.json").read_text())
@@ -161,7 +169,7 @@ def test_stopped_and_resumed_with_other_workers_it_comes_to_the_same_end(
     line = bundle_command(LITS, ["train"], **parts)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    last = tmp_path / "parts" / "models" / "last.pt"
+    last = tmp_path / "parts" / "models" / "last_epoch.pt"
     deadline = time.monotonic() + 120
     while not last.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -223,6 +231,33 @@ def test_the_configs_of_a_bundle_agree(bundle):
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
+def test_the_commands_and_keys_of_its_description_exist(bundle):
+    text = (ROOT / bundle / "docs" / "README.md").read_text()
+    code = "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", "")
+    variables = {"B": str(ROOT / bundle), "DATA": re.search(r'DATA="(.*)"', code)[1]}
+    commands = []
+    for line in code.splitlines():
+        for name, value in variables.items():
+            line = line.replace(f"${name}", value)
+        if " -m " in line:
+            commands.append(shlex.split(line.split(" -m ", maxsplit=1)[1], comments=True))
+    assert len(commands) >= 8
+    for module, *rest in commands:
+        if module == "monai.bundle":
+            refuse_unknown_overrides(["monai/bundle/__main__.py", *rest])
+            assert "--output_dir" in rest  # else results appear inside the bundle
+            continue
+        assert module == "models_genesis.datasets"
+        parser = argparse.ArgumentParser()
+        COMMANDS[rest[0]].add_arguments(parser)
+        parser.parse_args(rest[1:])
+    known = {key for stage in STAGES + ["inference"] for key in config(bundle, stage)}
+    described = set(re.findall(r"`--(\w+)`", text))
+    assert described <= known, described - known
+    assert {"dataset_dir", "pretrained", "tta_flips", "intensity_range" if bundle != BRATS else "targets"} <= described
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_name_in_a_config_exists(bundle, stage):
     locator = monai.bundle.config_item.ComponentLocator()
@@ -281,6 +316,51 @@ def test_the_parts_work_as_monai_label_calls_them(bundle, data_of):
     assert tuple(item["pred"].shape) == (1, *original.shape)
     assert set(np.unique(item["pred"])) <= {0, 1, 2, 4}
     np.testing.assert_allclose(item["pred"].affine, original.affine, atol=1e-4)
+
+
+def test_the_paper_s_settings_learn_the_whole_tumour_alone(data_of):
+    """From FLAIR by one output, into a label map whose foreground is the tumour."""
+    case = Path(data_of(BRATS)["dataset_dir"]) / "BraTS_2"
+    entry = {"image": str(case / "BraTS_2_flair.nii.gz"), "label": str(case / "BraTS_2_seg.nii.gz")}
+    parser = ConfigParser({**config(BRATS, "train"), **config(BRATS, "paper")})
+    parser.update({"device": torch.device("cpu"), **SHAPE})
+    names = ("network_def", "loss", "regions", "train#preprocessing", "train#random_transforms", "validate")
+    network, loss, regions, prepare, draw = (parser.get_parsed_content(name) for name in names[:-1])
+    assert network.head.out_channels == 1 and regions == {"whole tumour": (1, 2, 4)}
+    cube = draw(prepare(dict(entry)))
+    mask = cube["label"][None].float()
+    assert mask.shape == (1, 1, *SHAPE["cube_size"])
+    # the loss of a perfect answer, and of the opposite one: soft Dice with a smooth of 1
+    assert float(loss(200 * mask - 100, mask)) == pytest.approx(0, abs=1e-4)
+    assert float(loss(100 - 200 * mask, mask)) == pytest.approx(1 - 1 / (1 + mask.numel()), abs=1e-4)
+    item = parser.get_parsed_content("validate#preprocessing")(dict(entry))
+    whole = BratsRegions("2018", ["whole tumour"])(Orientation("RAS", labels=None)(item["label"]))
+    item["pred"] = MetaTensor(200.0 * whole - 100, meta=item["image"].meta)
+    found = parser.get_parsed_content("validate#postprocessing")(item)["pred"]
+    np.testing.assert_array_equal(np.asarray(found) > 0, np.asarray(item["label"]) > 0)
+    assert set(np.unique(found)) == {0, 2}
+
+
+def test_another_network_learns_and_predicts_with_test_time_flips(run_bundle, arguments, data_of, tmp_path):
+    """SegResNet, from weights of a SegResNet that restored, as the description says: only its last layer is new."""
+    target = {"_target_": "SegResNet", "init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}
+    target |= {"in_channels": "@in_channels", "out_channels": "@out_channels"}
+    (tmp_path / "my_network.json").write_text(json.dumps({"network_def": target}))
+    pretrained = SegResNet(init_filters=8, blocks_down=(1, 1), blocks_up=(1,), in_channels=1, out_channels=1)
+    save_weights(pretrained.state_dict(), tmp_path / "restored.pt")
+    other = {"network_def": f"%{tmp_path}/my_network.json::network_def"}
+    given = {**arguments(LIDC, tmp_path), **other, "pretrained": tmp_path / "restored.pt"}
+    given.pop("features")
+    done = run_bundle(LIDC, ["train"], **{**given, "epochs": 1, "val_interval": 1, "cubes_per_case": 1})
+    assert "SegResNet" in done.stdout and "0 missing" in done.stdout and "matched" in done.stdout
+    state = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert state["conv_final.2.conv.weight"].shape[0] == 2
+    assert set(state) == set(pretrained.state_dict())
+    own = {**OWN[LIDC], **data_of(LIDC), **other, "overlap": 0.25}
+    folders = {"ckpt_dir": tmp_path / "models", "output_dir": tmp_path / "out"}
+    run_bundle(LIDC, ["inference"], **own, **folders, tta_flips=[0, 2])
+    cases = json.loads(Path(own["datalist"]).read_text())["testing"]
+    assert len(list((tmp_path / "out").glob("*/*_seg.nii.gz"))) == len(cases) > 0
 
 
 def test_monai_label_s_fine_tuning_goes_on_from_model_pt(run_bundle, arguments, tmp_path):

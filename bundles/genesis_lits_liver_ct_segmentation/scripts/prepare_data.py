@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the data list of this bundle: ``python scripts/prepare_data.py --root RAW --out datalist.json``.
+"""Writes the data list of this bundle: ``python -m scripts.prepare_data --root RAW --out datalist.json``.
 
 It is ``python -m models_genesis.datasets lits``, with the same options.
 """
