@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tuning on the labelled scans of the studies, and pretraining on all of them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+from monailabel.tasks.train.bundle import BundleTrainTask
+
+logger = logging.getLogger(__name__)
+
+Cases = list[dict[str, str]]
+
+
+class GenesisTrainTask(BundleTrainTask):
+    """Trains a bundle, with the choice of what it starts from.
+
+    ``start_from`` in the request is ``"model"`` (go on from the bundle's ``model.pt``, else from pretrained weights),
+    ``"pretrained"`` (the weights that the pretraining bundle has written, whether or not there is a ``model.pt``) or
+    ``"scratch"``. Whatever ``val_split`` says, at least one case is kept for validation, for only a validated network
+    is written; a single case is trained and validated on.
+
+    Args:
+        path: folder of the bundle.
+        conf: settings of the app.
+    """
+
+    starts: tuple[str, ...] = ("model", "pretrained", "scratch")
+
+    def __init__(self, path: str, conf: dict[str, str]) -> None:
+        super().__init__(path, conf, load_strict=True)
+        self.start_from = self.starts[0]
+
+    def config(self) -> dict[str, Any]:
+        """List the options that the viewer offers."""
+        options = super().config()
+        del options["pretrained"]
+        return {"start_from": list(self.starts), **options}
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Train.
+
+        Args:
+            request: the options, see :meth:`config`.
+            datastore: the studies.
+
+        Returns:
+            Nothing of interest; the weights are in the bundle's ``models/model.pt``.
+
+        Raises:
+            MONAILabelException: when there is nothing to train on, or ``start_from`` is something else.
+        """
+        asked = request.get("start_from", self.starts[0])
+        self.start_from = asked if isinstance(asked, str) else asked[0]
+        if self.start_from not in self.starts:
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT, f"start_from: expected one of {self.starts}, found {self.start_from!r}"
+            )
+        return super().__call__({**request, "pretrained": self.start_from == "model"}, datastore)
+
+    def _partition_datalist(
+        self, datalist: Cases, request: dict[str, Any], shuffle: bool = False
+    ) -> tuple[Cases, Cases]:
+        """Split the cases, a multiple of the same distance for validation, as few as one."""
+        if not datalist:
+            raise MONAILabelException(MONAILabelError.INVALID_INPUT, "expected cases to train on, found none")
+        share = min(max(float(request.get("val_split", 0.2)), 0.0), 1.0)
+        count = min(max(round(share * len(datalist)), 1), max(len(datalist) - 1, 1))
+        held_out = {(2 * number + 1) * len(datalist) // (2 * count) for number in range(count)}
+        validation = [case for number, case in enumerate(datalist) if number in held_out]
+        training = [case for number, case in enumerate(datalist) if number not in held_out] or validation
+        logger.info("%d cases to train on, %d to validate on: %s", len(training), len(validation), validation)
+        return training, validation
+
+    def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[dict[str, Any]]) -> None:
+        """Put a loader before the handlers, or take away that of an earlier request, for the list is the config's."""
+        train_handlers[:] = [each for each in train_handlers if each.get("_target_") != "CheckpointLoader"]
+        if pretrained:
+            super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
+
+    def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        if self.start_from == "scratch":
+            overrides["pretrained"] = "none"
+        return overrides
+
+
+class PretrainTask(GenesisTrainTask):
+    """Learns from all scans of the studies, labelled or not, and leaves the weights that fine-tuning starts from.
+
+    Its ``start_from`` is ``"model"`` (go on from the pretraining bundle's ``model.pt`` if there is one) or
+    ``"scratch"``. Scans that are too small or cannot be read are left out and named in the log.
+    """
+
+    starts = ("model", "scratch")
+
+    def config(self) -> dict[str, Any]:
+        """List the options that the viewer offers."""
+        return {**super().config(), "max_epochs": 100, "cubes_per_scan": 32}
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Pretrain; see :class:`GenesisTrainTask`, and ``cubes_per_scan``, cubes of each scan in an epoch."""
+        self.cubes_per_scan = int(request.get("cubes_per_scan", 32))
+        return super().__call__({"max_epochs": 100, **request}, datastore)
+
+    def _fetch_datalist(self, request: dict[str, Any], datastore: Datastore) -> Cases:
+        return [{"image": datastore.get_image_uri(name)} for name in sorted(datastore.list_images())]
+
+    def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        overrides.update(on_bad_scan="skip", cubes_per_scan=self.cubes_per_scan)
+        return overrides

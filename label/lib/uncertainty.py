@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The next sample is the scan whose segmentation the fine-tuned model is least sure of."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from monai.transforms import Activationsd
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.tasks.infer.bundle import BundleInferTask
+from torch import Tensor
+
+from models_genesis.training import FlipInferer
+
+logger = logging.getLogger(__name__)
+
+KEY = "uncertainty"
+"""Key of an image's information: the ``score``, and the ``model`` and its ``weights`` that gave it."""
+
+
+class ProbabilityInferer(Inferer):
+    """Give probabilities instead of logits.
+
+    Args:
+        inferer: gives logits (B, C, ...).
+        sigmoid: whether the channels are answers of their own, not classes that exclude each other.
+    """
+
+    def __init__(self, inferer: Inferer, sigmoid: bool) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.sigmoid = sigmoid
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return probabilities (B, C, ...)."""
+        logits = self.inferer(inputs, network, *args, **kwargs)
+        return torch.sigmoid(logits) if self.sigmoid else torch.softmax(logits, 1)
+
+
+class EntropyInferer(Inferer):
+    """Entropy of the mean probability over an image and its mirror images.
+
+    0 where the network is sure and answers the same whichever way the image is mirrored, 1 where it gives all classes
+    the same probability. Channels that are answers of their own are averaged.
+
+    Args:
+        inferer: gives logits (B, C, ...).
+        sigmoid: see :class:`ProbabilityInferer`.
+        flips: axes to mirror, 0 the first; all their combinations are run.
+    """
+
+    def __init__(self, inferer: Inferer, sigmoid: bool = False, flips: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.sigmoid = sigmoid
+        self.inferer = FlipInferer(ProbabilityInferer(inferer, sigmoid), flips)
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the entropy (B, 1, ...), in [0, 1]."""
+        mean = self.inferer(inputs, network, *args, **kwargs)
+        if self.sigmoid:
+            bits = torch.special.entr(mean) + torch.special.entr(1 - mean)
+            return bits.mean(1, keepdim=True) / torch.log(torch.tensor(2.0))
+        return torch.special.entr(mean).sum(1, keepdim=True) / torch.log(torch.tensor(float(mean.shape[1])))
+
+
+class EntropyInferTask(BundleInferTask):
+    """A segmentation bundle that gives a map of its uncertainty instead of its segmentation.
+
+    Args:
+        path: folder of the bundle.
+        conf: settings of the app.
+        flips: see :class:`EntropyInferer`.
+    """
+
+    def __init__(self, path: str, conf: dict[str, str], flips: Sequence[int] = ()) -> None:
+        super().__init__(path, conf, load_strict=True, skip_writer=True)
+        self.flips = tuple(flips)
+
+    def inferer(self, data: dict[str, Any] | None = None) -> Inferer:
+        """Put the entropy around the bundle's own inferer."""
+        activations = [each for each in super().post_transforms(data) if isinstance(each, Activationsd)]
+        sigmoid = any(any(each.sigmoid) for each in activations)
+        return EntropyInferer(super().inferer(data), sigmoid, self.flips)
+
+    def post_transforms(self, data: dict[str, Any] | None = None) -> Sequence[Callable]:
+        """Leave the map as it is."""
+        return []
+
+
+class UncertaintyScoring(ScoringMethod):
+    """Scores each unlabelled scan by the mean entropy of the model's segmentation.
+
+    A scan is not scored again before the model's weights change. The same weights and scans give the same scores.
+
+    Args:
+        model: name of the bundle.
+        make_task: makes the task that gives the entropy; it is called for each run, to have the newest weights.
+    """
+
+    def __init__(self, model: str, make_task: Callable[[], EntropyInferTask]) -> None:
+        super().__init__(f"Mean entropy of {model}, 0 to 1, on scans without a label")
+        self.model = model
+        self.make_task = make_task
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Score the scans.
+
+        Args:
+            request: ``device``; ``max_samples``, scans to score at most, 0 for all.
+            datastore: the studies.
+
+        Returns:
+            ``scores`` by scan, the names of those ``skipped`` because their scores are up to date, and ``failed`` ones
+            with the reason. Before the first training there are none.
+        """
+        task = self.make_task()
+        if not task.is_valid():
+            # no error, for MONAI Label asks for scores by itself as it starts
+            logger.warning("%s has no weights yet, so no scan is scored: train it", self.model)
+            return {"scores": {}, "skipped": [], "failed": {}}
+        weights = hashlib.sha256(Path(task.get_path()).read_bytes()).hexdigest()[:16]
+        images = sorted(datastore.get_unlabeled_images())
+        skipped = [image for image in images if up_to_date(datastore.get_image_info(image), self.model, weights)]
+        waiting = [image for image in images if image not in skipped]
+        scores: dict[str, float] = {}
+        failed: dict[str, str] = {}
+        for image in waiting[: int(request.get("max_samples", 0)) or None]:
+            try:
+                uri = datastore.get_image_uri(image)
+                _, data = task({"image": uri, "device": request.get("device", "cuda"), "logging": "WARNING"})
+            except Exception as error:  # one broken scan must not keep the others from being scored
+                logger.exception("%s: could not be scored", image)
+                failed[image] = f"{type(error).__name__}: {error}"
+                continue
+            scores[image] = float(data[task.output_label_key].double().mean())
+            datastore.update_image_info(image, {KEY: {"score": scores[image], "model": self.model, "weights": weights}})
+            logger.info("%s: mean entropy %.6f", image, scores[image])
+        return {"scores": scores, "skipped": skipped, "failed": failed}
+
+
+def up_to_date(info: dict[str, Any], model: str, weights: str) -> bool:
+    """Tell whether an image's information has the score of these weights."""
+    score = info.get(KEY, {})
+    return bool(score.get("model") == model and score.get("weights") == weights)
+
+
+class LeastCertain(Strategy):
+    """Gives the unlabelled scan with the highest uncertainty; of equal ones, and before there are scores, by name."""
+
+    def __init__(self) -> None:
+        super().__init__("The scan that the fine-tuned model is least sure of")
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
+        """Choose the next scan.
+
+        Args:
+            request: ``label_tag`` and ``labels``, as MONAI Label's strategies have them.
+            datastore: the studies.
+
+        Returns:
+            The scan's ``id`` and its ``score``, which is None where it has none; None where all scans are labelled.
+        """
+        images = sorted(datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")))
+        if not images:
+            return None
+        scores = {image: datastore.get_image_info(image).get(KEY, {}).get("score") for image in images}
+        chosen = max(images, key=lambda image: -1.0 if scores[image] is None else scores[image])
+        logger.info("%s of %d unlabelled scans: uncertainty %s", chosen, len(images), scores[chosen])
+        return {"id": chosen, "score": scores[chosen]}

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of this project's MONAI Label app, without a server."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("points", "training", "uncertainty")
+
+
+@pytest.fixture(scope="module")
+def lib(environment):
+    """The app's modules, imported as MONAI Label does: with the app's folder on the path."""
+    sys.path.insert(0, str(ROOT / "label"))
+    yield {name: importlib.import_module(f"lib.{name}") for name in PARTS}
+    sys.path.remove(str(ROOT / "label"))
+
+
+def image(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_entropy_is_one_for_a_guess_and_zero_for_certainty(lib):
+    """Two, three and independent classes; log(C) and log(2) are the units."""
+    entropy = lib["uncertainty"].EntropyInferer
+    for classes in (2, 3):
+        guess = entropy(lambda batch, network, n=classes: torch.full((1, n, 4, 4, 4), 7.0))
+        torch.testing.assert_close(guess(image(1, 1, 4, 4, 4), None), torch.ones(1, 1, 4, 4, 4))
+    sure = entropy(lambda batch, network: torch.tensor([50.0, -50.0]).view(1, 2, 1, 1, 1).expand(1, 2, 4, 4, 4))
+    assert sure(image(1, 1, 4, 4, 4), None).max() < 1e-6
+    # channels of their own: one is a guess, the other certain, which makes a half
+    own = entropy(lambda batch, network: torch.tensor([0.0, 60.0]).view(1, 2, 1, 1, 1).expand(1, 2, 4, 4, 4), True)
+    torch.testing.assert_close(own(image(1, 1, 4, 4, 4), None), torch.full((1, 1, 4, 4, 4), 0.5))
+
+
+def test_entropy_sees_answers_that_change_with_a_flip(lib):
+    """A network that is sure of the first half of the array, whatever is in it, contradicts itself when mirrored."""
+    entropy = lib["uncertainty"].EntropyInferer
+
+    def halves(batch, network):
+        logits = torch.full((1, 2, *batch.shape[2:]), -50.0)
+        logits[:, 0, : batch.shape[2] // 2] = 50.0
+        logits[:, 1, batch.shape[2] // 2 :] = 50.0
+        return logits
+
+    batch = image(1, 1, 4, 4, 4)
+    assert entropy(halves)(batch, None).max() < 1e-6
+    assert entropy(halves, flips=[1])(batch, None).max() < 1e-6
+    torch.testing.assert_close(entropy(halves, flips=[0])(batch, None), torch.ones(1, 1, 4, 4, 4))
+
+
+@pytest.fixture
+def trainer(lib):
+    """A training task without the rest of its app."""
+    return lib["training"].GenesisTrainTask(str(ROOT / "bundles" / "genesis_lits_liver_ct_segmentation"), {})
+
+
+@pytest.mark.parametrize(
+    ("cases", "share", "held_out"), [(1, 0.2, 1), (2, 0.2, 1), (3, 0.0, 1), (10, 0.2, 2), (10, 0.5, 5), (4, 1.0, 3)]
+)
+def test_a_case_is_always_kept_for_validation(trainer, cases, share, held_out):
+    items = [{"image": f"{number}", "label": f"{number}"} for number in range(cases)]
+    training, validation = trainer._partition_datalist(items, {"val_split": share})
+    assert len(validation) == held_out
+    assert training  # never empty
+    if cases > 1:
+        assert sorted(int(each["image"]) for each in training + validation) == list(range(cases))
+    else:
+        assert training == validation == items
+
+
+def test_a_loader_of_an_earlier_request_is_taken_away(trainer, tmp_path):
+    weights = tmp_path / "model.pt"
+    weights.touch()
+    handlers = [{"_target_": "StopSignals"}]
+    for _ in range(2):
+        trainer._load_checkpoint(str(weights), True, handlers)
+        assert [each["_target_"] for each in handlers] == ["CheckpointLoader", "StopSignals"]
+        assert handlers[0]["strict"] is True
+    trainer._load_checkpoint(str(weights), False, handlers)
+    assert handlers == [{"_target_": "StopSignals"}]
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 0.9, 2.5)])
+@pytest.mark.parametrize("oblique", [False, True])
+def test_balls_are_where_the_points_are(lib, spacing, oblique):
+    """Against the distance of every voxel of the scan from the point."""
+    angle = 0.3 if oblique else 0.0
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag(spacing)
+    affine[:3, 3] = (-30, 12, 5)
+    shape, points = (24, 20, 16), np.array([[12.0, 10, 8], [0, 0, 0], [21.4, 3.3, 14.6]])
+    found = lib["points"].draw_balls(shape, affine, points, 4.0)
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    expected = np.zeros(shape, np.uint8)
+    for number, point in enumerate(points, 1):
+        expected[np.linalg.norm((grid - point) @ affine[:3, :3].T, axis=-1) <= 4.0] = number
+    np.testing.assert_array_equal(found, expected)
+    assert not lib["points"].draw_balls(shape, affine, np.array([[99.0, 5, 5]]), 4.0).any()
+
+
+@pytest.fixture
+def scorer(lib, tmp_path):
+    """A scoring task of a bundle that has nothing but its metadata."""
+    bundle = tmp_path / "genesis_luna16_nodule_ct_classification"
+    (bundle / "configs").mkdir(parents=True)
+    (bundle / "configs" / "metadata.json").write_text(json.dumps({"description": "made up"}))
+    return lib["points"].PointScoreTask(bundle)
+
+
+def test_points_are_found_under_each_name(scorer):
+    from models_genesis.datasets import ScanHeader
+
+    affine = np.diag([-2.0, -2.0, 3.0, 1.0])
+    affine[:3, 3] = (10, 20, 30)
+    header = ScanHeader((10, 10, 10), (2, 2, 3), affine)
+    for name in ("nodule", "foreground", "points"):
+        assert scorer.voxels({name: [[1, 2, 3], [4, 5, 6]]}, header).tolist() == [[1, 2, 3], [4, 5, 6]]
+    np.testing.assert_allclose(scorer.voxels({"points_ras": [[8, 16, 39]]}, header), [[1, 2, 3]])
+    assert scorer.labels == {"nodule": 1} and not scorer.is_valid()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [{}, {"points": []}, {"points": [[1, 2]]}, {"points": [1, 2, 3]}, {"points": [["a", 2, 3]]}]
+    + [{"points": [[1, 2, float("nan")]]}, {"points": [[1, 2, 3]], "nodule": [[1, 2, 3]]}],
+    ids=str,
+)
+def test_malformed_points_are_refused(scorer, request_):
+    from fastapi import HTTPException
+
+    from models_genesis.datasets import ScanHeader
+
+    with pytest.raises(HTTPException) as caught:
+        scorer.voxels(request_, ScanHeader((10, 10, 10), (1, 1, 1), np.eye(4)))
+    assert caught.value.status_code == 400 and "expected" in caught.value.detail
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_examples(lib, name):
+    assert doctest.testmod(lib[name]).failed == 0

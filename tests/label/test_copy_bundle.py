@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies of bundles for MONAI Label: settings, channels and label names. MONAI Label itself is not needed."""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LITS, LIDC = "genesis_lits_liver_ct_segmentation", "genesis_lidc_nodule_ct_segmentation"
+BRATS, MSD = "genesis_brats_mri_segmentation", "genesis_msd_segmentation"
+WHOLE, CORE, ENHANCING = "whole tumour", "tumour core", "enhancing tumour"
+NECROSIS = "necrosis or non-enhancing tumour"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("copy_bundle", ROOT / "label" / "copy_bundle.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read(folder: Path, name: str) -> dict:
+    return json.loads((folder / "configs" / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("bundle", "settings", "channels", "names"),
+    [
+        (LITS, [], (1, 2), {1: "liver"}),
+        (LITS, ["tumour=True"], (1, 3), {1: "liver", 2: "tumour"}),
+        (LIDC, [], (1, 2), {1: "nodule"}),
+        (MSD, [], (1, 2), {1: "spleen"}),
+        (MSD, ["task=Task05_Prostate"], (2, 3), {1: "PZ", 2: "TZ"}),
+        (BRATS, [], (1, 3), {1: NECROSIS, 2: "oedema", 4: ENHANCING}),
+        (BRATS, ["convention=2023", 'channels=["t1", "t2"]'], (2, 3), {1: NECROSIS, 2: "oedema", 3: ENHANCING}),
+        (BRATS, ["convention=msd"], (1, 3), {1: "oedema", 2: NECROSIS, 3: ENHANCING}),
+        (BRATS, [f'targets=["{WHOLE}"]'], (1, 1), {2: WHOLE}),
+        (BRATS, [f'targets=["{WHOLE}", "{CORE}"]'], (1, 2), {2: WHOLE, 1: CORE}),
+    ],
+)
+def test_label_names_follow_from_the_settings(tool, bundle, settings, channels, names, tmp_path):
+    given = [part for setting in settings for part in ("--set", setting)]
+    assert tool.main([str(ROOT / "bundles" / bundle), str(tmp_path / "copy"), *given]) == 0
+    formats = read(tmp_path / "copy", "metadata")["network_data_format"]
+    found = formats["inputs"]["image"]["num_channels"], formats["outputs"]["pred"]["num_channels"]
+    assert found == channels
+    defined = formats["outputs"]["pred"]["channel_def"]
+    assert {int(value): name for value, name in defined.items() if name != "background"} == names
+
+
+@pytest.mark.parametrize("bundle", [LITS, LIDC, BRATS, MSD])
+def test_the_bundles_own_metadata_have_the_names_of_their_settings(tool, bundle, tmp_path):
+    tool.copy_bundle(ROOT / "bundles" / bundle, tmp_path / "copy", {})
+    for name in ("metadata", "train", "inference"):
+        assert read(tmp_path / "copy", name) == read(ROOT / "bundles" / bundle, name)
+
+
+def test_settings_are_written_where_the_key_is_known(tool, tmp_path):
+    weights = tmp_path / "w.pt"
+    weights.write_bytes(b"weights")
+    tool.copy_bundle(ROOT / "bundles" / LITS, tmp_path / "copy", {"features": [4, 8], "learning_rate": 0.1}, weights)
+    before = {name: read(ROOT / "bundles" / LITS, name) for name in ("train", "inference")}
+    after = {name: read(tmp_path / "copy", name) for name in before}
+    assert after["train"] == {**before["train"], "features": [4, 8], "learning_rate": 0.1}
+    assert after["inference"] == {**before["inference"], "features": [4, 8]}
+    assert (tmp_path / "copy" / "models" / "model.pt").read_bytes() == b"weights"
+    assert read(ROOT / "bundles" / LITS, "train") == before["train"]
+
+
+def test_what_cannot_be_done_is_refused(tool, tmp_path):
+    source = ROOT / "bundles" / LITS
+    with pytest.raises(ValueError, match="'feature'"):
+        tool.copy_bundle(source, tmp_path / "copy", {"feature": [4, 8]})
+    with pytest.raises(FileNotFoundError, match=r"w\.pt"):
+        tool.copy_bundle(source, tmp_path / "copy", {}, tmp_path / "w.pt")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        tool.copy_bundle(tmp_path / "nowhere", tmp_path / "copy", {})
+    assert not (tmp_path / "copy").exists()
+    (tmp_path / "copy").mkdir()
+    with pytest.raises(FileExistsError):
+        tool.copy_bundle(source, tmp_path / "copy", {})
+
+
+def test_examples(tool):
+    assert doctest.testmod(tool).failed == 0
