@@ -62,9 +62,9 @@ def survey_candidates(
     matched, ambiguous, others = match_scans(folder, table.series)
     if not matched:
         shown = ", ".join(table.series[:3])
-        raise ValueError(
-            f"{folder}: expected scans named as in {table.path} ({shown}), found none among {len(others)}."
-        )
+        several = "; ".join(f"{name}: {', '.join(images)}" for name, images in sorted(ambiguous.items())[:3])
+        found = f"several scans of one name ({several})" if ambiguous else f"none among {len(others)}"
+        raise ValueError(f"{folder}: expected scans named as in {table.path} ({shown}), found {found}.")
     patients = _patients_of(table)
     scans = [
         _check(folder, matched[name], name, patients.get(name, ""))

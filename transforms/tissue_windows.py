@@ -324,7 +324,9 @@ class TissueWindows(Transform):
                 starts = lowest_starts(
                     img, self.cube_size, self.lowest_share, self.threshold, self.border, self.channel
                 )
-            logger.warning("%s; %d windows with the lowest scores are taken instead.", message, len(starts))
+                logger.warning("%s; %d windows with the lowest scores are taken instead.", message, len(starts))
+            else:
+                logger.warning("%s; no cube is drawn from it.", message)
         return starts
 
 

@@ -307,7 +307,10 @@ def test_ambiguous_and_unmatched_names(tmp_path: Path, tools: SimpleNamespace) -
     assert "expected one scan of this name, found a/scan.nii.gz, b/scan.nii.gz" in survey.header["left_out"]["scan"]
     assert "1 scan left out" in survey.table()
     table.write_text(header + "nothing,-3,-4,6,1\n")
-    with pytest.raises(ValueError, match="expected scans named as in"):
+    with pytest.raises(ValueError, match=r"expected scans named as in .* found none among 3"):
+        survey_candidates(root, table)
+    table.write_text(header + "scan,-3,-4,6,1\n")
+    with pytest.raises(ValueError, match=r"found several scans of one name \(scan: a/scan.nii.gz, b/scan.nii.gz\)"):
         survey_candidates(root, table)
     table.write_text("seriesuid,coordX,coordY,coordZ,class,patient\nonly,-3,-4,6,1,x\nonly,-3,-5,6,1,y\n")
     with pytest.raises(ValueError, match="expected one patient for the series only, found x, y"):
