@@ -138,7 +138,9 @@ class CandidateTable:
                 detail += f", of class {self.label[first]} there and {self.label[row]} here"
         elif not detail and self.series_code[row] >= 0:
             detail = self.series[self.series_code[row]]
-        return BadRow(str(self.path), int(self.line[row]), row, reason, detail)
+        # bytes that are no UTF-8 become \\udc.., which a log and a report can hold
+        printable = detail.encode("utf-8", errors="backslashreplace").decode("utf-8")
+        return BadRow(str(self.path), int(self.line[row]), row, reason, printable)
 
     def counts(self) -> dict[str, int]:
         """Count the bad rows by reason, those that occur."""

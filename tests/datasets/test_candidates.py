@@ -59,7 +59,7 @@ BAD_ROWS = {
     "class text": ("a,1,2,3,yes", "bad class", "found 'yes'"),
     "duplicate": ("b,7,8,9,0", "duplicate", "found that of line 2"),
     "duplicate of another class": ("b,7,8,9.0,1", "duplicate", "of class 0 there and 1 here"),
-    "no UTF-8": ("a,1,2,\udcff,0", "bad coordinate", "1, 2"),
+    "no UTF-8": ("a,1,2,\udcff,0", "bad coordinate", r"1, 2, \udcff"),
 }
 
 
@@ -76,6 +76,8 @@ def test_bad_rows_are_named_and_the_rest_goes_on(tmp_path: Path, name: str, capl
     assert table.counts() == {reason: 1}
     assert f"1 {reason}" in caplog.text
     assert "line 3" in caplog.text
+    assert table.write_bad_rows(tmp_path / "bad.csv") == 1
+    caplog.text.encode("utf-8")
     with pytest.raises(BadRowError, match=r"c\.csv, line 3: .*\(1 bad rows in all\)"):
         read_candidates(path, on_bad_row="raise")
 
