@@ -16,7 +16,7 @@ NNUNET_VENV ?= .venv-nnunet
 .PHONY: help setup demo test lint format clean zips test-zip label-env test-label nnunet-env test-nnunet
 
 help:
-	@echo "make demo    pretrain on the built-in phantom, evaluate, restore, write a report to $(DEMO_DIR)/"
+	@echo "make demo    pretrain on the built-in phantom, fine-tune on its livers, write a report to $(DEMO_DIR)/"
 	@echo "make test    all checks: lint, types, tests, wheel"
 	@echo "make zips    pack all bundles for the model zoo to $(ZIP_DIR)/"
 	@echo "make test-zip  the tests of the packed bundles in a fresh environment with nothing but what their metadata pin"
