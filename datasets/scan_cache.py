@@ -7,13 +7,13 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from monai.data import CacheDataset, MetaTensor
+from monai.data import MetaTensor
 from monai.transforms import Compose, Transform
 from monai.utils import convert_data_type, ensure_tuple
 from torch import Tensor
@@ -43,11 +43,11 @@ class LeftOut:
 class ScanCache:
     """Prepared scans, each a dictionary of plain arrays, from memory or from disk, with the same content either way.
 
-    If the headers predict that all scans fit the budget at 2 bytes a voxel (int16), they are kept in memory by MONAI's
-    ``CacheDataset``. Else each is written to ``cache_dir`` once and mapped from there, so that cutting a cube reads the
-    cube and not the scan, which MONAI's ``PersistentDataset`` would; the next run takes the same files. What is chosen
-    is logged at INFO with its numbers. With the spawn or forkserver start method each worker gets a copy of what is in
-    memory: let the disk be used there (``cache_gib=0``).
+    If the headers predict that all scans fit the budget at 2 bytes a voxel (int16), they are kept in memory. Else each
+    is written to ``cache_dir`` once and mapped from there, so that cutting a cube reads the cube and not the scan,
+    which MONAI's ``PersistentDataset`` would; the next run takes the same files. What is chosen is logged at INFO with
+    its numbers. With the spawn or forkserver start method each worker gets a copy of what is in memory: let the disk
+    be used there (``cache_gib=0``).
 
     Args:
         data: entries of a data list.
@@ -123,14 +123,7 @@ class ScanCache:
         )  # fmt: skip
         limited = _Limited(self._prepare, budget)
         try:
-            # nothing is random, so the transform runs once for each scan, in threads, and its results are handed out
-            cache = CacheDataset(
-                data=list(data),
-                transform=Compose([limited]),
-                copy_cache=False,
-                num_workers=self.num_workers,
-                progress=self.progress,
-            )
+            return self._in_threads(limited, data, "Loading scans")
         except Exception as error:
             if not limited.exceeded:
                 raise _cause(error) from None
@@ -140,7 +133,6 @@ class ScanCache:
                 budget / GIB,
             )
             return None
-        return [cache[index] for index in range(len(cache))]
 
     def _fill_disk(
         self, data: Sequence[Mapping[str, Any]], budget: int, sizes: Sequence[int]
@@ -166,11 +158,23 @@ class ScanCache:
             scan.write(arrays)
             return scan
 
-        with ThreadPool(self.num_workers) as pool:
-            results = pool.imap(write, range(len(data)))
-            scans = list(tqdm(results, "Preparing scans", len(data), disable=not self.progress))
+        scans = self._in_threads(write, range(len(data)), "Preparing scans")
         logger.info("%d of %d prepared scans were there already, in %s.", sum(there), len(data), self.cache_dir)
         return scans
+
+    def _in_threads(self, prepare: Callable[[Any], Any], items: Sequence[Any], title: str) -> list[Any]:
+        """Prepare items in threads, in order; after an error no thread is left behind.
+
+        A process that ends while a thread of ``multiprocessing.pool.ThreadPool``, which MONAI's ``CacheDataset`` uses
+        too, is still in a reader's compiled code is aborted: its message and exit status would be lost.
+        """
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            futures = [pool.submit(prepare, item) for item in items]
+            try:
+                return [future.result() for future in tqdm(futures, title, disable=not self.progress)]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def _mapped(self, entry: Mapping[str, Any]) -> MappedScan | None:
         """Name the files of a prepared scan; ``None`` where the scan itself is missing."""

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -20,6 +22,20 @@ from models_genesis.datasets.scan_cache import default_cache_dir
 
 def entries(folder):
     return [{"image": str(path), "patient": path.parent.name} for path in sorted(folder.rglob("*.nii*"))]
+
+
+class FailsOn(MapTransform):
+    """Fails on one scan at once, while the others take their time."""
+
+    def __init__(self, scan):
+        super().__init__("image")
+        self.scan = scan
+
+    def __call__(self, data):
+        if data["image"] == self.scan:
+            raise RuntimeError("broken")
+        time.sleep(0.3)
+        return data
 
 
 @pytest.fixture
@@ -108,6 +124,16 @@ def flip_a_byte(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
+
+
+@pytest.mark.parametrize("cache_gib", [0.1, 0])
+def test_an_error_leaves_no_thread_behind(make, scan_folder, cache_gib):
+    """A thread that still decodes when the process ends would abort it, and with it the message of the error."""
+    before = set(threading.enumerate())
+    failing = Compose([FailsOn(entries(scan_folder)[0]["image"])])
+    with pytest.raises(BadScanError, match="broken"):
+        make(cache_gib=cache_gib, preprocessing=failing, num_workers=2)
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.parametrize(
