@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import json
 import os
+import pydoc
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from monai.bundle import ConfigWorkflow
+from monai.bundle.config_item import ComponentLocator
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/metadata.json"))
@@ -40,6 +44,27 @@ def config(name: str, stage: str) -> str:
 
 def test_has_the_files_of_a_zoo_bundle(name):
     assert [file for file in FILES if not (ROOT / "bundles" / name / file).is_file()] == []
+
+
+def targets(value: Any) -> Iterator[str]:
+    """Go through the names of classes and functions in a config, those of overrides (``a#b#_target_``) too."""
+    if isinstance(value, dict):
+        yield from (each for key, each in value.items() if key == "_target_" or key.endswith("#_target_"))
+        for each in value.values():
+            yield from targets(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from targets(each)
+
+
+def test_every_name_in_a_config_exists(name):
+    locator = ComponentLocator()
+    configs = set((ROOT / "bundles" / name / "configs").glob("*.json")) - {Path(config(name, "metadata"))}
+    names = {(path.stem, target) for path in configs for target in targets(json.loads(path.read_text()))}
+    assert len(names) > len(configs)
+    for stage, target in names:
+        found = pydoc.locate(target) if "." in target else locator.get_component_module_name(target)
+        assert found is not None, f"{stage}.json: {target}"
 
 
 def test_metadata_meet_the_schema_and_list_their_version(name, shared, tmp_path):

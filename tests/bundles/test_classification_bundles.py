@@ -7,12 +7,10 @@ import csv
 import json
 import math
 import os
-import pydoc
 import shutil
 import subprocess
 from pathlib import Path
 
-import monai.bundle.config_item
 import numpy as np
 import pytest
 import torch
@@ -324,22 +322,3 @@ def test_the_paper_s_settings(bundle, patience, cube):
     assert (paper["label_smoothing"], paper["focal_gamma"], paper["cube_size"]) == (0, 0, cube)
     assert (paper["lr_scheduler"]["factor"], paper["lr_scheduler"]["patience"]) == (0.5, 6)
     assert paper["lr_scheduler"]["min_lr"] == 1e-6
-
-
-@pytest.mark.parametrize("bundle", BUNDLES)
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_name_in_a_config_exists(bundle, stage):
-    locator = monai.bundle.config_item.ComponentLocator()
-
-    def targets(value):
-        if isinstance(value, dict):
-            yield from ([value["_target_"]] if "_target_" in value else [])
-            for each in value.values():
-                yield from targets(each)
-        elif isinstance(value, list):
-            for each in value:
-                yield from targets(each)
-
-    for name in {*targets(config(bundle, stage))}:
-        found = pydoc.locate(name) if "." in name else locator.get_component_module_name(name)
-        assert found is not None, name

@@ -7,7 +7,6 @@ import argparse
 import csv
 import json
 import os
-import pydoc
 import re
 import shlex
 import shutil
@@ -16,7 +15,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import monai.bundle.config_item
 import nibabel as nib
 import numpy as np
 import pytest
@@ -255,28 +253,6 @@ def test_the_commands_and_keys_of_its_description_exist(bundle):
     described = set(re.findall(r"`--(\w+)`", text))
     assert described <= known, described - known
     assert {"dataset_dir", "pretrained", "tta_flips", "intensity_range" if bundle != BRATS else "targets"} <= described
-
-
-@pytest.mark.parametrize("bundle", BUNDLES)
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_name_in_a_config_exists(bundle, stage):
-    locator = monai.bundle.config_item.ComponentLocator()
-
-    def targets(value):
-        if isinstance(value, dict):
-            yield from ([value["_target_"]] if "_target_" in value else [])
-            for each in value.values():
-                yield from targets(each)
-        elif isinstance(value, list):
-            for each in value:
-                yield from targets(each)
-
-    names = {*targets(config(bundle, stage))} | {
-        value for key, value in config(bundle, stage).items() if key.endswith("#_target_")
-    }
-    for name in names:
-        found = pydoc.locate(name) if "." in name else locator.get_component_module_name(name)
-        assert found is not None, name
 
 
 @pytest.mark.parametrize("fault", ["label of another shape", "undeclared label", "no foreground", "not CT"])
