@@ -36,7 +36,8 @@ class CandidateStream(IterableDataset):
             :class:`~models_genesis.transforms.CandidateCubed`; what they get says
             :class:`~models_genesis.datasets.candidate_dataset.CandidateDataset`.
         done: rows that are scored already, from a run that ended early; a scan of which all are is not opened.
-        rank: number of this process, which takes every ``world_size``-th scan.
+        rank: number of this process, which takes every ``world_size``-th scan; where there are fewer scans than
+            processes, every ``world_size``-th candidate of each.
         world_size: number of processes.
         prefetch: scans decoded ahead.
         on_bad_scan: ``"skip"`` a scan that cannot be read, which marks its rows, or ``"raise"`` an error.
@@ -80,8 +81,12 @@ class CandidateStream(IterableDataset):
         self._prepare = PrepareScan(transform, image_key, "starts", on_bad_scan)
         scored = np.zeros(len(self.table), bool)
         scored[np.array(list(done), np.int64)] = True
-        own = [(scan, rows[~scored[rows]]) for scan, rows in enumerate(data.rows) if scan % world_size == rank]
-        self._todo = [(scan, rows) for scan, rows in own if len(rows)]
+        if len(data.rows) < world_size:
+            own = [(scan, rows[(rank - scan) % world_size :: world_size]) for scan, rows in enumerate(data.rows)]
+        else:
+            own = list(enumerate(data.rows))[rank::world_size]
+        left = [(scan, rows[~scored[rows]]) for scan, rows in own]
+        self._todo = [(scan, rows) for scan, rows in left if len(rows)]
         logger.info(
             "%s: %d candidates of %d scans to score, %d scored before.",
             self.name, len(self), len(self._todo), int(scored.sum()),

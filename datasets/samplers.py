@@ -26,7 +26,7 @@ class EpochSampler(Sampler[int]):
             ``num_replicas`` the first ones of the order come twice then. If not, the last processes yield one less.
 
     Raises:
-        ValueError: When there are no samples, or no such process.
+        ValueError: When there are no samples, a process would have none, or there is no such process.
 
     Example:
         >>> sampler = EpochSampler(5, shuffle=False, rank=1, num_replicas=2)
@@ -50,6 +50,8 @@ class EpochSampler(Sampler[int]):
             raise ValueError(f"expected at least 1 sample, found {self.length}.")
         if not 0 <= rank < num_replicas:
             raise ValueError(f"rank must lie in 0 to {num_replicas - 1}, got {rank}.")
+        if self.length < num_replicas and not even_divisible:
+            raise ValueError(f"expected at least 1 sample for each of {num_replicas} processes, found {self.length}.")
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank

@@ -22,6 +22,7 @@ from .overlay_picture import OverlayPicture, draw_overlay
 from .overrides import UnknownOverrideError, refuse_unknown_overrides
 from .precision import AutocastInferer, Precision, choose_precision
 from .pretrained import load_pretrained_weights
+from .process_group import BufferBroadcast, leave_process_group
 from .ranking_scores import Ranking, score_ranking
 from .region_masks import RegionDice, region_masks
 from .restoration_loss import RestorationLoss
@@ -42,6 +43,7 @@ __all__ = [
     "AutocastInferer",
     "BatchDeformation",
     "BootstrapMean",
+    "BufferBroadcast",
     "Calibration",
     "CandidateEvaluator",
     "CandidateLoss",
@@ -85,6 +87,7 @@ __all__ = [
     "fit_temperature",
     "froc_curve",
     "layer_groups",
+    "leave_process_group",
     "load_pretrained_weights",
     "mark_candidates",
     "mark_scan",

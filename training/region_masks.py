@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from ignite.engine import Engine
-from monai.handlers import IgniteMetricHandler
-from monai.metrics import DiceMetric
+from ignite.metrics import Metric
+from ignite.metrics.metric import sync_all_reduce
+from monai.metrics import compute_dice
 from monai.utils.enums import CommonKeys
 from torch import Tensor
 
@@ -39,11 +40,11 @@ def region_masks(labels: Tensor, regions: Mapping[str, Sequence[int]]) -> Tensor
     return torch.stack([torch.isin(values, values.new_tensor(list(region))) for region in regions.values()])
 
 
-class RegionDice(IgniteMetricHandler):
-    """Mean Dice over regions and cases, by MONAI's ``DiceMetric``, of predicted and true label maps.
+class RegionDice(Metric):
+    """Mean Dice over regions and cases, by MONAI's ``compute_dice``, of predicted and true label maps.
 
     Where prediction and label are both empty the Dice is 1, where one of them is, 0: a region that a case lacks is a
-    finding too. Cases that failed are passed over.
+    finding too. Cases that failed are passed over. Unlike MONAI's own handlers it allows for a process without cases.
 
     Args:
         regions: label values by name.
@@ -51,32 +52,26 @@ class RegionDice(IgniteMetricHandler):
 
     def __init__(self, regions: Mapping[str, Sequence[int]]) -> None:
         self.regions = {str(name): [int(value) for value in values] for name, values in regions.items()}
-        self._cases = 0
-        super().__init__(
-            metric_fn=DiceMetric(include_background=True, reduction="mean", ignore_empty=False),
-            output_transform=self._masks,
-        )
-
-    def _masks(self, output: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], list[Tensor]]:
-        predictions = [region_masks(case[CommonKeys.PRED], self.regions) for case in output]
-        return predictions, [region_masks(case[CommonKeys.LABEL], self.regions) for case in output]
+        super().__init__(skip_unrolling=True)
 
     def reset(self) -> None:
         """Forget all cases."""
-        self._cases = 0
-        super().reset()
+        self._total, self._cases = 0.0, 0
 
-    def iteration_completed(self, engine: Engine) -> None:
-        """Count the cases of an iteration, none where it failed.
+    def update(self, output: Sequence[Mapping[str, Any]]) -> None:
+        """Add the cases of an iteration.
 
         Args:
-            engine: the evaluator.
+            output: ``pred`` and ``label`` of each case, label maps of one channel; none where it failed.
         """
-        output: Any = engine.state.output
-        if output:
-            self._cases += len(output)
-            super().iteration_completed(engine)
+        for case in output:
+            predicted = region_masks(case[CommonKeys.PRED], self.regions)
+            true = region_masks(case[CommonKeys.LABEL], self.regions)
+            dice = compute_dice(predicted[None], true[None], include_background=True, ignore_empty=False)
+            self._total += float(dice.mean())
+            self._cases += 1
 
-    def compute(self) -> Any:
-        """Return the mean, NaN where no case was counted."""
-        return super().compute() if self._cases else float("nan")
+    @sync_all_reduce("_total", "_cases")
+    def compute(self) -> float:
+        """Return the mean over the cases of all processes, NaN where there are none."""
+        return self._total / self._cases if self._cases else math.nan

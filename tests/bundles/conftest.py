@@ -210,3 +210,36 @@ def run_bundle(bundle_command: Callable[..., list[str]], tmp_path_factory: pytes
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def run_two_processes(bundle_command: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> RunBundle:
+    """Run configs of a bundle by ``torchrun`` in two processes on the processor, which must end without threads left.
+
+    A thread of Gloo that is left can abort the process while the interpreter ends, but seldom does: it is looked for.
+    """
+    folder = tmp_path_factory.mktemp("two_processes")
+    names = "[path.read_text().strip() for path in Path('/proc/self/task').glob('*/comm')]"
+    (folder / "left_threads.py").write_text(
+        f"from pathlib import Path\n\n\ndef left_threads():\n    return [name for name in {names} if 'gloo' in name]\n"
+    )
+    overlay = {"+imports": ["$import left_threads"], "+finalize": ["$print('left:', left_threads.left_threads())"]}
+    (folder / "overlay.json").write_text(json.dumps(overlay))
+    given = {"backend": "gloo", "device": "$torch.device('cpu')", "network#device_ids": "$None"}
+
+    def run(bundle: str, configs: list[str], **overrides: Any) -> subprocess.CompletedProcess[str]:
+        line = bundle_command(bundle, [*configs, str(folder / "overlay")], **given, **overrides)
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+        done = subprocess.run(
+            [line[0], *launcher, *line[2:]],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)},
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+        assert done.stdout.count("left: []") == 2, done.stdout[-3000:]
+        return done
+
+    return run

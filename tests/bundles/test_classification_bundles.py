@@ -6,9 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -274,19 +272,12 @@ def test_single_points_from_python(trained, evaluated, data_of):
         CandidateScorer(ROOT / bundle, folder / "models", overrides={"cube_sise": 1})
 
 
-def test_two_processes_train_by_the_paper_s_settings_and_evaluate(bundle_command, data_of, tmp_path):
+def test_two_processes_train_by_the_paper_s_settings_and_evaluate(run_two_processes, data_of, tmp_path):
     given = {**data_of(LUNA), **SHAPE_OF[LUNA], "ckpt_dir": tmp_path / "models", "pretrained": "none", "amp": False}
-    given |= {"backend": "gloo", "device": "$torch.device('cpu')", "network#device_ids": "$None", "split": "training"}
-    for overlay in (["paper", "multi_gpu_train"], ["evaluate", "multi_gpu_evaluate"]):
-        given["output_dir"] = tmp_path / overlay[0]
-        own = {"epochs": 1, "samples_per_epoch": 24, "negatives_per_positive": 2} if "paper" in overlay else {}
-        line = bundle_command(LUNA, ["train", *overlay], **given, **own)
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [line[0], *launcher, *line[2:]], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment
-        )
-        assert done.returncode == 0, done.stderr[-5000:]
+    own = {"epochs": 1, "samples_per_epoch": 24, "negatives_per_positive": 2, "output_dir": tmp_path / "paper"}
+    run_two_processes(LUNA, ["train", "paper", "multi_gpu_train"], **given, **own)
+    given |= {"split": "training", "output_dir": tmp_path / "evaluate"}
+    run_two_processes(LUNA, ["train", "evaluate", "multi_gpu_evaluate"], **given)
     written = rows_of(tmp_path / "evaluate" / "predictions.csv")
     data = load_candidates(given["datalist"], given["dataset_dir"], "training")
     assert len(written) == sum(map(len, data.rows))  # each process scored its scans, one wrote all

@@ -218,26 +218,8 @@ def test_any_monai_network_can_be_pretrained(run_bundle, chest_scans, tmp_path, 
     assert not report.missing and not report.skipped
 
 
-def test_two_processes_train_together(bundle_command, chest_scans, tmp_path):
-    line = bundle_command(
-        BUNDLE,
-        ["train", "multi_gpu_train"],
-        dataset_dir=chest_scans,
-        backend="gloo",
-        device="$torch.device('cpu')",
-        **{"network#device_ids": "$None"},
-        **SMALL,
-        **folders(tmp_path),
-    )
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    done = subprocess.run(
-        [line[0], *launcher, *line[2:]],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+def test_two_processes_train_together(run_two_processes, chest_scans, tmp_path):
+    given = {**SMALL, **folders(tmp_path), "dataset_dir": chest_scans}
+    run_two_processes(BUNDLE, ["train", "multi_gpu_train"], **given)
     assert len(history(tmp_path)) == 3
     assert load_pretrained(GenesisUNet(features=FEATURES), tmp_path / "models" / "model.pt", strict=True).matched

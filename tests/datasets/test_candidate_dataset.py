@@ -445,6 +445,9 @@ def test_stream_resumes(study: Study) -> None:
 def test_stream_parts_make_up_the_whole(study: Study) -> None:
     parts = [[item["row"] for item in stream(study.load(), rank=rank, world_size=2)] for rank in range(2)]
     assert parts == [[0, 1, 2, 6, 7, 8], [3, 4, 5]]
+    # of more processes than scans each has something to do, for a metric that waits for all of them
+    parts = [[item["row"] for item in stream(study.load(), rank=rank, world_size=4)] for rank in range(4)]
+    assert parts == [[0, 8], [1, 3], [2, 4, 6], [5, 7]]
 
 
 def test_stream_goes_on_after_bad_rows_and_bad_scans(study: Study) -> None:

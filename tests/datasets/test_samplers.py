@@ -28,7 +28,7 @@ def test_processes_cover_the_epoch(length, replicas):
         assert len(everything) - len(set(everything)) == -length % replicas
 
 
-@pytest.mark.parametrize(("length", "replicas"), [(7, 2), (24, 5), (3, 4)])
+@pytest.mark.parametrize(("length", "replicas"), [(7, 2), (24, 5), (4, 4)])
 def test_uneven_processes_are_disjoint(length, replicas):
     samplers = [
         EpochSampler(length, rank=rank, num_replicas=replicas, even_divisible=False) for rank in range(replicas)
@@ -65,7 +65,11 @@ def test_fixed_stays_in_epoch_0():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"data_source": 0}, "at least 1"), ({"data_source": 3, "rank": 2, "num_replicas": 2}, "rank must lie in 0 to 1")],
+    [
+        ({"data_source": 0}, "at least 1"),
+        ({"data_source": 3, "rank": 2, "num_replicas": 2}, "rank must lie in 0 to 1"),
+        ({"data_source": 3, "num_replicas": 4, "even_divisible": False}, "each of 4 processes, found 3"),
+    ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

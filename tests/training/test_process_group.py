@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes that do different amounts of work end together, with one result, and leave no thread."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from models_genesis.training import BufferBroadcast, leave_process_group
+
+PROGRAM = """
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models_genesis.training import BufferBroadcast, RegionDice, leave_process_group
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+network = DistributedDataParallel(nn.BatchNorm1d(2), broadcast_buffers=False)
+network(torch.full((4, 2), float(rank + 1))).sum().backward()
+means = network.module.running_mean.tolist()
+
+case = {"pred": torch.tensor([[[[0, 1, 1]]]]), "label": torch.tensor([[[[0, 0, 1]]]])}
+empty = {"pred": torch.zeros(1, 1, 1, 3), "label": torch.zeros(1, 1, 1, 3)}
+batches = [[case], [], [empty]] if rank == 0 else [[]]
+
+
+@torch.no_grad()
+def evaluate(engine, batch):
+    if batch:
+        network(torch.zeros(1, 2))
+    return batch
+
+
+engine = Engine(evaluate)
+network.eval()
+RegionDice({"liver": [1]}).attach(engine, "val_dice")
+BufferBroadcast(network).attach(engine)
+engine.run(batches)
+leave_process_group(network)
+threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+result = {
+    "means": means,
+    "given": network.module.running_mean.tolist(),
+    "dice": engine.state.metrics["val_dice"],
+    "gloo": sum("gloo" in name for name in threads),
+}
+Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(result))
+"""
+
+
+def test_processes_with_different_work_agree_and_leave_no_thread(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+            *(str(tmp_path / "program.py"), str(tmp_path)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first["means"] != second["means"]
+    assert first["given"] == second["given"] == first["means"]
+    # two cases in the first process, none in the second: Dice 2/3, and 1 where nothing is and nothing was found
+    assert first["dice"] == second["dice"] == pytest.approx((2 / 3 + 1) / 2, abs=1e-6)
+    assert first["gloo"] == second["gloo"] == 0
+
+
+def test_one_process_needs_none_of_it():
+    network = torch.nn.BatchNorm1d(2)
+    BufferBroadcast(network)()
+    leave_process_group(network)
+    assert network(torch.zeros(3, 2)).shape == (3, 2)
