@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 __all__ = ["AutocastInferer", "Precision", "choose_precision"]
 
@@ -90,6 +92,28 @@ def _cpu_has_bfloat16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
 
 
+class _ThinConvolutionsInFloat32(TorchFunctionMode):
+    """Compute a 3D convolution in float32 where the image has fewer planes than the kernel.
+
+    oneDNN computes the gradient of such a kernel wrongly in bfloat16, as anything from a wrong number to NaN (seen with
+    torch 2.13 and 2.14: two planes and a kernel of three, as at the bottom of five levels of a cube of 32).
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not torch.conv3d:
+            return func(*args, **kwargs)
+        given = dict(zip(("input", "weight"), args, strict=False)) | kwargs
+        if given["input"].shape[-3] >= given["weight"].shape[-3]:
+            return func(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False):
+            return func(*map(_to_float32, args), **{name: _to_float32(value) for name, value in kwargs.items()})
+
+
+def _to_float32(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) else value
+
+
 class AutocastInferer(SimpleInferer):
     """Run a network, or another inferer around it, in the given precision and return float32.
 
@@ -119,8 +143,10 @@ class AutocastInferer(SimpleInferer):
             The logits as float32, or for networks with several outputs a list or tuple of them.
         """
         run = super().__call__ if self.inferer is None else self.inferer
-        dtype = self.precision.autocast_dtype
-        with torch.autocast(inputs.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        dtype, device = self.precision.autocast_dtype, inputs.device.type
+        trains_in_bfloat16 = device == "cpu" and dtype is not None and torch.is_grad_enabled()
+        thin = _ThinConvolutionsInFloat32() if trains_in_bfloat16 else nullcontext()
+        with torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=dtype is not None), thin:
             outputs = run(self.precision.arrange(inputs), network, *args, **kwargs)
         if isinstance(outputs, (list, tuple)):
             return type(outputs)(output.float() for output in outputs)

@@ -16,9 +16,9 @@ __all__ = ["BufferBroadcast", "leave_process_group"]
 class BufferBroadcast:
     """Give all processes the first one's buffers, as batch normalization's means, before an evaluation.
 
-    ``DistributedDataParallel`` does so in each forward pass, in evaluation too, where processes make different numbers
-    of passes, for they have different cases, and would wait for each other for ever. The bundles therefore switch that
-    off by ``broadcast_buffers=False``. What is saved does not change: it was the first process's own before.
+    ``DistributedDataParallel`` does so in each forward pass. Processes that make different numbers of them, for they
+    have different cases, would wait for each other for ever, so that the bundles evaluate its ``module``, and make its
+    buffers equal here.
 
     Args:
         network: network of the run.

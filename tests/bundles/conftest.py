@@ -23,6 +23,17 @@ from models_genesis.datasets.phantom_luna16 import write_luna16_phantom
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 
+LEFT_THREADS = """
+import sys
+from pathlib import Path
+
+
+def report():
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    left = [name for name in names if "gloo" in name]
+    sys.stdout.write(f"left threads: {left}\\n")  # at once, for two processes write
+"""
+
 RunBundle = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -219,11 +230,8 @@ def run_two_processes(bundle_command: Callable[..., list[str]], tmp_path_factory
     A thread of Gloo that is left can abort the process while the interpreter ends, but seldom does: it is looked for.
     """
     folder = tmp_path_factory.mktemp("two_processes")
-    names = "[path.read_text().strip() for path in Path('/proc/self/task').glob('*/comm')]"
-    (folder / "left_threads.py").write_text(
-        f"from pathlib import Path\n\n\ndef left_threads():\n    return [name for name in {names} if 'gloo' in name]\n"
-    )
-    overlay = {"+imports": ["$import left_threads"], "+finalize": ["$print('left:', left_threads.left_threads())"]}
+    (folder / "left_threads.py").write_text(LEFT_THREADS)
+    overlay = {"+imports": ["$import left_threads"], "+finalize": ["$left_threads.report()"]}
     (folder / "overlay.json").write_text(json.dumps(overlay))
     given = {"backend": "gloo", "device": "$torch.device('cpu')", "network#device_ids": "$None"}
 
@@ -239,7 +247,7 @@ def run_two_processes(bundle_command: Callable[..., list[str]], tmp_path_factory
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)},
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
-        assert done.stdout.count("left: []") == 2, done.stdout[-3000:]
+        assert done.stdout.count("left threads: []") == 2, done.stdout[-3000:]
         return done
 
     return run

@@ -28,7 +28,7 @@ from models_genesis.training import BufferBroadcast, RegionDice, leave_process_g
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-network = DistributedDataParallel(nn.BatchNorm1d(2), broadcast_buffers=False)
+network = DistributedDataParallel(nn.BatchNorm1d(2))
 network(torch.full((4, 2), float(rank + 1))).sum().backward()
 means = network.module.running_mean.tolist()
 
@@ -37,10 +37,9 @@ empty = {"pred": torch.zeros(1, 1, 1, 3), "label": torch.zeros(1, 1, 1, 3)}
 batches = [[case], [], [empty]] if rank == 0 else [[]]
 
 
-@torch.no_grad()
 def evaluate(engine, batch):
     if batch:
-        network(torch.zeros(1, 2))
+        network.module(torch.zeros(1, 2))
     return batch
 
 
