@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .candidates import COORDINATES, CandidateTable, read_rows
-from .datalist import whole_file
+from .whole_file import whole_text
 
 logger = logging.getLogger(__name__)
 
@@ -222,10 +222,7 @@ def write_submission(path: str | Path, table: CandidateTable, probabilities: NDA
 
 @contextmanager
 def _writer(path: str | Path) -> Iterator[Any]:
-    with (
-        whole_file(Path(path)) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream,
-    ):
+    with whole_text(path, errors="surrogateescape") as stream:
         yield csv.writer(stream, lineterminator="\n")
 
 

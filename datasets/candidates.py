@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .datalist import whole_file
+from .whole_file import whole_text
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ class CandidateTable:
         Returns:
             Number of bad rows.
         """
-        with whole_file(Path(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        with whole_text(path) as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(("file", "line", "row", "reason", "detail"))
             for bad in self.bad_rows():

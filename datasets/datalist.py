@@ -7,7 +7,6 @@ import csv
 import json
 import logging
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 
 from .scan_header import ScanHeader, split_series
 from .splits import SPLITS
+from .whole_file import whole_text
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class Survey:
     def write_report(self, path: str | Path) -> None:
         """Write one row of CSV for each scan found, whole or not at all."""
         fields = list(FoundScan.__dataclass_fields__)
-        with whole_file(Path(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        with whole_text(path) as stream:
             rows = csv.DictWriter(stream, fields)
             rows.writeheader()
             rows.writerows({**asdict(scan), "image": scan.name, "facts": json.dumps(scan.facts)} for scan in self.scans)
@@ -159,34 +159,8 @@ def write_datalist(path: str | Path, datalist: Mapping[str, Any]) -> None:
         path: the file; its folder is made where it lacks.
         datalist: see :meth:`Survey.datalist`.
     """
-    with whole_file(Path(path)) as temporary:
-        Path(temporary).write_text(json.dumps(datalist, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-class whole_file:
-    """A temporary file beside ``path`` that takes its place if the block ends well, and vanishes if not.
-
-    Args:
-        path: the file; its folder is made where it lacks.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> str:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, self.temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        os.close(descriptor)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(self.temporary, 0o666 & ~umask)
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            os.replace(self.temporary, self.path)
-        else:
-            os.unlink(self.temporary)
+    with whole_text(path) as stream:
+        stream.write(json.dumps(datalist, indent=2, ensure_ascii=False) + "\n")
 
 
 def load_datalist(

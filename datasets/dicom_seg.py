@@ -16,9 +16,9 @@ import nibabel as nib
 import numpy as np
 from monai.bundle import ConfigParser
 
-from .datalist import whole_file
 from .scan_header import SERIES_SEPARATOR, BadScanError, ScanHeader, list_series, read_scan_header, split_series
 from .segment_terms import SegmentTerm, read_terms, segment_term
+from .whole_file import whole_file
 
 MANUFACTURER = "Models Genesis for MONAI"
 TOLERANCE = 0.1
@@ -117,8 +117,8 @@ def write_dicom_seg(
         numbers[value] = number
     codes = [segment_term(name, terms) for name in source.labels.values()]
     segmentation = _segmentation(slices, numbers[labels], source, codes, series)
-    with whole_file(Path(target)) as temporary:
-        segmentation.save_as(temporary, enforce_file_format=True)
+    with whole_file(target) as file:
+        segmentation.save_as(file, enforce_file_format=True)
     return {name: int(np.count_nonzero(labels == value)) for value, name in source.labels.items()}
 
 

@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from .candidate_survey import add_candidates
 from .candidates import read_candidates
-from .datalist import FoundScan, Survey, whole_file
+from .datalist import FoundScan, Survey
 from .embolism_candidates import DetectorRules, Embolus, emboli_of, vessel_candidates
 from .scan_header import BadScanError, brief, read_scan_header
 from .scan_reader import ScanReader
 from .splits import RULE, add_split_arguments, split_patients
+from .whole_file import whole_text
 
 HIT_MM = 3.0
 """A detected candidate no further than this from an embolus shows it."""
@@ -120,7 +121,7 @@ def survey_emboli(
         "annotations": (ANNOTATION_COLUMNS, [row for case in kept for row in case.annotations]),
     }
     for table, (columns, rows) in tables.items():
-        with whole_file(out / f"{table}.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        with whole_text(out / f"{table}.csv") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(rows)

@@ -18,7 +18,7 @@ from monai.data import ITKReader, MetaTensor
 from monai.transforms import SpatialResample
 from numpy.typing import NDArray
 
-from .datalist import whole_file
+from .whole_file import whole_file
 
 VERSION = 1
 """Rises whenever the same readings give other cubes."""
@@ -209,5 +209,5 @@ def write_cube(root: Path, image: str, label: str, cube: Cube, mark: str) -> Non
         picture = nib.Nifti1Image(array, cube.affine)
         picture.header.set_xyzt_units("mm")
         picture.header["descrip"] = mark
-        with whole_file(root / path) as temporary:
-            Path(temporary).write_bytes(gzip.compress(picture.to_bytes(), mtime=0))
+        with whole_file(root / path) as file:
+            file.write(gzip.compress(picture.to_bytes(), mtime=0))

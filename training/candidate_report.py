@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from ..datasets.candidate_data import CandidateSet
 from ..datasets.candidate_predictions import PredictionStore, file_hash, write_probabilities, write_submission
 from ..datasets.candidates import CandidateTable
+from ..datasets.whole_file import whole_file
 from .candidate_evaluator import rows_not_scored
 from .candidate_figure import draw_candidate_curves, ranking_curves
-from .files import whole_file, write_csv, write_figure
+from .files import write_csv, write_figure
 from .froc import FALSE_POSITIVE_RATES, Froc, ScanMarks, compute_froc, froc_curve
 from .lesions import HIT_RULES, hit_rule, mark_candidates
 from .ranking_scores import Ranking, score_ranking

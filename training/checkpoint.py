@@ -16,8 +16,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..datasets.whole_file import whole_file
 from ..networks.weight_files import save_weights
-from .files import whole_file
 
 __all__ = ["TrainingCheckpoint"]
 

@@ -1,46 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all."""
+"""Tables and figures that appear whole or not at all."""
 
 from __future__ import annotations
 
 import csv
-import io
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from matplotlib.figure import Figure
 
-__all__ = ["whole_file", "write_csv", "write_figure"]
+from ..datasets.whole_file import whole_file, whole_text
 
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes its name only when the block ends well.
-
-    A reader, a full disk or a crash in the middle sees the old file or the new one. The temporary file beside it always
-    has the same name, so that what a killed process leaves is overwritten by the next.
-
-    Args:
-        path: the file; its folder is made if absent.
-
-    Yields:
-        The open temporary file.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+__all__ = ["write_csv", "write_figure"]
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -51,13 +23,10 @@ def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[s
         columns: names and order of the columns.
         rows: one mapping a row, from column to value.
     """
-    with whole_file(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    with whole_text(path) as text:
         writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        text.flush()
-        text.detach()
 
 
 def write_figure(path: str | Path, figure: Figure, dpi: int = 120) -> None:

@@ -19,7 +19,8 @@ from monai.data.utils import affine_to_spacing
 from monai.utils.enums import CommonKeys
 
 from ..datasets.case_dataset import CASE_KEY
-from .files import whole_file, write_csv
+from ..datasets.whole_file import whole_file
+from .files import write_csv
 from .region_masks import region_masks
 from .segmentation_scores import EMPTY_MASKS, bootstrap_mean, mask_scores
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
-from .files import whole_file
+from ..datasets.whole_file import whole_file
 
 __all__ = [
     "TEMPERATURE_FILE",
