@@ -51,7 +51,7 @@ def write_pretraining_config(
     config: dict[str, object] = {
         "network_def": plan.network_def(),
         "cube_size": plan.cube_size(),
-        "train#preprocessing#transforms#1#axcodes": plan.axcodes,
+        "axcodes": plan.axcodes,
     }
     save_whole(lambda file: file.write((json.dumps(config, indent=4) + "\n").encode()), target)
     return config

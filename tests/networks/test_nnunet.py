@@ -76,8 +76,7 @@ def test_the_config_shows_pretraining_what_nnunet_will_see(tmp_path: Path) -> No
     assert main(["nnunet-config", str(write_plans(tmp_path)), str(target)]) == 0
     parser = ConfigParser()
     parser.read_config([str(TRAIN), str(target)])  # as --config_file does
-    orientation = parser["train#preprocessing#transforms#1"]
-    assert (orientation["_target_"], orientation["axcodes"]) == ("Orientationd", "LPS")
+    assert parser.get_parsed_content("train#preprocessing#transforms#1").ornt_transform.axcodes == "LPS"
     assert parser["cube_size"] == [64, 48, 16]
     network = parser["network_def"]
     assert network["_target_"].endswith(".PlainConvUNet")
