@@ -35,5 +35,6 @@ from .samplers import EpochSampler
 from .scan_cache import LeftOut, ScanCache
 from .scan_header import BadScanError, ScanHeader, read_scan_header
 from .scan_reader import ScanReader
+from .scan_writer import ScanWriter
 from .segmentation_data import MSD_TASKS, load_cases, load_labelled_cases, msd_task
 from .splits import split_patients

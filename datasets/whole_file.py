@@ -10,15 +10,38 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-__all__ = ["whole_file", "whole_text"]
+__all__ = ["whole_file", "whole_path", "whole_text"]
+
+
+@contextmanager
+def whole_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a name to write to, of a file that takes its place only when the block ends well.
+
+    A reader, a full disk or a crash in the middle sees the old file or the new one. The temporary file beside it always
+    has the same name, so that what a killed process leaves is overwritten by the next, and the same suffix.
+
+    Args:
+        path: the file; its folder is made if absent.
+
+    Yields:
+        Path of the temporary file, to be written there and closed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp.{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes its name only when the block ends well.
-
-    A reader, a full disk or a crash in the middle sees the old file or the new one. The temporary file beside it always
-    has the same name, so that what a killed process leaves is overwritten by the next.
+    """Open a file for writing that takes its name only when the block ends well, see :func:`whole_path`.
 
     Args:
         path: the file; its folder is made if absent.
@@ -26,18 +49,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Yields:
         The open temporary file.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with whole_path(path) as temporary, temporary.open("wb") as file:
+        yield file
 
 
 @contextmanager
