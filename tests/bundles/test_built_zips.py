@@ -188,10 +188,10 @@ def readme_command(root: Path, first_words: str, data: dict[str, str]) -> list[s
     return arguments
 
 
-def test_downloaded_pretraining_learns_and_restores(downloaded, chest_scans, run):
+def test_downloaded_pretraining_learns_and_restores(downloaded, chest_scans, run, tmp_path):
     """The README's own commands from the package's own folder; the data list by the package's own code."""
     root = downloaded(PRETRAINING)
-    datalist = chest_scans / "datalist_of_the_package.json"
+    datalist = tmp_path / "datalist.json"
     run("-m", "scripts.datasets", "folder", "--root", str(chest_scans), "--out", str(datalist), cwd=root)
     assert json.loads(datalist.read_text())["made_by"] == "models-genesis, packed in a bundle"
     data = {"dataset_dir": str(chest_scans), "datalist": str(datalist)}

@@ -161,6 +161,7 @@ def test_a_missing_folder_and_a_broken_scan_are_named(run_bundle, chest_scans, t
     scans.mkdir()
     for scan in chest_scans.iterdir():
         (scans / scan.name).write_bytes(scan.read_bytes())
+    assert len(list(scans.iterdir())) == 4  # the scans are shared: no other test may write there
     broken = scans / "patient1.nii.gz"
     broken.write_bytes(broken.read_bytes()[:20_000])
     listed = {"training": [{"image": p.name} for p in scans.iterdir()], "validation": [{"image": "patient0.nii.gz"}]}
