@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from monai.config import PathLike
 from monai.data import NibabelWriter
 
 from .whole_file import whole_path
+
+logger = logging.getLogger(__name__)
 
 
 class ScanWriter(NibabelWriter):
@@ -22,8 +25,10 @@ class ScanWriter(NibabelWriter):
 
         Args:
             filename: the NIfTI file to write or replace.
-            verbose: whether MONAI logs the name.
+            verbose: whether to log the name.
             obj_kwargs: passed on to ``NibabelWriter.write``.
         """
         with whole_path(filename) as temporary:
-            super().write(temporary, verbose=verbose, **obj_kwargs)
+            super().write(temporary, verbose=False, **obj_kwargs)
+        if verbose:
+            logger.info("wrote %s", filename)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import logging
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -47,17 +49,19 @@ def save(folder, labels, affine):
         resample=False,
         separate_folder=False,
         writer="models_genesis.datasets.ScanWriter",
-        print_log=False,
+        print_log=True,
     )
     transform(image)
 
 
-def test_a_label_map_is_replaced_as_a_whole(tmp_path, monkeypatch):
+def test_a_label_map_is_replaced_as_a_whole(tmp_path, monkeypatch, caplog):
     labels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     affine = np.diag([2.0, -1, 3, 1])
     affine[:3, 3] = 5, 6, 7
-    save(tmp_path, labels, affine)
     path = tmp_path / "scan_seg.nii.gz"
+    with caplog.at_level(logging.INFO):
+        save(tmp_path, labels, affine)
+    assert f"wrote {path}" in caplog.text and ".tmp" not in caplog.text
     written = nib.load(path)
     assert np.array_equal(np.asarray(written.dataobj), labels)
     assert np.array_equal(written.affine, affine)
