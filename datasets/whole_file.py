@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +18,8 @@ __all__ = ["whole_file", "whole_path", "whole_text"]
 def whole_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a name to write to, of a file that takes its place only when the block ends well.
 
-    A reader, a full disk or a crash in the middle sees the old file or the new one. The temporary file beside it always
-    has the same name, so that what a killed process leaves is overwritten by the next, and the same suffix.
+    A reader, a full disk or a crash in the middle sees the old file or the new one. The temporary file beside it is
+    hidden, has the same suffix, and a name of its own, so that of two writers of one file the last to end wins.
 
     Args:
         path: the file; its folder is made if absent.
@@ -28,7 +29,7 @@ def whole_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp.{path.name}")
+    temporary = path.with_name(f".tmp.{secrets.token_hex(4)}.{path.name}")
     try:
         yield temporary
         with temporary.open("rb+") as file:

@@ -204,21 +204,25 @@ def bundle_command(bundles: Path) -> Callable[..., list[str]]:
     return command
 
 
+def _run_line(line: list[str], folder: Path, status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        line,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+    assert done.returncode == status, done.stdout[-3000:] + done.stderr[-6000:]
+    return done
+
+
 @pytest.fixture(scope="session")
 def run_bundle(bundle_command: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> RunBundle:
     """Run configs of a bundle in a fresh directory; ``status`` is what the process must exit with."""
 
     def run(bundle: str, configs: list[str], status: int = 0, **overrides: Any) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            bundle_command(bundle, configs, **overrides),
-            cwd=tmp_path_factory.mktemp("elsewhere"),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == status, done.stdout[-3000:] + done.stderr[-6000:]
-        return done
+        return _run_line(bundle_command(bundle, configs, **overrides), tmp_path_factory.mktemp("elsewhere"), status)
 
     return run
 
@@ -238,15 +242,7 @@ def run_two_processes(bundle_command: Callable[..., list[str]], tmp_path_factory
     def run(bundle: str, configs: list[str], **overrides: Any) -> subprocess.CompletedProcess[str]:
         line = bundle_command(bundle, [*configs, str(folder / "overlay")], **given, **overrides)
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-        done = subprocess.run(
-            [line[0], *launcher, *line[2:]],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)},
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+        done = _run_line([line[0], *launcher, *line[2:]], folder, PYTHONPATH=str(folder))
         assert done.stdout.count("left threads: []") == 2, done.stdout[-3000:]
         return done
 

@@ -28,6 +28,17 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path, writer):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_two_writers_of_one_file_do_not_mix(tmp_path):
+    path = tmp_path / "table.csv"
+    with whole_text(path) as first:
+        first.write("first\n" * 9)
+        with whole_text(path) as second:
+            second.write("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first\n" * 9
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_text_is_written_as_it_is(tmp_path):
     with whole_text(tmp_path / "table.csv", errors="surrogateescape") as file:
         file.write("Müller\r\n\udcff\n")
