@@ -22,6 +22,7 @@ from .device_deform import RandDeformSeedd, RandGenesisDeformOnDeviced
 from .genesis_deform import GENESIS_VARIANTS, GenesisParameters, RandGenesisDeform, RandGenesisDeformd, genesis_deform
 from .hounsfield import ClipHounsfield, ClipHounsfieldd
 from .local_shuffle import RandLocalPixelShuffle, RandLocalPixelShuffled, local_pixel_shuffle
+from .masking import RandPatchMasking, RandPatchMaskingd, draw_masked_patches
 from .nonlinear_intensity import RandNonlinearIntensity, RandNonlinearIntensityd, bezier_curve, bezier_map
 from .painting import (
     RandInPainting,

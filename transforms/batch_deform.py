@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from .batch_curve import batch_bezier_nodes, interpolate
-from .batch_draws import draw_integers, draw_uniform
+from .batch_draws import draw_bits, draw_integers, draw_uniform
 from .batch_shuffle import draw_shuffle_sources, listed_voxels
 from .genesis_deform import RandGenesisDeform
 from .local_shuffle import max_block_sides
+from .masking import count_masked, patch_grid
 
 __all__ = ["BatchGenesisDeform"]
 
@@ -56,6 +57,10 @@ class BatchGenesisDeform:
         output_range: see :class:`RandGenesisDeform`.
         seed: of the generator that draws everything, 0..2**63-1.
         device: where the generator lives; that of the batches.
+        mask_prob: see :class:`RandGenesisDeform`.
+        mask_patch: see :class:`RandGenesisDeform`.
+        mask_ratio: see :class:`RandGenesisDeform`.
+        mask_value: see :class:`RandGenesisDeform`.
 
     Attributes:
         generator: the one source of all draws; seed it anew by ``generator.manual_seed``.
@@ -88,6 +93,10 @@ class BatchGenesisDeform:
         output_range: Sequence[float] | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        mask_prob: float | None = None,
+        mask_patch: Sequence[int] | int = 16,
+        mask_ratio: float = 0.6,
+        mask_value: float | None = None,
     ) -> None:
         # the twin for single images checks the arguments and knows the variants
         checked = RandGenesisDeform(
@@ -105,12 +114,17 @@ class BatchGenesisDeform:
             intensity_range,
             output_range,
             backend="numpy",
+            mask_prob=mask_prob,
+            mask_patch=mask_patch,
+            mask_ratio=mask_ratio,
+            mask_value=mask_value,
         )
         self.rates = checked.rates
         self.flip_prob, self.max_flips, self.flip_axes = checked.flip_prob, checked.max_flips, checked.flip_axes
         self.reverse_prob = checked.reverse_prob
         self.num_blocks, self.max_block_fraction = checked.num_blocks, checked.max_block_fraction
         self.intensity_range, self.output_range = checked.intensity_range, checked.output_range
+        self.mask_patch, self.mask_ratio, self.mask_value = checked.mask_patch, checked.mask_ratio, checked.mask_value
         self.generator = torch.Generator(device=device).manual_seed(seed)
 
     def __call__(self, batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,6 +194,13 @@ class BatchGenesisDeform:
         if self.rates["paint_prob"] > 0:
             noise = self._to_output(draw_uniform(self.generator, *images.shape))
             torch.where(self._draw_noise_mask(len(images), shape).unsqueeze(1), noise, deformed, out=deformed)
+        if self.rates["mask_prob"] > 0:
+            masked = self._draw_masked(len(images), shape).unsqueeze(1)
+            if self.mask_value is None:
+                noise = self._to_output(draw_uniform(self.generator, *images.shape))
+                torch.where(masked, noise, deformed, out=deformed)
+            else:
+                deformed.masked_fill_(masked, self.mask_value)
 
     def _happens(self, probability: float, size: int) -> Tensor:
         return draw_uniform(self.generator, size, 1) < probability
@@ -242,6 +263,19 @@ class BatchGenesisDeform:
             covers = (position >= corner.unsqueeze(2)) & (position < (corner + side).unsqueeze(2))
             in_box = (in_box.unsqueeze(3) & covers.unsqueeze(2)).flatten(2)
         return paints & (in_box.any(dim=1) ^ outside)
+
+    def _draw_masked(self, size: int, shape: Sequence[int]) -> Tensor:
+        """Which voxels lie in masked patches, (B, V)."""
+        grid, sides = patch_grid(shape, self.mask_patch)
+        # sorting random keys permutes the patches uniformly; exactly so many of them have the first ranks
+        keys = draw_bits(self.generator, size, math.prod(grid))
+        masked = keys.argsort(dim=1).argsort(dim=1) < count_masked(grid, self.mask_ratio)
+        masked = masked & self._happens(self.rates["mask_prob"], size)
+        index = torch.zeros(1, dtype=torch.long, device=masked.device)
+        for length, count, side in zip(shape, grid, sides, strict=True):
+            position = torch.arange(length, device=masked.device).div(side, rounding_mode="floor")
+            index = (index.unsqueeze(1) * count + position).flatten()
+        return masked[:, index]
 
     def _to_unit(self, images: Tensor) -> Tensor:
         """The intensity range as [0, 1]; values outside count as its nearest end, NaN as low; float64 stays float64."""

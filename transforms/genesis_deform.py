@@ -19,6 +19,7 @@ from monai.utils.enums import TransformBackends
 from .arguments import check_image_shape, check_intensity_range, check_probability, check_whole_number
 from .backend import resolve_backend
 from .local_shuffle import draw_seed, local_pixel_shuffle
+from .masking import check_patch, check_value, draw_masked_patches, mask_patches
 from .nonlinear_intensity import IntensityMap, draw_control_points
 from .painting import copy_boxes, draw_in_painting_boxes, draw_noise, draw_out_painting_boxes, fill_boxes
 
@@ -26,17 +27,21 @@ __all__ = ["GENESIS_VARIANTS", "GenesisParameters", "RandGenesisDeform", "RandGe
 
 NdArray = np.ndarray[Any, Any]
 
-_NOTHING = {"shuffle_prob": 0.0, "nonlinear_prob": 0.0, "paint_prob": 0.0, "out_paint_prob": 0.8}
+_NOTHING = {"shuffle_prob": 0.0, "nonlinear_prob": 0.0, "paint_prob": 0.0, "out_paint_prob": 0.8, "mask_prob": 0.0}
 
 GENESIS_VARIANTS: dict[str, dict[str, float]] = {
-    "genesis": {"shuffle_prob": 0.5, "nonlinear_prob": 0.9, "paint_prob": 0.9, "out_paint_prob": 0.8},
+    "genesis": {**_NOTHING, "shuffle_prob": 0.5, "nonlinear_prob": 0.9, "paint_prob": 0.9},
     "autoencoder": _NOTHING,
     "nonlinear": {**_NOTHING, "nonlinear_prob": 0.9},
     "shuffle": {**_NOTHING, "shuffle_prob": 0.5},
     "out_painting": {**_NOTHING, "paint_prob": 0.9, "out_paint_prob": 1.0},
     "in_painting": {**_NOTHING, "paint_prob": 0.9, "out_paint_prob": 0.0},
+    "masking": {**_NOTHING, "mask_prob": 1.0},
 }
-"""The rates of the paper's variants, each with some deformations switched off, and of the whole (``"genesis"``)."""
+"""The rates of the paper's variants, each with some deformations switched off, and of the whole (``"genesis"``).
+
+``"masking"`` is the proxy task of masked autoencoders, which the paper does not have, see :mod:`.masking`.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class GenesisParameters:
         boxes: of the painting, in voxels of the flipped image, shape (boxes, spatial axes, 2); None: no painting.
         out_painting: whether the boxes are spared instead of filled.
         seed: 64-bit seed of the shuffled blocks and of the noise.
+        masked: the masked patches, in voxels of the flipped image, shape (patches, spatial axes, 2); None: no masking.
     """
 
     flips: tuple[bool, ...]
@@ -60,6 +66,7 @@ class GenesisParameters:
     boxes: NdArray | None
     out_painting: bool
     seed: int
+    masked: NdArray | None = None
 
 
 def genesis_deform(
@@ -70,6 +77,7 @@ def genesis_deform(
     intensity_range: tuple[float, float] = (0.0, 1.0),
     output_range: tuple[float, float] | None = None,
     backend: str = "auto",
+    mask_value: float | None = None,
 ) -> tuple[NdArray, NdArray]:
     """Deform one image with given parameters.
 
@@ -81,6 +89,7 @@ def genesis_deform(
         intensity_range: (low, high) of the input; values outside count as the nearest end.
         output_range: (low, high) of both results; None: the intensity range.
         backend: see :func:`.backend.resolve_backend`.
+        mask_value: what masked voxels show, in the output range; None: noise.
 
     Returns:
         The deformed image and the target (the flipped original), both float32, mapped to the output range.
@@ -96,9 +105,14 @@ def genesis_deform(
         regions = None if spared is None else _mirror_boxes(spared, parameters.flips, img.shape[1:])
         shuffled = local_pixel_shuffle(source, parameters.seed, num_blocks, max_block_fraction, backend, regions)
     if backend == "numba":
-        return _render_compiled(source, shuffled, parameters, curve)
-    line = IntensityMap(None, False, intensity_range, output_range, backend)
-    return _render_vectorised(source, shuffled, parameters, curve, line)
+        deformed, target = _render_compiled(source, shuffled, parameters, curve)
+    else:
+        line = IntensityMap(None, False, intensity_range, output_range, backend)
+        deformed, target = _render_vectorised(source, shuffled, parameters, curve, line)
+    if parameters.masked is not None:
+        seed = parameters.seed ^ 0x6D61736B  # unrelated to the noise of the painting
+        mask_patches(deformed, parameters.masked, mask_value, output_range, seed, backend)
+    return deformed, target
 
 
 def _as_kernel_dtype(img: NdArray, levels: tuple[int, int]) -> NdArray:
@@ -187,8 +201,9 @@ def _render_vectorised(
 class RandGenesisDeform(RandomizableTransform):
     """Deform an image as Models Genesis does, and give the undeformed target with it (arXiv:2004.07882, section 3).
 
-    In this order: flip (image and target alike), local pixel shuffling, non-linear intensity map, painting. Painting
-    shows the image after the first three steps. Both results are mapped linearly from the intensity range to the output
+    In this order: flip (image and target alike), local pixel shuffling, non-linear intensity map, painting, masking.
+    Painting shows the image after the first three steps; the grid of masked patches begins at the first voxel of the
+    flipped image. Both results are mapped linearly from the intensity range to the output
     range in the same pass, so int16 HU go in and float32 in [0, 1] come out at no further cost.
 
     All parameters are drawn from ``self.R`` in :meth:`randomize`, but for the shuffled blocks and the noise values:
@@ -212,6 +227,10 @@ class RandGenesisDeform(RandomizableTransform):
             end**, NaN as low.
         output_range: (low, high) of both results and of the noise; None: the intensity range.
         backend: ``"auto"``, ``"numba"`` or ``"numpy"``; see :func:`.backend.resolve_backend`.
+        mask_prob: probability of masking; None: the variant's, 1 for ``"masking"``, 0 for all others.
+        mask_patch: sides of a masked patch in voxels, see :class:`.masking.RandPatchMasking`.
+        mask_ratio: share of the patches that is masked, in [0, 1]; exactly so many patches in each image.
+        mask_value: what masked voxels show, in the output range; None: noise as in painting.
 
     Raises:
         ValueError: for an argument outside its range; at the call for an axis too short for the boxes of the painting
@@ -242,6 +261,10 @@ class RandGenesisDeform(RandomizableTransform):
         intensity_range: Sequence[float] = (0.0, 1.0),
         output_range: Sequence[float] | None = None,
         backend: str = "auto",
+        mask_prob: float | None = None,
+        mask_patch: Sequence[int] | int = 16,
+        mask_ratio: float = 0.6,
+        mask_value: float | None = None,
     ) -> None:
         RandomizableTransform.__init__(self, 1.0)
         if variant not in GENESIS_VARIANTS:
@@ -251,6 +274,7 @@ class RandGenesisDeform(RandomizableTransform):
             "nonlinear_prob": nonlinear_prob,
             "paint_prob": paint_prob,
             "out_paint_prob": out_paint_prob,
+            "mask_prob": mask_prob,
         }
         rates = GENESIS_VARIANTS[variant] | {name: rate for name, rate in given.items() if rate is not None}
         self.rates = {name: check_probability(name, rate) for name, rate in rates.items()}
@@ -264,6 +288,9 @@ class RandGenesisDeform(RandomizableTransform):
         self.max_block_fraction = float(max_block_fraction)
         self.intensity_range = check_intensity_range("intensity_range", intensity_range)
         self.output_range = check_intensity_range("output_range", output_range or intensity_range)
+        self.mask_patch = check_patch("mask_patch", mask_patch)
+        self.mask_ratio = check_probability("mask_ratio", mask_ratio)
+        self.mask_value = check_value("mask_value", mask_value, self.output_range)
         self.code_path = resolve_backend(backend)
         self.parameters: GenesisParameters | None = None
 
@@ -283,6 +310,9 @@ class RandGenesisDeform(RandomizableTransform):
         boxes = None
         if paints < self.rates["paint_prob"]:
             boxes = (draw_out_painting_boxes if out_painting else draw_in_painting_boxes)(img_size, self.R)
+        masked = None
+        if self.rates["mask_prob"] > 0 and self.R.random_sample() < self.rates["mask_prob"]:
+            masked = draw_masked_patches(img_size, self.R, self.mask_patch, self.mask_ratio)
         self.parameters = GenesisParameters(
             flips=flips,
             shuffle=shuffle < self.rates["shuffle_prob"],
@@ -291,6 +321,7 @@ class RandGenesisDeform(RandomizableTransform):
             boxes=boxes,
             out_painting=out_painting,
             seed=seed,
+            masked=masked,
         )
 
     def _draw_flips(self, axes: int) -> tuple[bool, ...]:
@@ -332,6 +363,7 @@ class RandGenesisDeform(RandomizableTransform):
             self.intensity_range,
             self.output_range,
             self.code_path,
+            self.mask_value,
         )
         deformed, target = (convert_to_dst_type(result, dst=img, dtype=np.float32)[0] for result in results)
         for result in (deformed, target):
@@ -372,6 +404,10 @@ class RandGenesisDeformd(RandomizableTransform, MapTransform):
         output_range: see :class:`RandGenesisDeform`.
         backend: see :class:`RandGenesisDeform`.
         allow_missing_keys: whether a missing key is passed over.
+        mask_prob: see :class:`RandGenesisDeform`.
+        mask_patch: see :class:`RandGenesisDeform`.
+        mask_ratio: see :class:`RandGenesisDeform`.
+        mask_value: see :class:`RandGenesisDeform`.
 
     Example:
         >>> deform = RandGenesisDeformd(keys="image").set_random_state(0)
@@ -400,6 +436,10 @@ class RandGenesisDeformd(RandomizableTransform, MapTransform):
         output_range: Sequence[float] | None = None,
         backend: str = "auto",
         allow_missing_keys: bool = False,
+        mask_prob: float | None = None,
+        mask_patch: Sequence[int] | int = 16,
+        mask_ratio: float = 0.6,
+        mask_value: float | None = None,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, 1.0)
@@ -421,6 +461,10 @@ class RandGenesisDeformd(RandomizableTransform, MapTransform):
             intensity_range,
             output_range,
             backend,
+            mask_prob,
+            mask_patch,
+            mask_ratio,
+            mask_value,
         )
 
     def set_random_state(
