@@ -22,8 +22,16 @@ from .local_shuffle import draw_seed, local_pixel_shuffle
 from .masking import check_patch, check_value, draw_masked_patches, mask_patches
 from .nonlinear_intensity import IntensityMap, draw_control_points
 from .painting import copy_boxes, draw_in_painting_boxes, draw_noise, draw_out_painting_boxes, fill_boxes
+from .voxel_kinds import KEPT, MAPPED, MASKED, PAINTED, SHUFFLED, inside_boxes
 
-__all__ = ["GENESIS_VARIANTS", "GenesisParameters", "RandGenesisDeform", "RandGenesisDeformd", "genesis_deform"]
+__all__ = [
+    "GENESIS_VARIANTS",
+    "GenesisParameters",
+    "RandGenesisDeform",
+    "RandGenesisDeformd",
+    "genesis_deform",
+    "voxel_kind_map",
+]
 
 NdArray = np.ndarray[Any, Any]
 
@@ -98,12 +106,7 @@ def genesis_deform(
     output_range = intensity_range if output_range is None else output_range
     curve = IntensityMap(parameters.control_points, parameters.reverse, intensity_range, output_range, backend)
     source = _as_kernel_dtype(img, curve.levels())
-    shuffled = source
-    if parameters.shuffle:
-        # shuffling looks the same in a mirror, so it runs before the flip; what will be noise needs none
-        spared = parameters.boxes if parameters.out_painting else None
-        regions = None if spared is None else _mirror_boxes(spared, parameters.flips, img.shape[1:])
-        shuffled = local_pixel_shuffle(source, parameters.seed, num_blocks, max_block_fraction, backend, regions)
+    shuffled = _shuffle(source, parameters, num_blocks, max_block_fraction, backend)
     if backend == "numba":
         deformed, target = _render_compiled(source, shuffled, parameters, curve)
     else:
@@ -113,6 +116,51 @@ def genesis_deform(
         seed = parameters.seed ^ 0x6D61736B  # unrelated to the noise of the painting
         mask_patches(deformed, parameters.masked, mask_value, output_range, seed, backend)
     return deformed, target
+
+
+def _shuffle(
+    img: NdArray, parameters: GenesisParameters, num_blocks: int, max_block_fraction: float, backend: str
+) -> NdArray:
+    """Shuffle an image where the parameters say so; which voxel goes where does not depend on its values."""
+    if not parameters.shuffle:
+        return img
+    # shuffling looks the same in a mirror, so it runs before the flip; what will be noise needs none
+    spared = parameters.boxes if parameters.out_painting else None
+    regions = None if spared is None else _mirror_boxes(spared, parameters.flips, img.shape[1:])
+    return local_pixel_shuffle(img, parameters.seed, num_blocks, max_block_fraction, backend, regions)
+
+
+def voxel_kind_map(
+    shape: Sequence[int],
+    parameters: GenesisParameters,
+    num_blocks: int = 10_000,
+    max_block_fraction: float = 0.1,
+    backend: str = "auto",
+) -> NdArray:
+    """Tell what :func:`genesis_deform` with the same arguments does to each voxel.
+
+    Exact: an image of voxel numbers is shuffled by the same seed, and what does not keep its number has moved.
+
+    Args:
+        shape: spatial shape in voxels.
+        parameters: what was drawn.
+        num_blocks: as for the image.
+        max_block_fraction: as for the image.
+        backend: as for the image; the two shuffle differently.
+
+    Returns:
+        Numbers of :data:`.voxel_kinds.VOXEL_KINDS`, uint8, with one channel, in the frame of the flipped image.
+    """
+    kinds = np.full(tuple(shape), KEPT if parameters.control_points is None else MAPPED, np.uint8)
+    place = np.arange(kinds.size, dtype=np.int32).reshape(1, *shape)
+    moved = _shuffle(place, parameters, num_blocks, max_block_fraction, resolve_backend(backend)) != place
+    axes = tuple(axis for axis, flip in enumerate(parameters.flips) if flip)
+    kinds[np.flip(moved[0], axes)] = SHUFFLED
+    if parameters.boxes is not None:
+        kinds[inside_boxes(shape, parameters.boxes) != parameters.out_painting] = PAINTED
+    if parameters.masked is not None:
+        kinds[inside_boxes(shape, parameters.masked)] = MASKED
+    return kinds[None]
 
 
 def _as_kernel_dtype(img: NdArray, levels: tuple[int, int]) -> NdArray:
@@ -337,6 +385,19 @@ class RandGenesisDeform(RandomizableTransform):
             flips[axis] = not flips[axis]
         return tuple(flips)
 
+    def kinds(self, img_size: Sequence[int]) -> NdArray:
+        """Tell what the last call did to each voxel, see :func:`voxel_kind_map`.
+
+        Args:
+            img_size: spatial shape of that image in voxels.
+
+        Returns:
+            Numbers of :data:`.voxel_kinds.VOXEL_KINDS`, uint8, shape (1, x[, y[, z]]).
+        """
+        if self.parameters is None:
+            raise RuntimeError("please call the `randomize()` function first.")
+        return voxel_kind_map(img_size, self.parameters, self.num_blocks, self.max_block_fraction, self.code_path)
+
     def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> tuple[NdarrayOrTensor, NdarrayOrTensor]:
         """Apply the transform.
 
@@ -408,6 +469,7 @@ class RandGenesisDeformd(RandomizableTransform, MapTransform):
         mask_patch: see :class:`RandGenesisDeform`.
         mask_ratio: see :class:`RandGenesisDeform`.
         mask_value: see :class:`RandGenesisDeform`.
+        kinds_key: key under which the item gets the map of :func:`voxel_kind_map`; None: no map.
 
     Example:
         >>> deform = RandGenesisDeformd(keys="image").set_random_state(0)
@@ -440,12 +502,14 @@ class RandGenesisDeformd(RandomizableTransform, MapTransform):
         mask_patch: Sequence[int] | int = 16,
         mask_ratio: float = 0.6,
         mask_value: float | None = None,
+        kinds_key: str | None = None,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, 1.0)
         self.target_keys = ensure_tuple_rep(target_keys, len(self.keys))
         if len(set(self.target_keys)) != len(self.keys):
             raise ValueError(f"target_keys: expected one key for each of {self.keys}, found {self.target_keys}")
+        self.kinds_key = kinds_key
         self.deform = RandGenesisDeform(
             variant,
             flip_prob,
@@ -487,4 +551,6 @@ class RandGenesisDeformd(RandomizableTransform, MapTransform):
             if tuple(d[key].shape[1:]) != shape[1:]:
                 raise ValueError(f"{key}: expected the spatial shape of {first}, {shape[1:]}, found {d[key].shape[1:]}")
             d[key], d[target_key] = self.deform(d[key], randomize=False)
+        if self.kinds_key is not None:
+            d[self.kinds_key] = self.deform.kinds(shape[1:])
         return d
