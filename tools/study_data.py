@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data of the studies in ``docs/evidence``: splits by patient, and files where the bundles need other ones.
 
-``hippocampus`` writes a data list alone. ``nodules`` and ``candidates`` write NIfTI files and their data list to a folder.
+``hippocampus`` writes a data list alone; ``nodules`` and ``candidates`` write NIfTI files and their data list.
 """
 
 from __future__ import annotations

@@ -198,7 +198,22 @@ def load_study(path: str | Path, dataset_dir: str | Path | None = None) -> Study
         raise StudyError(f"{file}: expected JSON, found {error}") from error
     if not isinstance(content, Mapping):
         raise StudyError(f"{file}: expected an object, found {type(content).__name__}")
-    return _Reader(file, content).study(dataset_dir)
+    study = _Reader(file, content).study(dataset_dir)
+    _check_keys(study)
+    return study
+
+
+def study_of(content: Mapping[str, Any], path: str | Path) -> Study:
+    """Make a study of content that was checked when its runs were begun, wherever its bundle and data are now.
+
+    Args:
+        content: the content.
+        path: the file that messages name.
+
+    Returns:
+        The study.
+    """
+    return _Reader(Path(path), content).study(None)
 
 
 class _Reader:
@@ -225,7 +240,7 @@ class _Reader:
             self.fail("steps", f"a multiple of the {epochs} epochs", steps)
         train_lists, test_lists, folds, fold_seed = self.split()
         bundle = folder / str(self.get("bundle"))
-        study = Study(
+        return Study(
             path=self.file,
             content=self.content,
             name=self.name("name", self.get("name")),
@@ -255,8 +270,6 @@ class _Reader:
             validation_cases=self.integer("validation_cases", 1, 1),
             assumed={str(key): tuple(map(float, value)) for key, value in self.content.get("assumed", {}).items()},
         )
-        self.check_keys(study)
-        return study
 
     def fail(self, key: str, expected: str, found: Any) -> None:
         raise StudyError(f"{self.file}: {key}: expected {expected}, found {found!r}")
@@ -400,18 +413,19 @@ class _Reader:
             self.fail(key, "keys that the study does not set itself", taken)
         return dict(content)
 
-    def check_keys(self, study: Study) -> None:
-        """Refuse overrides that the bundle does not know: they would change nothing."""
-        train, evaluate = (bundle_keys(study, files) for files in (study.train, study.evaluate))
-        groups = [("overrides", study.overrides, train & evaluate), ("train_overrides", study.train_overrides, train)]
-        groups += [("evaluate_overrides", study.evaluate_overrides, evaluate)]
-        groups += [(f"arms#{name}#overrides", arm.overrides, train) for name, arm in study.arms.items()]
-        for where, overrides, keys in groups:
-            for key in overrides:
-                if top_level(key) not in keys:
-                    near = difflib.get_close_matches(top_level(key), sorted(keys), n=1)
-                    hint = f" (did you mean {near[0]!r}?)" if near else ""
-                    self.fail(f"{where}#{key}", f"a key of {study.bundle}{hint}", key)
+
+def _check_keys(study: Study) -> None:
+    """Refuse overrides that the bundle does not know: they would change nothing."""
+    train, evaluate = (bundle_keys(study, files) for files in (study.train, study.evaluate))
+    groups = [("overrides", study.overrides, train & evaluate), ("train_overrides", study.train_overrides, train)]
+    groups += [("evaluate_overrides", study.evaluate_overrides, evaluate)]
+    groups += [(f"arms#{name}#overrides", arm.overrides, train) for name, arm in study.arms.items()]
+    for where, overrides, keys in groups:
+        for key in overrides:
+            if top_level(key) not in keys:
+                near = difflib.get_close_matches(top_level(key), sorted(keys), n=1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise StudyError(f"{study.path}: {where}: expected keys of {study.bundle}, found {key!r}{hint}")
 
 
 def order(labels: Labels) -> float:

@@ -177,14 +177,18 @@ def _forget_other_scripts(bundle: Path) -> None:
 def _log_to(path: Path) -> Iterator[None]:
     """Let the log of a run go to a file, and to nothing else."""
     root = logging.getLogger()
-    before, level = list(root.handlers), root.level
+    own = [each for each in root.manager.loggerDict.values() if isinstance(each, logging.Logger) and each.handlers]
+    before = [(each, list(each.handlers), each.level, each.propagate) for each in [root, *own]]
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root.handlers[:] = [handler]
+    for logger_, *_ in before:  # MONAI's loggers have handlers of their own
+        logger_.handlers[:], logger_.propagate = [], True
+    root.addHandler(handler)
     root.setLevel(logging.INFO)
     try:
         yield
     finally:
-        root.handlers[:] = before
-        root.setLevel(level)
+        for logger_, handlers, level, propagate in before:
+            logger_.handlers[:], logger_.propagate = handlers, propagate
+            logger_.setLevel(level)
         handler.close()
