@@ -153,7 +153,7 @@ class Analysis:
 
     @cached_property
     def contrast_table(self) -> list[dict[str, Any]]:
-        """Difference of each contrast at each label count, for both kinds of rate, with Holm's adjustment over counts."""
+        """Difference of each contrast at each label count, for both kinds of rate, adjusted by Holm over counts."""
         table = []
         for contrast in self.study.contrasts:
             for kind in dict.fromkeys((contrast.rate, *RATE_KINDS)):

@@ -25,6 +25,7 @@ h1 { font-size: 1.5rem; line-height: 1.25; margin: .4rem 0; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
 .answer { background: var(--tint); border-left: 4px solid var(--accent); padding: .8rem 1rem; margin: 1rem 0;
   font-size: 1.1rem; }
+p { overflow-wrap: anywhere; }
 .answer p { margin: .35rem 0; }
 .note { color: var(--soft); font-size: .88rem; }
 .warn { background: #fff6e5; border-left: 4px solid #d08700; padding: .6rem 1rem; margin: 1rem 0; }
@@ -36,7 +37,7 @@ figcaption { font-size: .85rem; color: var(--soft); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .86rem; width: 100%; }
 th, td { text-align: right; padding: .25rem .55rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal; min-width: 4rem; }
 th:first-child, td:first-child { text-align: left; }
 tr.primary td { background: #eaf4fa; font-weight: 600; }
 tr.failed td { background: #fdeeee; }
@@ -184,7 +185,8 @@ def _curves(study: Study, summary: Mapping[str, Any]) -> str:
     ]
     rows = [
         [
-            line["arm"], _labels(line["labels"]), line["rate_kind"], "-" if line["rate"] is None else f"{line['rate']:g}",
+            line["arm"], _labels(line["labels"]), line["rate_kind"],
+            "-" if line["rate"] is None else f"{line['rate']:g}",
             _number(line["score"]), _range(line["low"], line["high"]), _number(line["spread_over_seeds"]),
             " ".join(_number(value) for value in line["by_seed"]), f"{line['runs']} of {line['runs_expected']}",
             str(len(line["failed"])),
@@ -211,7 +213,7 @@ def _contrasts(study: Study, summary: Mapping[str, Any]) -> str:
         )  # fmt: skip
         classes.append("primary" if line["primary"] else "")
     head = ["contrast", "labels", "rate", f"difference ({SCORE_NAMES.get(study.score, study.score)})", "95 % interval"]
-    head += ["p", "p, Holm", "verdict", "smallest difference it could show", "patients", "seeds"]
+    head += ["p", "p, Holm", "verdict", "could have shown", "patients", "seeds"]
     note = '<p class="note">The shaded lines are the primary contrast; all others are secondary.</p>'
     return f"<h2>Differences, and what the study could have shown</h2>{_table(head, rows, classes)}{note}"
 
@@ -272,10 +274,10 @@ def _labels_saved(study: Study, summary: Mapping[str, Any]) -> str:
     for line in lines:
         needed = "not reached" if line["never_reached"] else f"{line['against_needs']:.1f}"
         needed = f"at most {needed}" if line["at_smallest_count"] else needed
-        high = "not reached" if line["high"] is None else f"{line['high']:.1f}"
-        low = "not reached" if line["low"] is None else f"{line['low']:.1f}"
+        most = f"more than {lines[-1]['patients']:g}"
+        low, high = (most if line[end] is None else f"{line[end]:.1f}" for end in ("low", "high"))
         share = "-" if line["share"] is None else f"{line['share']:.0%}"
-        rows.append([f"{line['patients']:g}", needed, f"{low} to {high}", share])
+        rows.append([f"{line['patients']:g}", needed, most if low == high == most else f"{low} to {high}", share])
     head = [f"labels of {arm}", f"labels {against} needs for the same score", "95 % interval", "share"]
     note = (
         f"The learning curve of {against} is taken as straight over the logarithm of the label count; the share is "
@@ -339,8 +341,8 @@ def _runs(analysis: Analysis, summary: Mapping[str, Any]) -> str:
     runs = summary["runs"]
     hours = sum(float(row.get("seconds") or 0) for row in analysis.rows.values()) / 3600
     note = (
-        f"{runs['finished']} runs finished, {len(runs['failed'])} of them failed, {runs['left']} left; {hours:.1f} hours "
-        "of single runs. In commands $BUNDLE is the bundle, $STUDY the folder of the study's file, $DATA the data set "
-        "and $OUT the folder of the results."
+        f"{runs['finished']} runs finished, {len(runs['failed'])} of them failed, {runs['left']} left; {hours:.1f} "
+        "hours of single runs. In commands $BUNDLE is the bundle, $STUDY the folder of the study's file, $DATA the "
+        "data set and $OUT the folder of the results."
     )
     return f'<h2>Runs</h2><p class="note">{_text(note)}</p><details><summary>All runs</summary>{table}</details>'

@@ -156,7 +156,8 @@ def to_do(study: Study, rows: Mapping[str, Row], arms: Sequence[str] | None = No
         arms: only these arms; None for all.
 
     Returns:
-        Runs that choose learning rates first, then seed by seed, so that a study that ends early has some of everything.
+        Runs that choose learning rates first, then seed by seed, so that a study that ends early has
+        some of everything.
     """
     known, waiting = set(), 0
     for arm in study.arms if arms is None else arms:

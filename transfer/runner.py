@@ -148,7 +148,8 @@ class Runner:
         todo = to_do(self.study, self.rows, self.options.arms)
         own = len(list(of_shard(todo.runs, self.options.shard)))
         self.say(
-            f"{self.study.name}: {todo.total} runs, {todo.total - len(todo.runs) - todo.waiting} done before, {own} to do now"
+            f"{self.study.name}: {todo.total} runs, {todo.total - len(todo.runs) - todo.waiting} done before,"
+            f" {own} to do now"
             + (f", {todo.waiting} when learning rates are chosen" if todo.waiting else "")
             + f"; results in {self.options.out}"
         )

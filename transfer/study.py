@@ -398,10 +398,8 @@ class _Reader:
             own = [Contrast(arm, primary.against) for arm in arms if arm != primary.against]
             # a gain that the weights' scale alone gives too is not one of features
             own += [Contrast(primary.arm, arm) for arm, each in arms.items() if each.permute and arm != primary.arm]
-        pairs = [(each.arm, each.against) for each in own]
-        own = own if (primary.arm, primary.against) in pairs else [Contrast(primary.arm, primary.against), *own]
-        return tuple(dict.fromkeys([each for each in own if (each.arm, each.against) == (primary.arm, primary.against)]
-                                   + own))  # fmt: skip
+        pair = primary.arm, primary.against
+        return (primary, *dict.fromkeys(each for each in own if (each.arm, each.against) != pair))
 
     def overrides(self, key: str) -> dict[str, Any]:
         return self.checked_overrides(key, self.content.get(key, {}))
