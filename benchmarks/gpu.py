@@ -17,6 +17,7 @@ named in them. Without a GPU, ``--quick`` runs the same code on the processor wi
 
 from __future__ import annotations
 
+import itertools
 import logging
 import statistics
 import tempfile
@@ -214,24 +215,25 @@ def compare_forms(
         "bfloat16, channels last, reproducible, fused AdamW": {"search": False, "fused": True},
     }
     if cuda:
-        fused = {"search": True, "fused": True}
+        fused = {"search": False, "fused": True}
         forms |= {
-            "bfloat16, contiguous, search, fused AdamW": {**fused, "precision": Precision(torch.bfloat16)},
-            "bfloat16, channels last, search, fused AdamW, CUDA graph": {**fused, "graph": True},
-        }
+            "bfloat16, channels last, reproducible, fused AdamW, CUDA graph": {**fused, "graph": True},
+            "bfloat16, contiguous, search, fused AdamW": {
+                "search": True, "fused": True, "precision": Precision(torch.bfloat16),
+            },
+        }  # fmt: skip
         if compiled:
-            forms["bfloat16, channels last, search, fused AdamW, compiled"] = {**fused, "compiled": "default"}
-    for batch_size in (1,) if quick else (6,):
-        for name, form in forms.items():
-            with results.attempt(f"forms: {name}, batch {batch_size}"):
-                arguments = dict(form)
-                set_search(arguments.pop("search"))
-
-                def make(arguments: dict[str, Any] = arguments, batch_size: int = batch_size) -> Step:
-                    return make_step(features, shape, batch_size, clock.device, **arguments)
-
-                row = time_step(clock, gflop, batch_size, make, 2 if quick else 10)
-                results.add("forms", {"form": name, "shape": shape, "batch": batch_size, **row})
+            for mode in ("default", "reduce-overhead"):
+                form = f"bfloat16, channels last, reproducible, fused AdamW, compiled ({mode})"
+                forms[form] = {**fused, "compiled": mode}
+    batch_size = 1 if quick else 6
+    for name, form in forms.items():
+        with results.attempt(f"forms: {name}"):
+            arguments = dict(form)
+            set_search(arguments.pop("search"))
+            make = partial(make_step, features, shape, batch_size, clock.device, **arguments)
+            row = time_step(clock, gflop, batch_size, make, 2 if quick else 10)
+            results.add("forms", {"form": name, "features": features, "shape": shape, "batch": batch_size, **row})
 
 
 def profile_calls(clock: Clock, results: Results, features: list[int], shape: tuple[int, ...], size: int) -> None:
@@ -276,11 +278,12 @@ def time_deformations(clock: Clock, results: Results, shapes: Any, quick: bool) 
     """Time the deformation of a batch, operation by operation and as a graph."""
     device = clock.device
     for shape in shapes:
-        for batch_size in (2,) if quick else (6, 64):
-            with results.attempt(f"deform: {shape}, batch {batch_size}"):
+        backends = ("triton", "torch") if device.type == "cuda" else ("torch",)
+        for batch_size, backend in itertools.product((2,) if quick else (6, 64), backends):
+            with results.attempt(f"deform: {shape}, batch {batch_size}, {backend}"):
                 images = torch.randint(-1000, 1001, (batch_size, 1, *shape), dtype=torch.int16, device=device)
-                deform = BatchGenesisDeform(**HOUNSFIELD, device=device)
-                row: dict[str, Any] = {"shape": shape, "batch": batch_size}
+                deform = BatchGenesisDeform(**HOUNSFIELD, device=device, backend=backend)
+                row: dict[str, Any] = {"shape": shape, "batch": batch_size, "backend": backend}
                 row["ms"] = 1e3 * clock.seconds(partial(deform, images), 2 if quick else 10)
                 if device.type == "cuda":
                     row["ms_graph"] = 1e3 * time_graph(clock, deform, images)
@@ -362,21 +365,22 @@ def train_bundle(
     return (rest[-1] - rest[0]) / (len(rest) - 1), meter.share()
 
 
-def time_training(clock: Clock, results: Results, data: Path, quick: bool) -> None:
+def time_training(clock: Clock, results: Results, data: Path, cache: Path, quick: bool) -> None:
     """The bundle's trainer for each place of the deformations, against the step alone at the same settings."""
     features, shape = ([4, 8, 16], (32, 32, 16)) if quick else (FEATURES, SHAPES[0])
     iterations, warmup = (6, 2) if quick else (100, 30)
     precision = choose_precision(clock.device)
-    places = [("step", 4, False, 6), ("cpu", 4, False, 6), ("step", 0, False, 6), ("device", 0, False, 6)]
-    places += [("cpu", 0, False, 6), ("step", 4, True, 6), ("step", 4, False, 24)]
+    places = [("step", 4, False, 6), ("cpu", 4, False, 6), ("step", 0, False, 6), ("cpu", 0, False, 6)]
+    places += [("device", 0, False, 6), ("step", 4, True, 24)]
     if quick:
         places = [(place, workers, search, 2) for place, workers, search, _ in places[:3]]
     for place, workers, search, batch_size in places:
         with results.attempt(f"training: {place}, {workers} workers, batch {batch_size}"):
             set_search(search)
-            alone = clock.seconds(make_step(features, shape, batch_size, clock.device, precision), 10)
+            step = make_step(features, shape, batch_size, clock.device, precision, clock.device.type == "cuda" or None)
+            alone = clock.seconds(step, 10)
             given: dict[str, Any] = {"deform_on": place, "num_workers": workers, "batch_size": batch_size}
-            given |= {"features": features, "cube_size": list(shape)}
+            given |= {"features": features, "cube_size": list(shape), "cache_gib": 0, "cache_dir": f"{cache}"}
             seconds, busy = train_bundle(data, clock.device, iterations, warmup, search, **given)
             row = {"deform_on": place, "num_workers": workers, "batch": batch_size, "search": search}
             row |= {"ms": 1e3 * seconds, "cubes_per_s": batch_size / seconds, "ms_step_alone": 1e3 * alone}
@@ -388,6 +392,7 @@ def main() -> None:
     arguments = parse_arguments(
         "Pretraining on a GPU.",
         ("--parts", {"nargs": "+", "default": list(PARTS), "choices": PARTS, "help": "what to measure"}),
+        ("--features", {"type": int, "nargs": "+", "help": "channels of the network's levels, for the forms"}),
         ("--compile", {"action": "store_true", "help": "a compiled step among the forms"}),
         ("--data", {"type": Path, "help": "data list of scans to train on (default: phantoms)"}),
     )
@@ -401,7 +406,9 @@ def main() -> None:
     features, shapes = ([4, 8, 16], [(32, 32, 16)]) if quick else (FEATURES, SHAPES)
     calls: dict[str, Step] = {
         "floors": lambda: results.add("floors", measure_floors(clock, *((256, 4) if quick else (8192, 2048)))),
-        "forms": lambda: compare_forms(clock, results, features, shapes[0], quick, arguments.compile),
+        "forms": lambda: compare_forms(
+            clock, results, arguments.features or features, shapes[0], quick, arguments.compile
+        ),
         "profile": lambda: profile_calls(clock, results, features, shapes[0], 2 if quick else 6),
         "sizes": lambda: sweep_sizes(clock, results, features, shapes, quick),
         "deform": lambda: time_deformations(clock, results, shapes, quick),
@@ -411,7 +418,7 @@ def main() -> None:
         def training() -> None:
             shape = (72, 64, 48) if quick else (256, 208, 192)
             data = arguments.data or write_phantom(Path(folder) / "scans", 4, region="chest", shape=shape)
-            time_training(clock, results, data, quick)
+            time_training(clock, results, data, Path(folder) / "cache", quick)
 
         calls["training"] = training
         for part in arguments.parts:

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys
+from torch import Tensor
 
+from .deferred_values import Noted
 from .finite_loss import FiniteLossGuard, TrainingCollapsedError
 
 __all__ = ["CollapseGuard"]
@@ -30,6 +34,7 @@ class CollapseGuard(FiniteLossGuard):
             raise ValueError(
                 f"patience must be at least 1 and min_relative_std in (0, 1), found {patience} and {min_relative_std}"
             )
+        super().__init__()
         self.patience = patience
         self.min_relative_std = min_relative_std
         self._constant_batches = 0
@@ -46,27 +51,21 @@ class CollapseGuard(FiniteLossGuard):
     def _reset(self, engine: Engine) -> None:
         self._constant_batches = 0
 
-    def __call__(self, engine: Engine) -> None:
-        """Judge one iteration.
-
-        Args:
-            engine: the trainer, its output holding ``loss``, ``pred`` (logits) and ``label``.
-
-        Raises:
-            TrainingCollapsedError: when the training cannot succeed any more.
-        """
-        super().__call__(engine)
-        output = engine.state.output
-        where = f"iteration {engine.state.iteration} (epoch {engine.state.epoch})"
+    def _measure(self, output: Any) -> Tensor:
         with torch.no_grad():
             restored = output[CommonKeys.PRED].sigmoid().std()
             original = output[CommonKeys.LABEL].float().std()
-        is_constant = bool(restored < self.min_relative_std * original)
+        return torch.stack([output[CommonKeys.LOSS].detach(), restored, original])
+
+    def _judge(self, noted: Noted) -> None:
+        super()._judge(noted)
+        loss, restored, original = noted.values
+        is_constant = restored < self.min_relative_std * original
         self._constant_batches = self._constant_batches + 1 if is_constant else 0
         if self._constant_batches >= self.patience:
-            loss = output[CommonKeys.LOSS].item()
             raise TrainingCollapsedError(
-                f"the network has restored every cube to one constant for {self.patience} iterations, up to {where} "
-                f"(loss {loss:.4f}, variance of the originals {float(original) ** 2:.4f}). It will not recover: start "
-                "again with a lower --learning_rate or a longer --warmup_epochs."
+                f"the network has restored every cube to one constant for {self.patience} iterations, up to iteration "
+                f"{noted.iteration} (epoch {noted.epoch}) (loss {loss:.4f}, variance of the originals "
+                f"{original**2:.4f}). It will not recover: start again with a lower --learning_rate or a longer "
+                "--warmup_epochs."
             )

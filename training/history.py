@@ -13,6 +13,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 from monai.utils.enums import CommonKeys
+from torch import Tensor
 from torch.optim import Optimizer
 
 from .files import write_csv, write_figure
@@ -46,7 +47,7 @@ class TrainingHistory:
         self.rank = rank
         self.metric = metric
         self._rows: list[dict[str, Any]] = []
-        self._loss_sum = 0.0
+        self._loss_sum: Tensor | float = 0.0
         self._cubes = 0
         self._begin = 0.0
 
@@ -72,9 +73,11 @@ class TrainingHistory:
             return [row for row in csv.DictReader(file) if int(row["epoch"]) < before]
 
     def _count(self, engine: Engine) -> None:
-        output = engine.state.output  # a list of one dict per cube, as MONAI's engines decollate
-        self._loss_sum += sum(float(cube[CommonKeys.LOSS]) for cube in output)
-        self._cubes += len(output)
+        # summed where it lies: reading it in each iteration would let a GPU wait
+        output = engine.state.output
+        size = len(output[CommonKeys.IMAGE])
+        self._loss_sum = self._loss_sum + size * output[CommonKeys.LOSS].detach().double()
+        self._cubes += size
 
     def _end_epoch(self, engine: Engine) -> None:
         if self.rank != 0:
@@ -84,7 +87,7 @@ class TrainingHistory:
         validated = state.epoch == engine.state.epoch
         row = {
             "epoch": engine.state.epoch,
-            "train_loss": f"{self._loss_sum / self._cubes:.6f}",
+            "train_loss": f"{float(self._loss_sum) / self._cubes:.6f}",
             "val_metric": f"{state.metrics[state.key_metric_name]:.6f}" if validated else "",
             "learning_rate": f"{self.optimizer.param_groups[0]['lr']:.3g}",
             "seconds": f"{seconds:.1f}",

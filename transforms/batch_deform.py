@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -27,17 +29,22 @@ _BOX_PROB = 0.95
 _MARGIN = 3
 # Voxels, of the batch or listed for shuffling, that are worked on at once; this bounds memory.
 _GROUP_VOXELS = 2**24
+# Voxels of the largest block of shuffling that a Triton program can sort.
+MAX_KERNEL_BLOCK = 4096
+
+BATCH_BACKENDS = ("auto", "torch", "triton")
 
 
 class BatchGenesisDeform:
     """Deform a batch of images, each sample with parameters of its own (arXiv:2004.07882, section 3).
 
-    The distribution is that of :class:`RandGenesisDeform`, sample for sample, and so are the arguments. Everything is
-    made of tensor operations of fixed shape: nothing is read back to the host nor copied to the device, so the device
-    never waits and a CUDA graph can record it (register :attr:`generator` with the graph first). The price is that a
-    part with a rate above 0 is computed for every sample and then selected: cheap on a GPU, dear on a CPU.
+    The distribution is that of :class:`RandGenesisDeform`, sample for sample, and so are the arguments. Nothing is read
+    back to the host nor copied to the device, so the device never waits and a CUDA graph can record it (register
+    :attr:`generator` with the graph first).
 
-    Samples are worked on in groups of so many that at most 2**24 voxels are in work at once.
+    On a CUDA device with Triton the work is done by its kernels. Elsewhere it is made of tensor operations of fixed
+    shape; a part with a rate above 0 is then computed for every sample and selected, and samples are worked on in
+    groups of so many that at most 2**24 voxels are in work at once.
 
     Exactness of the draws: a part happens with its rate to within 6e-8; one of n sides or corners has the probability
     1/n to within 2**-31; permutations come from random keys of at least 40 bits; noise has 24 bits.
@@ -63,6 +70,9 @@ class BatchGenesisDeform:
         mask_ratio: see :class:`RandGenesisDeform`.
         mask_value: see :class:`RandGenesisDeform`.
         record_kinds: keep a map of what was done to each voxel; what is drawn does not depend on it.
+        backend: ``"triton"``, ``"torch"`` (tensor operations) or ``"auto"``: Triton on a CUDA device of compute
+            capability 7.0 or more, where blocks of shuffling have at most 4096 voxels. For one seed the two give
+            different results of the same distribution.
 
     Attributes:
         kinds: of the last batch with ``record_kinds``: numbers of :data:`.voxel_kinds.VOXEL_KINDS`, uint8,
@@ -102,7 +112,10 @@ class BatchGenesisDeform:
         mask_ratio: float = 0.6,
         mask_value: float | None = None,
         record_kinds: bool = False,
+        backend: str = "auto",
     ) -> None:
+        if backend not in BATCH_BACKENDS:
+            raise ValueError(f"backend: expected one of {BATCH_BACKENDS}, found {backend!r}")
         # the twin for single images checks the arguments and knows the variants
         checked = RandGenesisDeform(
             variant,
@@ -132,6 +145,7 @@ class BatchGenesisDeform:
         self.mask_patch, self.mask_ratio, self.mask_value = checked.mask_patch, checked.mask_ratio, checked.mask_value
         self.record_kinds = record_kinds
         self.kinds: Tensor | None = None
+        self.backend = backend
         self.generator = torch.Generator(device=device).manual_seed(seed)
 
     def __call__(self, batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,6 +160,9 @@ class BatchGenesisDeform:
         """
         shape, sides = self._check(batch)
         deformed, target = (torch.empty(batch.shape, device=batch.device) for _ in range(2))
+        if self._by_kernels(batch, sides):
+            self._run_kernels(batch, sides, deformed, target)
+            return deformed, target
         in_work = [batch[0].numel(), 4 * _TABLE_NODES if self.rates["nonlinear_prob"] > 0 else 0]
         in_work += [listed_voxels(sides, self.num_blocks) if self.rates["shuffle_prob"] > 0 else 0]
         group = max(1, _GROUP_VOXELS // max(in_work))
@@ -209,15 +226,53 @@ class BatchGenesisDeform:
             painted = self._draw_noise_mask(size, shape)
             torch.where(painted.unsqueeze(1), noise, deformed, out=deformed)
             kinds.masked_fill_(painted, PAINTED)
-        if self.rates["mask_prob"] > 0:
-            masked = self._draw_masked(size, shape)
-            if self.mask_value is None:
-                noise = self._to_output(draw_uniform(self.generator, *images.shape))
-                torch.where(masked.unsqueeze(1), noise, deformed, out=deformed)
-            else:
-                deformed.masked_fill_(masked.unsqueeze(1), self.mask_value)
-            kinds.masked_fill_(masked, MASKED)
+        self._mask(shape, deformed, kinds)
         return kinds
+
+    def _by_kernels(self, batch: Tensor, sides: Sequence[int]) -> bool:
+        """Whether Triton's kernels do the work; asked for by name, what they need is not looked for."""
+        if self.backend != "auto":
+            return self.backend == "triton"
+        if not batch.is_cuda or math.prod(sides) > MAX_KERNEL_BLOCK or importlib.util.find_spec("triton") is None:
+            return False
+        return torch.version.hip is None and torch.cuda.get_device_capability(batch.device) >= (7, 0)
+
+    def _run_kernels(self, batch: Tensor, sides: Sequence[int], deformed: Tensor, target: Tensor) -> None:
+        """Deform by Triton's kernels; masking, which few use, follows as tensor operations."""
+        from .triton_deform import KernelSettings, deform_batch
+
+        shape = tuple(batch.shape[2:])
+        rates = {name: rate for name, rate in self.rates.items() if name != "mask_prob"}
+        settings = KernelSettings(
+            flip_prob=self.flip_prob,
+            max_flips=self.max_flips,
+            flip_axes=tuple(range(len(shape))) if self.flip_axes is None else tuple(self.flip_axes),
+            reverse_prob=self.reverse_prob,
+            num_blocks=self.num_blocks,
+            intensity_range=self.intensity_range,
+            output_range=self.output_range,
+            **rates,
+        )
+        self.kinds = None
+        if self.record_kinds:
+            self.kinds = torch.empty((len(batch), 1, *shape), dtype=torch.uint8, device=batch.device)
+        with torch.cuda.device(batch.device) if batch.is_cuda else nullcontext():
+            deform_batch(batch, self.generator, settings, tuple(sides), deformed, target, self.kinds)
+        flat = deformed.view(*batch.shape[:2], -1)
+        self._mask(shape, flat, None if self.kinds is None else self.kinds.view(len(batch), -1))
+
+    def _mask(self, shape: Sequence[int], deformed: Tensor, kinds: Tensor | None) -> None:
+        """Hide patches of (B, C, voxels)."""
+        if self.rates["mask_prob"] == 0:
+            return
+        masked = self._draw_masked(len(deformed), shape)
+        if self.mask_value is None:
+            noise = self._to_output(draw_uniform(self.generator, *deformed.shape))
+            torch.where(masked.unsqueeze(1), noise, deformed, out=deformed)
+        else:
+            deformed.masked_fill_(masked.unsqueeze(1), self.mask_value)
+        if kinds is not None:
+            kinds.masked_fill_(masked, MASKED)
 
     def _happens(self, probability: float, size: int) -> Tensor:
         return draw_uniform(self.generator, size, 1) < probability

@@ -78,6 +78,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         trainer = SupervisedTrainer(
             device=torch.device("cpu"),
             max_epochs=epochs,
+            decollate=False,
             train_data_loader=train,
             network=network,
             optimizer=optimizer,

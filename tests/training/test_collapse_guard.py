@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from torch import nn
 
-from models_genesis.training import CollapseGuard, TrainingCollapsedError
+from models_genesis.training import CollapseGuard, FiniteLossGuard, TrainingCollapsedError
 
 
 class Constant(nn.Module):
@@ -71,3 +71,20 @@ def test_stops_at_once_where_the_loss_is_not_finite_and_keeps_the_weights(make_r
 def test_refuses_senseless_arguments(arguments):
     with pytest.raises(ValueError, match="patience"):
         CollapseGuard(**arguments)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+@pytest.mark.parametrize(("at", "last"), [(1, 2), (2, 2)])
+def test_on_a_gpu_a_bad_loss_is_noticed_one_iteration_later_or_at_the_end_of_the_epoch(at, last):
+    guard = FiniteLossGuard()
+
+    def step(engine, batch):
+        loss = torch.tensor(float("nan") if engine.state.iteration == at else 1.0, device="cuda")
+        engine.state.output = {"loss": loss}
+        guard(engine)
+
+    engine = Engine(step)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, guard._finish)
+    with pytest.raises(TrainingCollapsedError, match=f"iteration {at} "):
+        engine.run(range(2), max_epochs=1)
+    assert engine.state.iteration == last

@@ -30,11 +30,11 @@ from models_genesis.transforms.local_shuffle import max_block_sides
 
 NdArray = np.ndarray[Any, Any]
 HOUNSFIELD: dict[str, Any] = {"intensity_range": (-1000, 1000), "output_range": (0, 1)}
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
-    ),
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+PLACES = [
+    ("cpu", "torch"),
+    pytest.param("cuda", "torch", marks=needs_cuda),
+    pytest.param("cuda", "triton", marks=needs_cuda),
 ]
 
 
@@ -59,47 +59,65 @@ def reversed_axes(targets: Tensor, shape: tuple[int, ...]) -> NdArray:
     return first > 0
 
 
+@pytest.mark.parametrize(("device", "backend"), PLACES)
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("blocks", [1, 2, 3])
-def test_the_exact_law_on_three_voxels(check_shuffle_law: Any, axis: int, blocks: int) -> None:
+def test_the_exact_law_on_three_voxels(
+    check_shuffle_law: Any, axis: int, blocks: int, device: str, backend: str
+) -> None:
     shape = [1, 1, 1]
     shape[axis] = 3
-    check_shuffle_law(blocks, draw_shuffle_sources(generator(), 6000, shape, shape, blocks).numpy())
+    deform = BatchGenesisDeform(
+        "shuffle", flip_prob=0, shuffle_prob=1, num_blocks=blocks, max_block_fraction=1.0, intensity_range=(0, 2),
+        device=device, backend=backend,
+    )  # fmt: skip
+    images = index_batch(6000, tuple(shape), torch.int16).to(device)
+    check_shuffle_law(blocks, deform(images)[0].flatten(1).round().int().cpu().numpy())
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("device", "backend"), PLACES)
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_displacements_follow_the_reference(check_displacements: Any, number: int, device: str) -> None:
+def test_displacements_follow_the_reference(check_displacements: Any, number: int, device: str, backend: str) -> None:
     draws = generator(31, device)
 
     def shuffle(image: NdArray, run: int) -> NdArray:
-        shape = image.shape[1:]
-        sources = draw_shuffle_sources(draws, 1, shape, max_block_sides(shape), 10_000)
-        return sources.cpu().numpy().reshape(image.shape)
+        shape, voxels = image.shape[1:], image.size
+        if backend == "torch":
+            return draw_shuffle_sources(draws, 1, shape, max_block_sides(shape), 10_000).cpu().numpy().reshape(shape)
+        span = {"intensity_range": (0, voxels - 1), "flip_prob": 0, "shuffle_prob": 1}
+        deform = BatchGenesisDeform("shuffle", **span, seed=run, device=device, backend=backend)
+        return deform(index_batch(1, shape, torch.int32).to(device))[0].round().int().cpu().numpy().reshape(shape)
 
     check_displacements(number, (30, 12, 8)[number], shuffle)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("device", "backend"), PLACES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int16])
 def test_curves_follow_the_reference(
-    reference: dict[str, Any], check_curves: Any, dtype: torch.dtype, device: str
+    reference: dict[str, Any], check_curves: Any, dtype: torch.dtype, device: str, backend: str
 ) -> None:
     grid = torch.tensor(reference["nonlinear"]["grid"])
     # whole numbers 0..40 are the reference's 41 grid points
     runs = 4000 if dtype == torch.float32 else 1500
     images = (grid * 40).round().to(dtype).repeat(runs, 1, 1).to(device)
     deform = BatchGenesisDeform(
-        "nonlinear", flip_prob=0, nonlinear_prob=1, intensity_range=(0, 40), output_range=(0, 1), seed=5, device=device
+        "nonlinear",
+        flip_prob=0,
+        nonlinear_prob=1,
+        intensity_range=(0, 40),
+        output_range=(0, 1),
+        seed=5,
+        device=device,
+        backend=backend,
     )
     check_curves(deform(images)[0][:, 0].cpu().numpy())
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("device", "backend"), PLACES)
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("kind", ["in_painting", "out_painting"])
-def test_noise_follows_the_reference(check_noise: Any, kind: str, number: int, device: str) -> None:
-    deform = BatchGenesisDeform(kind, flip_prob=0, paint_prob=1, seed=6, device=device)
+def test_noise_follows_the_reference(check_noise: Any, kind: str, number: int, device: str, backend: str) -> None:
+    deform = BatchGenesisDeform(kind, flip_prob=0, paint_prob=1, seed=6, device=device, backend=backend)
     shape = ((64, 64, 32), (96, 96, 96))[number]
     images = torch.zeros((10, 1, *shape), device=device)
     painted = one_by_one(lambda: deform(images)[0])
@@ -153,16 +171,18 @@ def test_curves_are_the_bezier_curve(dtype: torch.dtype) -> None:
         assert np.quantile(error, 0.999) < 25 / nodes**2 + 2e-6
 
 
+@pytest.mark.parametrize(("device", "backend"), PLACES)
 @pytest.mark.parametrize("variant", ["autoencoder", "nonlinear", "shuffle", "out_painting", "in_painting"])
 @pytest.mark.parametrize("rate", [None, 0.3, 0.0, 1.0])
-def test_parts_happen_at_their_rates(variant: str, rate: float | None) -> None:
+def test_parts_happen_at_their_rates(variant: str, rate: float | None, device: str, backend: str) -> None:
     part = {"nonlinear": "nonlinear_prob", "shuffle": "shuffle_prob"}.get(variant, "paint_prob")
     if variant == "autoencoder" and rate is not None:
         pytest.skip("this variant has no part")
-    deform = BatchGenesisDeform(variant, **({} if rate is None else {part: rate}), num_blocks=50, seed=3)
+    given = {"num_blocks": 50, "seed": 3, "device": device, "backend": backend}
+    deform = BatchGenesisDeform(variant, **({} if rate is None else {part: rate}), **given)
     rate = GENESIS_VARIANTS[variant][part] if rate is None else rate
     runs = 2500
-    deformed, target = deform(torch.rand(1, 1, 24, 24).repeat(runs, 1, 1, 1))
+    deformed, target = deform(torch.rand(1, 1, 24, 24).repeat(runs, 1, 1, 1).to(device))
     happens = (deformed != target).flatten(1).any(dim=1).double().mean().item()
     if variant == "in_painting":
         rate *= 0.95  # the first box may fail
@@ -170,13 +190,14 @@ def test_parts_happen_at_their_rates(variant: str, rate: float | None) -> None:
     assert abs(happens - rate) <= 5 * np.sqrt(rate * (1 - rate) / runs)
 
 
-def test_the_whole_chain_paints_both_ways_and_falls_at_its_rates() -> None:
+@pytest.mark.parametrize(("device", "backend"), PLACES)
+def test_the_whole_chain_paints_both_ways_and_falls_at_its_rates(device: str, backend: str) -> None:
     runs = 4000
-    deform = BatchGenesisDeform(flip_prob=0, shuffle_prob=0, seed=1)
+    deform = BatchGenesisDeform(flip_prob=0, shuffle_prob=0, seed=1, device=device, backend=backend)
     # the corners of an image are noise only in out-painting; the levels 0 and 1 tell the direction of the curve
     images = torch.zeros(runs, 1, 24, 24)
     images[..., 12:] = 1
-    deformed, target = deform(images)
+    deformed, target = (result.cpu() for result in deform(images.to(device)))
     corners = deformed[:, 0, [0, 0, -1, -1], [0, -1, 0, -1]]
     noisy = ((corners != 0) & (corners != 1)).all(dim=1)
     rising = (corners == torch.tensor([0.0, 1.0, 0.0, 1.0])).all(dim=1)
@@ -190,12 +211,14 @@ def test_the_whole_chain_paints_both_ways_and_falls_at_its_rates() -> None:
     assert abs((in_painted.sum() / rising.sum()).item() - rate) < 5 * np.sqrt(rate * (1 - rate) / int(rising.sum()))
 
 
+@pytest.mark.parametrize(("device", "backend"), PLACES)
 @pytest.mark.parametrize("flip_axes", [None, (0, 2), 1, ()])
-def test_flips_follow_their_law(flip_axes: Any) -> None:
+def test_flips_follow_their_law(flip_axes: Any, device: str, backend: str) -> None:
     shape, runs = (2, 3, 4), 8000
-    deform = BatchGenesisDeform("autoencoder", flip_axes=flip_axes, intensity_range=(0, 23), seed=2)
+    given = {"intensity_range": (0, 23), "seed": 2, "device": device, "backend": backend}
+    deform = BatchGenesisDeform("autoencoder", flip_axes=flip_axes, **given)
     images = index_batch(runs, shape)
-    deformed, target = deform(images)
+    deformed, target = (result.cpu() for result in deform(images.to(device)))
     assert torch.equal(deformed, target)
     flips = reversed_axes(target, shape)
     for axes in itertools.product((False, True), repeat=3):
@@ -216,12 +239,14 @@ def test_flips_follow_their_law(flip_axes: Any) -> None:
         assert abs((flips.sum(axis=1) == 2).mean() - rate) < 5 * np.sqrt(rate / runs)
 
 
-def test_painting_shows_the_mapped_and_shuffled_image_and_channels_move_alike() -> None:
+@pytest.mark.parametrize(("device", "backend"), PLACES)
+def test_painting_shows_the_mapped_and_shuffled_image_and_channels_move_alike(device: str, backend: str) -> None:
     shape = (30, 40, 20)
     index = index_batch(12, shape) / 23_999
     images = torch.cat([index, index, 1 - index], dim=1)
-    deform = BatchGenesisDeform(shuffle_prob=1, nonlinear_prob=0, paint_prob=1, seed=9)
-    deformed, target = deform(images)
+    given = {"paint_prob": 1, "seed": 9, "device": device, "backend": backend}
+    deform = BatchGenesisDeform(shuffle_prob=1, nonlinear_prob=0, **given)
+    deformed, target = (result.cpu() for result in deform(images.to(device)))
     assert torch.equal(target[:, 0], target[:, 1])
     # noise differs between channels, 24 bits, so by chance a noise voxel looks like none once in 2**24
     shown = deformed[:, 0] == deformed[:, 1]
@@ -232,8 +257,8 @@ def test_painting_shows_the_mapped_and_shuffled_image_and_channels_move_alike() 
     # two voxels of one block are at most side - 1 apart, in the frame of the flipped image too
     assert np.abs(there - here).max(axis=1).tolist() == [side - 1 for side in max_block_sides(shape)]
 
-    curved = BatchGenesisDeform(shuffle_prob=0, nonlinear_prob=1, paint_prob=1, seed=9)
-    deformed, target = curved(images)
+    curved = BatchGenesisDeform(shuffle_prob=0, nonlinear_prob=1, **given)
+    deformed, target = (result.cpu() for result in curved(images.to(device)))
     for before, after, visible in zip(target[:, 0], deformed[:, 0], deformed[:, 0] == deformed[:, 1], strict=True):
         steps = after[visible][before[visible].argsort()].diff()
         # a monotone map of what is visible; two interpolated values may disagree by twice the bound
@@ -286,10 +311,10 @@ def test_bad_values_and_wide_ranges() -> None:
     assert torch.allclose(target.flatten(), torch.tensor([0, 0, 0.5, 1, 1]))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_the_seed_decides_alone(device: str) -> None:
+@pytest.mark.parametrize(("device", "backend"), PLACES)
+def test_the_seed_decides_alone(device: str, backend: str) -> None:
     images = torch.rand(5, 1, 20, 24, 22, generator=generator()).to(device)
-    deform = BatchGenesisDeform(seed=7, device=device)
+    deform = BatchGenesisDeform(seed=7, device=device, backend=backend)
     before = torch.get_rng_state()
     first = deform(images)
     torch.manual_seed(99)
@@ -371,11 +396,14 @@ def test_nothing_makes_a_device_wait(dtype: torch.dtype) -> None:
     assert len(counts) == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+@needs_cuda
+@pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int16])
-def test_a_cuda_graph_records_it(dtype: torch.dtype) -> None:
+def test_a_cuda_graph_records_it(dtype: torch.dtype, backend: str) -> None:
     images = torch.randint(-1000, 1001, (6, 1, 64, 64, 32), device="cuda").to(dtype)
-    deform = BatchGenesisDeform(seed=1, device="cuda", **HOUNSFIELD)
+    deform = BatchGenesisDeform(seed=1, device="cuda", backend=backend, **HOUNSFIELD)
+    deform(images)  # kernels are compiled at their first use
+    deform.generator.manual_seed(1)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
