@@ -17,6 +17,7 @@ named in them. Without a GPU, ``--quick`` runs the same code on the processor wi
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import statistics
@@ -361,6 +362,8 @@ def train_bundle(
         trainer.add_event_handler(Events.ITERATION_COMPLETED, stop)
         with meter.watch():
             trainer.run()
+    del trainer, parser
+    gc.collect()  # what is left of a run on the GPU must not be freed in the next run's workers
     rest = times[warmup:]
     return (rest[-1] - rest[0]) / (len(rest) - 1), meter.share()
 

@@ -38,7 +38,10 @@ class FiniteLossGuard:
             engine: a MONAI ``SupervisedTrainer``.
         """
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+        # a run that is ended within an epoch must not leave an event of the GPU behind: freed in a worker process that
+        # was forked later, it would abort it
+        for moment in (Events.EPOCH_COMPLETED, Events.COMPLETED):
+            engine.add_event_handler(moment, self._finish)
 
     def __call__(self, engine: Engine) -> None:
         """Judge an iteration.

@@ -193,7 +193,7 @@ def _draw_parameters(
     flip0 = zero
     flip1 = zero
     flip2 = zero
-    goes_on = zero + (num_axes > 0).to(tl.int32)
+    goes_on = (zero + num_axes > 0).to(tl.int32)  # a count of 1 would be a constant
     for number in tl.static_range(MAX_FLIPS):
         a, b, _, _ = _words(key, zero + 16 + number, 0, _PARAMETERS)
         goes_on = goes_on * (_share(a) < flip_prob).to(tl.int32)
