@@ -252,6 +252,7 @@ class Runner:
         row = begin_row(run, self.study, subset.patients, job.weights_sha256, job.earlier)
         row |= {"error": error, "finished": now(), **self.settings.commands(run, subset)}
         self.results.finish(run, self.results.begin(run), row)
+        self.results.sweep()
         return row
 
     def _finished(self, run: Run, row: dict[str, Any]) -> None:
