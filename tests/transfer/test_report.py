@@ -23,12 +23,13 @@ ARMS = {
 }
 
 
-@pytest.fixture
-def finished(make_study, tmp_path):
-    study = load_study(make_study(arms=ARMS, rates={"common": 0.01}, seeds=[0, 1, 2]))
-    Runner(study, Options(tmp_path / "out", jobs=0), lambda line: None)()
-    assert main(["report", str(tmp_path / "out"), "--resamples", "999"]) == 0
-    return study, tmp_path / "out", json.loads((tmp_path / "out" / "results.json").read_text())
+@pytest.fixture(scope="module")
+def finished(make_shared_study):
+    study = load_study(make_shared_study(arms=ARMS, rates={"common": 0.01}, seeds=[0, 1, 2]))
+    out = study.path.parent / "out"
+    Runner(study, Options(out, jobs=0), lambda line: None)()
+    assert main(["report", str(out), "--resamples", "999"]) == 0
+    return study, out, json.loads((out / "results.json").read_text())
 
 
 def scores(out, study, arm, labels):
@@ -116,8 +117,8 @@ def test_no_difference_is_told_with_what_could_have_been_seen(make_study):
     }  # fmt: skip
     text = sentence(study, line)
     assert text == (
-        "With 2 labelled patients, pretrained against scratch: Dice +0.010 (95 % interval -0.010 to +0.030), p = 0.300, "
-        "58 test patients, 3 seeds: no difference shown. The smallest difference that this study could have shown is "
+        "With 2 labelled patients, pretrained against scratch: Dice +0.010 (95 % interval -0.010 to +0.030), p = 0.300,"
+        " 58 test patients, 3 seeds: no difference shown. The smallest difference that this study could have shown is "
         "0.028 (80 % power)."
     )
     worse = sentence(study, {**line, "difference": -0.05, "p": 0.0001})
@@ -132,16 +133,14 @@ def test_power_before_a_study_is_run(make_study, capsys):
 
 
 def test_power_after_it(finished, capsys):
-    study, out, results = finished
+    study, out, _ = finished
     assert main(["power", str(study.path), "--out", str(out)]) == 0
     assert "pretrained - scratch" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "command", [["report", "nowhere"], ["power", "nowhere.json"], ["run", "nowhere.json", "--out", "x"]]
-)
+@pytest.mark.parametrize("command", ["report nowhere", "power nowhere.json", "run nowhere.json --out x"])
 def test_bad_input_gives_a_message_and_exit_code_2(command, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(command) == 2
+    assert main(command.split()) == 2
     assert "nowhere" in capsys.readouterr().err
     assert not list(Path(tmp_path).iterdir())
