@@ -19,6 +19,7 @@ import torch
 from models_genesis.transfer.results import VOLATILE
 from models_genesis.transfer.runner import Options, Runner
 from models_genesis.transfer.study import StudyError, load_study
+from models_genesis.transfer.workers import WorkerError
 
 ARMS = {
     "scratch": {"pretrained": "none"},
@@ -79,7 +80,7 @@ def _child(path, out):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to start again without importing all again")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_killed_at_random_moments_it_ends_with_the_same_table(make_study, tmp_path):
-    path = make_study(arms=ARMS, overrides={"seconds": 0.02})
+    path = make_study(arms=ARMS, labels=[2, 4], seeds=[0], overrides={"seconds": 0.02})
     run(path, tmp_path / "whole")
     generator, kills = random.Random(0), 0
     context = multiprocessing.get_context("fork")
@@ -131,14 +132,14 @@ def test_a_rate_of_which_a_run_failed_is_not_chosen(make_study, tmp_path):
 
 
 def test_shards_part_the_runs_and_merge_by_copying(make_study, tmp_path):
-    path = make_study(rates={"common": 0.01})
+    path = make_study(rates={"common": 0.01}, labels=[2, 4])
     run(path, tmp_path / "whole")
     names = []
     for number in (1, 2, 3):
         outcome, _ = run(path, tmp_path / "parts" / str(number), shard=(number, 3))
         names.append({row["run"] for row in table(tmp_path / "parts" / str(number))})
         assert outcome.finished == len(names[-1])
-    assert sum(map(len, names)) == len(set.union(*names)) == 12
+    assert sum(map(len, names)) == len(set.union(*names)) == 8
     merged = tmp_path / "merged"
     for number in (1, 2, 3):
         subprocess.run(["cp", "-r", f"{tmp_path}/parts/{number}/.", str(merged)], check=True)
@@ -152,6 +153,13 @@ def test_time_that_is_up_stops_before_the_next_run(make_study, tmp_path):
     assert (outcome.finished, outcome.stopped) == (0, True)
     outcome, _ = run(make_study(), tmp_path / "out", minutes=10.0)
     assert (outcome.left, outcome.stopped) == (0, False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_no_failure_of_the_runs(make_study, tmp_path):
+    with pytest.raises(WorkerError, match="--device cuda:0"):
+        run(make_study(), tmp_path / "out", device="cuda:0")
+    assert not list((tmp_path / "out").glob("runs/*"))
 
 
 def test_another_study_is_not_mixed_in(make_study, tmp_path):
