@@ -233,12 +233,12 @@ class Runner:
             ended = row is None and not worker.process.is_alive() and not worker.connection.poll()
         except (EOFError, ConnectionError):
             row, ended = None, True
+        if row is None and not ended:
+            return
         if not worker.ready:
             if row != READY:
                 raise WorkerError(f"a worker could not start: {row or f'exit code {worker.process.exitcode}'}")
             worker.ready = True
-            return
-        if row is None and not ended:
             return
         job = worker.job
         assert job is not None
@@ -251,9 +251,12 @@ class Runner:
         self._finished(job.run, row)
 
     def _lost(self, job: Job, error: str) -> dict[str, Any]:
-        """Write the row of a run whose process ended."""
+        """Write the row of a run whose process ended, unless it had finished the run before."""
         from .workflow import begin_row
 
+        rows = self.results.rows()
+        if rows.get(job.run.name, {}).get("status") == "done":
+            return rows[job.run.name]
         run = job.run
         subset = choose_subset(self.study, self.cohort, run.labels, run.fold, run.seed, run.stage == "tune")
         row = begin_row(run, self.study, subset.patients, job.weights_sha256, job.earlier)
