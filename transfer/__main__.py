@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .clock import STARTED
+from .workers import WorkerError
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -21,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         return int(parsed.command(parsed))
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError, WorkerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -94,6 +97,7 @@ def _run(arguments: argparse.Namespace) -> int:
         extend=arguments.extend,
         retry=arguments.retry,
         keep_weights=arguments.keep_weights,
+        started=STARTED,
     )
 
     def say(line: str) -> None:

@@ -198,7 +198,7 @@ class Analysis:
             "p": sign_flip_test(estimator.contributions, self.num_resamples, self.seed),
             "smallest_difference": None if found.se is None else smallest_difference(found.se, df),
         }
-        ratio = spread_ratio(*(scores.estimator().by_seed for scores in pair))
+        ratio = spread_ratio(pair[0].estimator().by_seed, pair[1].estimator().by_seed)
         if ratio is not None:
             entry |= {"spread_ratio": ratio.value, "spread_ratio_low": ratio.low, "spread_ratio_high": ratio.high}
         return entry

@@ -10,7 +10,7 @@ from .study import Study
 
 LEVEL = 0.05
 
-SCORE_NAMES = {"dice": "Dice", "auc": "AUC", "iou": "IoU", "surface_dice": "surface Dice", "hd95_mm": "HD95 (mm)"}
+SCORE_NAMES = {"dice": "Dice", "auc": "AUC", "iou": "IoU", "surface_dice": "surface Dice"}
 
 
 def answer(study: Study, contrasts: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -46,20 +46,19 @@ def sentence(study: Study, line: Mapping[str, Any]) -> str:
     interval = "" if line["low"] is None else f" (95 % interval {line['low']:+.3f} to {line['high']:+.3f})"
     p = line["p"] if line["p_holm"] is None else line["p_holm"]
     scope = f"{line['patients']} test patients, {line['seeds']} {'seed' if line['seeds'] == 1 else 'seeds'}"
-    found = f"{start}{name} {line['difference']:+.3f}{interval}, p = {p_text(p)}, {scope}: {verdict(study, line)}."
+    found = f"{start}{name} {line['difference']:+.3f}{interval}, p = {p_text(p)}, {scope}: {verdict(line)}."
     if p >= LEVEL and line["smallest_difference"] is not None:
         found += f" The smallest difference that this study could have shown is {line['smallest_difference']:.3f}"
         found += " (80 % power)."
     return found
 
 
-def verdict(study: Study, line: Mapping[str, Any]) -> str:
+def verdict(line: Mapping[str, Any]) -> str:
     """Say whether a difference is shown, in a few words."""
     p = line["p"] if line["p_holm"] is None else line["p_holm"]
     if p is None or p >= LEVEL:
         return "no difference shown"
-    better = (line["difference"] > 0) != (study.score == "hd95_mm")
-    return f"{line['arm']} is {'better' if better else 'worse'}"
+    return f"{line['arm']} is {'better' if line['difference'] > 0 else 'worse'}"
 
 
 def p_text(p: float) -> str:

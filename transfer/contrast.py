@@ -72,7 +72,8 @@ class Scores:
         """
         if against is not None:
             same = self.seeds == against.seeds and self.cases == against.cases
-            if not same or (self.labels is not None and not np.array_equal(self.labels, against.labels)):
+            classes = [np.zeros(0) if each.labels is None else each.labels for each in (self, against)]
+            if not same or not np.array_equal(classes[0], classes[1]):
                 raise ValueError("expected both arms' scores of the same seeds and cases, found different ones")
         if self.labels is None:
             return MeanEstimator(self.values - (0 if against is None else against.values), self.code)

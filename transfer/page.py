@@ -207,7 +207,7 @@ def _contrasts(study: Study, summary: Mapping[str, Any]) -> str:
             [
                 f"{line['arm']} - {line['against']}", _labels(line["labels"]), line["rate_kind"],
                 _number(line["difference"], 4, True), _range(line["low"], line["high"], True, 4), p_text(line["p"]),
-                "-" if line["p_holm"] is None else p_text(line["p_holm"]), verdict(study, line),
+                "-" if line["p_holm"] is None else p_text(line["p_holm"]), verdict(line),
                 _number(line["smallest_difference"], 4), str(line["patients"]), str(line["seeds"]),
             ]
         )  # fmt: skip

@@ -17,7 +17,7 @@ from .results import Protocol, Results, now
 from .settings import Settings, weight_path
 from .study import Study, StudyError
 from .subsets import Cohort, choose_subset, read_cohort
-from .workers import Job, Setup, Worker, make_execution, wait_for
+from .workers import READY, Job, Setup, Worker, WorkerError, make_execution, wait_for
 
 POLL_SECONDS = 60.0
 
@@ -37,6 +37,7 @@ class Options:
         extend: whether the study may have got more arms, label counts and seeds since it was begun.
         retry: whether runs that failed are done again.
         keep_weights: whether each run keeps its ``model.pt``.
+        started: when the minutes began, by ``time.monotonic``; None for when the runner is made.
     """
 
     out: Path
@@ -49,6 +50,7 @@ class Options:
     extend: bool = False
     retry: bool = False
     keep_weights: bool = False
+    started: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Runner:
         self.study = study
         self.options = options
         self.say = say
-        self.begin = time.monotonic()
+        self.begin = time.monotonic() if options.started is None else options.started
         self.cohort: Cohort = read_cohort(study)
         self.settings = Settings(study, options.device)
         self.results = Results(options.out)
@@ -231,12 +233,17 @@ class Runner:
             ended = row is None and not worker.process.is_alive() and not worker.connection.poll()
         except (EOFError, ConnectionError):
             row, ended = None, True
-        if row is None and not ended:  # it says that it is ready
+        if row is None and not ended:
+            return
+        if not worker.ready:
+            if row != READY:
+                raise WorkerError(f"a worker could not start: {row or f'exit code {worker.process.exitcode}'}")
+            worker.ready = True
             return
         job = worker.job
         assert job is not None
         worker.job = None
-        if ended:
+        if row is None:
             worker.process.join()
             workers.remove(worker)
             worker.connection.close()
@@ -244,14 +251,18 @@ class Runner:
         self._finished(job.run, row)
 
     def _lost(self, job: Job, error: str) -> dict[str, Any]:
-        """Write the row of a run whose process ended."""
+        """Write the row of a run whose process ended, unless it had finished the run before."""
         from .workflow import begin_row
 
+        rows = self.results.rows()
+        if rows.get(job.run.name, {}).get("status") == "done":
+            return rows[job.run.name]
         run = job.run
         subset = choose_subset(self.study, self.cohort, run.labels, run.fold, run.seed, run.stage == "tune")
         row = begin_row(run, self.study, subset.patients, job.weights_sha256, job.earlier)
         row |= {"error": error, "finished": now(), **self.settings.commands(run, subset)}
         self.results.finish(run, self.results.begin(run), row)
+        self.results.sweep()
         return row
 
     def _finished(self, run: Run, row: dict[str, Any]) -> None:

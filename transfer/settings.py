@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .plan import Run
-from .study import Study, StudyError, bundle_config
+from .study import Study, StudyError, bundle_config, top_level
 from .subsets import Subset
 
 SILENT_HANDLERS = ("TensorBoardStatsHandler", "ignite.handlers.ProgressBar")
@@ -139,9 +139,12 @@ class Settings:
         Returns:
             Values by key.
         """
+        arm = self.study.arms[run.arm]
         overrides = {
             **self._common(run, datalist, work, places or self.places),
             **({"num_resamples": 2} if "num_resamples" in self.evaluate_config else {}),
+            # the network and the images are those of the training
+            **{key: value for key, value in arm.overrides.items() if top_level(key) in self.evaluate_config},
             **self.study.evaluate_overrides,
             "output_dir": f"{work}/evaluation",
             "split": "testing",

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from ignite.engine import Engine, Events
@@ -55,16 +55,16 @@ def cut_slice(
         The slice.
     """
     turn = Orientation(axcodes="RAS", labels=None)
-    turned = turn(image)
+    turned = cast(MetaTensor, turn(image))
     maps = [_region_map(turn(each), regions) for each in (label, prediction)]
     areas = (maps[0] if maps[0].any() else maps[1]).astype(bool).sum(axis=(0, 1))
     z = int(areas.argmax()) if areas.any() else turned.shape[-1] // 2
     plane = np.asarray(turned[0, :, :, z].cpu(), dtype=np.float32)
     target = (maps[0][..., z] > 0) | (maps[1][..., z] > 0)
-    box = tuple(_around(target.any(axis=axis), margin) for axis in (1, 0))
+    box = tuple(_around(np.asarray(target.any(axis=axis)), margin) for axis in (1, 0))
     low, high = np.percentile(plane[box], [1, 99])
     grey = np.clip((plane[box] - low) / max(float(high - low), 1e-6) * 255, 0, 255).astype(np.uint8)
-    sides = affine_to_spacing(np.asarray(turned.affine)).tolist()  # type: ignore[union-attr]
+    sides = affine_to_spacing(np.asarray(turned.affine)).tolist()
     return Slice(grey, maps[0][..., z][box], maps[1][..., z][box], (float(sides[0]), float(sides[1])))
 
 

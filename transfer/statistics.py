@@ -106,7 +106,8 @@ def two_level_bootstrap(
 
 def _weights(generator: np.random.Generator, units: int, resamples: int) -> FloatArray:
     """Draw how often each unit is taken, scaled to a mean of one."""
-    return generator.multinomial(units - 1, np.full(units, 1 / units), size=resamples) * (units / (units - 1))
+    drawn = generator.multinomial(units - 1, np.full(units, 1 / units), size=resamples)
+    return np.asarray(drawn * (units / (units - 1)), dtype=np.float64)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

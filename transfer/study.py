@@ -18,6 +18,7 @@ Labels = int | Literal["all"]
 RateKind = Literal["best", "common"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]*")
+SCORES = ("dice", "iou", "surface_dice", "auc")
 TOOL_KEYS = (
     "bundle_root", "dataset_dir", "datalist", "output_dir", "ckpt_dir", "seed", "learning_rate", "epochs", "device",
     "val_interval", "resume", "split", "pretrained", "cubes_per_case", "samples_per_epoch",
@@ -104,7 +105,7 @@ class Study:
         evaluate: config files of an evaluation.
         datalist: data list with all patients.
         dataset_dir: folder that the list's relative paths start from.
-        score: ``"dice"`` or another column of ``segmentation.csv``, or ``"auc"``.
+        score: one of :data:`SCORES`, a column of ``segmentation.csv`` or ``"auc"``.
         train_lists: lists of the data list that patients for training come from.
         test_lists: lists of the test patients; empty with folds.
         folds: number of folds by patient, 1 for the fixed split.
@@ -250,7 +251,7 @@ class _Reader:
             evaluate=self.texts("evaluate", ("configs/train.json", "configs/evaluate.json")),
             datalist=folder / str(self.get("datalist")),
             dataset_dir=folder / str(self.get("dataset_dir")) if dataset_dir is None else Path(dataset_dir),
-            score=str(self.get("score")),
+            score=self.score(),
             train_lists=train_lists,
             test_lists=test_lists,
             folds=folds,
@@ -291,6 +292,12 @@ class _Reader:
             self.fail(key, "a name of letters, digits and underscores", value)
         return str(value)
 
+    def score(self) -> str:
+        score = self.get("score")
+        if score not in SCORES:
+            self.fail("score", f"one of {', '.join(SCORES)}, of which more is better", score)
+        return str(score)
+
     def integer(self, key: str, least: int, default: int | None = None) -> int:
         value = self.get(key) if default is None else self.content.get(key, default)
         if type(value) is not int or value < least:
@@ -312,9 +319,10 @@ class _Reader:
 
     def labels(self, key: str, content: Mapping[str, Any]) -> tuple[Labels, ...]:
         values = content.get(key)
-        counts = [value for value in values if value != "all"] if isinstance(values, list) else [None]
+        values = values if isinstance(values, list) else []
+        counts = [value for value in values if value != "all"]
         if not values or any(type(count) is not int or count < 1 for count in counts) or len(set(values)) < len(values):
-            self.fail(key, 'a list of different numbers of patients, or "all"', values)
+            self.fail(key, 'a list of different numbers of patients, or "all"', content.get(key))
         return tuple(sorted(values, key=order))
 
     def split(self) -> tuple[tuple[str, ...], tuple[str, ...], int, int]:

@@ -24,6 +24,14 @@ from .subsets import read_cohort
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
+READY = "ready"
+"""What a worker says when it has imported all that it needs."""
+
+
+class WorkerError(RuntimeError):
+    """A worker process that cannot begin: no run is to blame."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """What a worker needs to know once.
@@ -55,9 +63,25 @@ class Job:
 
 
 def make_execution(setup: Setup) -> Any:
-    """Make what does the runs, in the process that does them."""
+    """Make what does the runs, in the process that does them.
+
+    Args:
+        setup: what it needs to know.
+
+    Returns:
+        The :class:`~models_genesis.transfer.workflow.Execution`.
+
+    Raises:
+        WorkerError: when there is no such device.
+    """
+    import torch
+
     from .workflow import Execution
 
+    try:
+        torch.zeros(1, device=setup.device)
+    except (AssertionError, RuntimeError) as error:
+        raise WorkerError(f"--device {setup.device}: {str(error).splitlines()[0]}") from error
     study = load_study(setup.study, setup.dataset_dir)
     return Execution(study, read_cohort(study), Results(setup.out), setup.device, setup.keep_weights)
 
@@ -72,8 +96,12 @@ def _work(connection: Connection, setup: Setup, parent: int) -> None:
     import torch
 
     torch.set_num_threads(setup.threads)
-    execution = make_execution(setup)
-    connection.send(None)
+    try:
+        execution = make_execution(setup)
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
+        return
+    connection.send(READY)
     while True:
         try:
             job = connection.recv()

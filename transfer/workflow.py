@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
 from monai.metrics import compute_roc_auc
@@ -138,7 +139,7 @@ def mean_score(score: str, cases: Sequence[Mapping[str, Any]]) -> float:
     scores = torch.tensor([float(case["score"]) for case in cases], dtype=torch.float64)
     if score != "auc":
         return float(scores.mean())
-    return float(compute_roc_auc(scores, torch.tensor([int(case["label"]) for case in cases])))
+    return float(np.asarray(compute_roc_auc(scores, torch.tensor([int(case["label"]) for case in cases]))))
 
 
 def run_workflow(bundle: Path, files: Sequence[str], overrides: Mapping[str, Any]) -> None:
@@ -151,6 +152,7 @@ def run_workflow(bundle: Path, files: Sequence[str], overrides: Mapping[str, Any
     """
     search_path = list(sys.path)
     _forget_other_scripts(bundle)
+    workflow = None
     try:
         workflow = ConfigWorkflow([str(bundle / name) for name in files], logging_file=False, **overrides)
         workflow.initialize()
@@ -158,7 +160,7 @@ def run_workflow(bundle: Path, files: Sequence[str], overrides: Mapping[str, Any
         workflow.finalize()
     finally:
         sys.path[:] = search_path
-        workflow = None
+        del workflow
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ class Trainer:
         score = 0.4 + 0.1 * math.log2(len(patients)) + gain - 0.1 * abs(math.log10(self.rate / 0.01))
         Path(self.ckpt_dir).mkdir(parents=True, exist_ok=True)
         state = {"score": score, "seed": self.seed, "patients": patients, "steps": self.epoch_length}
+        state["start"] = Path(self.pretrained).name
         Path(self.ckpt_dir, "model.pt").write_text(json.dumps(state))
 
 
@@ -54,7 +57,7 @@ class Evaluator:
             writer.writerow(["case", "region", "dice"])
             for entry in content[self.split]:
                 for number, region in enumerate(("one", "two")):
-                    value = state["score"] + 0.1 * noise(entry["image"], state["seed"], region)
+                    value = state["score"] + 0.1 * noise(entry["image"], state["seed"], state["start"], region)
                     writer.writerow([os.path.join(self.dataset_dir, entry["image"]), region, value])
 """
 
@@ -127,20 +130,36 @@ def study_content(**changes: Any) -> dict[str, Any]:
     return content | changes
 
 
+def write_study(folder: Path, **changes: Any) -> Path:
+    """Write a study with its bundle and data; give the path of its file."""
+    write(folder / "bundle" / "configs" / "train.json", TRAIN)
+    write(folder / "bundle" / "configs" / "evaluate.json", {"run": ["$@validate#evaluator.run()"]})
+    (folder / "bundle" / "scripts").mkdir(exist_ok=True)
+    (folder / "bundle" / "scripts" / "__init__.py").write_text("")
+    (folder / "bundle" / "scripts" / "fake.py").write_text(SCRIPT)
+    entries = [{"image": f"i{n}.nii.gz", "label": f"l{n}.nii.gz", "patient": f"p{n // 2}"} for n in range(32)]
+    write(folder / "list.json", {"labels": {"0": "no"}, "training": entries[:20], "testing": entries[20:]})
+    (folder / "data").mkdir(exist_ok=True)
+    torch.save({"a.weight": torch.arange(24.0).reshape(2, 3, 4)}, folder / "weights.pt")
+    return write(folder / "study.json", study_content(**changes))
+
+
 @pytest.fixture
 def make_study(tmp_path):
-    """Write a study with its bundle and data; give the path of its file."""
+    """Write a study to this test's folder."""
+    return partial(write_study, tmp_path)
 
-    def make(**changes: Any) -> Path:
-        write(tmp_path / "bundle" / "configs" / "train.json", TRAIN)
-        write(tmp_path / "bundle" / "configs" / "evaluate.json", {"run": ["$@validate#evaluator.run()"]})
-        (tmp_path / "bundle" / "scripts").mkdir(exist_ok=True)
-        (tmp_path / "bundle" / "scripts" / "__init__.py").write_text("")
-        (tmp_path / "bundle" / "scripts" / "fake.py").write_text(SCRIPT)
-        entries = [{"image": f"i{n}.nii.gz", "label": f"l{n}.nii.gz", "patient": f"p{n // 2}"} for n in range(32)]
-        write(tmp_path / "list.json", {"labels": {"0": "no"}, "training": entries[:20], "testing": entries[20:]})
-        (tmp_path / "data").mkdir(exist_ok=True)
-        torch.save({"a.weight": torch.arange(24.0).reshape(2, 3, 4)}, tmp_path / "weights.pt")
-        return write(tmp_path / "study.json", study_content(**changes))
 
-    return make
+@pytest.fixture(scope="module")
+def make_shared_study(tmp_path_factory):
+    """Write a study to a folder that the tests of a module share."""
+    return partial(write_study, tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports_are_not_collected():
+    """Each run ends with a collection of garbage, which goes through all of torch and MONAI unless they are frozen."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

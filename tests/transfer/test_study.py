@@ -42,6 +42,7 @@ def test_the_hash_is_that_of_the_content(make_study):
         ({"labels": [0]}, "labels"),
         ({"labels": [True]}, "labels"),
         ({"labels": [2, 2]}, "labels"),
+        ({"score": "hd95_mm"}, "more is better"),
         ({"seeds": []}, "seeds"),
         ({"seeds": [-1]}, "seeds"),
         ({"steps": 0}, "steps"),

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of the real bundles, with tiny networks on tiny images."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from models_genesis.networks import GenesisUNet
+from models_genesis.networks.weight_files import save_weights
+from models_genesis.transfer.plan import Run
+from models_genesis.transfer.results import VOLATILE, Results
+from models_genesis.transfer.slices import read_slices
+from models_genesis.transfer.study import load_study
+from models_genesis.transfer.subsets import read_cohort
+from models_genesis.transfer.workflow import Execution
+
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+SIDE = 16
+
+
+def write_image(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.diag([-1.0, -1.0, 1.0, 1.0])), path)
+
+
+def study_file(folder, bundle, **content):
+    common = {
+        "name": "tiny",
+        "bundle": str(BUNDLES / bundle),
+        "datalist": "list.json",
+        "dataset_dir": "data",
+        "labels": [2],
+        "seeds": [0, 1],
+        "steps": 2,
+        "rates": {"common": 0.01},
+        "arms": {"scratch": {"pretrained": "none"}, "permuted": {"pretrained": "w.pt", "permute": True}},
+        "primary": {"arm": "permuted", "against": "scratch"},
+    }
+    overrides = {"features": [4, 8], "cube_size": [SIDE] * 3, "batch_size": 2}
+    path = folder / "study.json"
+    path.write_text(json.dumps(common | content | {"overrides": overrides | content.get("overrides", {})}))
+    save_weights(GenesisUNet(features=(4, 8)).state_dict(), folder / "w.pt")
+    return path
+
+
+@pytest.fixture(scope="module")
+def segmentation(tmp_path_factory):
+    """Bright balls in noise, in the layout of the Decathlon."""
+    folder, generator = tmp_path_factory.mktemp("segmentation"), np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*[np.arange(SIDE)] * 3, indexing="ij"))
+    entries = []
+    for number in range(6):
+        centre = generator.uniform(5, 11, (3, 1, 1, 1))
+        label = (np.sqrt(((grid - centre) ** 2).sum(axis=0)) < 4).astype(np.uint8)
+        image = generator.normal(100, 10, (SIDE,) * 3) + 80 * label
+        write_image(folder / "data" / f"i{number}.nii.gz", image.astype(np.int16))
+        write_image(folder / "data" / f"l{number}.nii.gz", label)
+        entries.append({"image": f"i{number}.nii.gz", "label": f"l{number}.nii.gz", "patient": f"p{number}"})
+    labels = {"0": "background", "1": "ball"}
+    task = {"name": "Ball", "modality": {"0": "MRI"}, "labels": labels}
+    (folder / "data" / "dataset.json").write_text(json.dumps(task | {"training": entries, "test": []}))
+    content = {"labels": labels, "training": entries[:3], "testing": entries[3:]}
+    (folder / "list.json").write_text(json.dumps(content))
+    overrides = {"task": "$@dataset_dir + '/dataset.json'"}
+    return study_file(folder, "genesis_msd_segmentation", score="dice", overrides=overrides)
+
+
+def execution(path, out):
+    study = load_study(path)
+    return Execution(study, read_cohort(study), Results(out))
+
+
+def kept(row):
+    return {key: value for key, value in row.items() if key not in VOLATILE}
+
+
+RUN = Run("main", "permuted", 2, 0, 0, 0.01)
+
+
+def test_runs_leave_nothing_behind_for_the_next_and_their_commands_do_the_same(segmentation, tmp_path):
+    """A run after another one, a run first of all, and the commands of its row in processes of their own agree."""
+    after = execution(segmentation, tmp_path / "after")
+    first = after(Run("main", "scratch", 2, 0, 1, 0.01))
+    second = after(RUN)
+    assert [row["error"] for row in (first, second)] == ["", ""]
+    assert kept(execution(segmentation, tmp_path / "alone")(RUN)) == kept(second)
+    result = tmp_path / "after" / "runs" / RUN.name
+    table = (result / "cases.csv").read_text()
+    assert (tmp_path / "alone" / "runs" / RUN.name / "cases.csv").read_text() == table
+
+    out = tmp_path / "by_hand"
+    (out / "runs" / RUN.name).mkdir(parents=True)
+    (out / "runs" / RUN.name / "datalist.json").write_bytes((result / "datalist.json").read_bytes())
+    places = {"OUT": out, "STUDY": segmentation.parent, "DATA": segmentation.parent / "data"}
+    places["BUNDLE"] = BUNDLES / "genesis_msd_segmentation"
+    environment = {**os.environ, **{key: str(value) for key, value in places.items()}, "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    for command in (second["train_command"], second["evaluate_command"]):
+        subprocess.run(["bash", "-c", command], check=True, env=environment, cwd=tmp_path, capture_output=True)
+    with (out / "runs" / RUN.name / "evaluation" / "segmentation.csv").open(newline="") as file:
+        by_hand = {Path(row["case"]).name: float(row["dice"]) for row in csv.DictReader(file)}
+    assert by_hand == {row["case"]: float(row["score"]) for row in csv.DictReader(table.splitlines())}
+    assert set(by_hand) == {"i3.nii.gz", "i4.nii.gz", "i5.nii.gz"}
+
+
+def test_a_run_keeps_a_slice_of_each_case(segmentation, tmp_path):
+    assert execution(segmentation, tmp_path)(RUN)["error"] == ""
+    slices, regions = read_slices(tmp_path / "runs" / RUN.name / "slices.npz")
+    assert regions == ["ball"]
+    assert set(slices) == {"i3.nii.gz", "i4.nii.gz", "i5.nii.gz"}
+    for case, each in slices.items():
+        label = np.asarray(nib.load(segmentation.parent / "data" / case.replace("i", "l", 1)).dataobj)
+        # the slice with the largest area of the ball, all of it
+        assert (each.label == 1).sum() == label.sum(axis=(0, 1)).max()
+        assert each.image[each.label == 1].mean() > each.image[each.label == 0].mean() + 50
+
+
+def test_a_run_that_fails_in_the_bundle_says_why(segmentation, tmp_path):
+    content = json.loads(segmentation.read_text())
+    content["overrides"]["normalise"] = "zscore"
+    content["arms"]["permuted"]["overrides"] = {"features": [4, 8, 16, 32, 64, 128]}
+    path = segmentation.with_name("failing.json")
+    path.write_text(json.dumps(content))
+    row = execution(path, tmp_path)(RUN)
+    assert row["status"] == "failed"
+    assert row["error"]
+    assert row["score"] is None
+    assert (tmp_path / "runs" / RUN.name / "log.txt").read_text().count("Traceback")
+
+
+def test_candidates_are_scored_by_their_auc(tmp_path):
+    generator, entries = np.random.default_rng(0), []
+    lines = ["seriesuid,coordX,coordY,coordZ,class"]
+    for number in range(16):
+        image = generator.normal(-800, 50, (SIDE,) * 3)
+        image[6:10, 6:10, 6:10] += 600 * (number % 2)
+        write_image(tmp_path / "data" / f"c{number}.nii.gz", image.astype(np.int16))
+        lines.append(f"c{number},7.5,7.5,7.5,{number % 2}")
+        entries.append({"image": f"c{number}.nii.gz", "seriesuid": f"c{number}", "patient": f"p{number // 2}"})
+    (tmp_path / "data" / "candidates.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "list.json").write_text(json.dumps({"candidates": "candidates.csv", "training": entries}))
+    path = study_file(
+        tmp_path,
+        "genesis_luna16_nodule_ct_classification",
+        score="auc",
+        split={"folds": 2},
+        overrides={"max_shift": [1, 1, 1], "eval_batch_size": 8},
+    )
+    row = execution(path, tmp_path / "out")(RUN)
+    assert row["error"] == ""
+    table = (tmp_path / "out" / "runs" / RUN.name / "cases.csv").read_text()
+    cases = list(csv.DictReader(table.splitlines()))
+    assert len(cases) == row["cases"] == 8
+    wins = [
+        (float(a["score"]) > float(b["score"])) + 0.5 * (a["score"] == b["score"])
+        for a in cases
+        for b in cases
+        if (a["label"], b["label"]) == ("1", "0")
+    ]
+    assert row["score"] == pytest.approx(np.mean(wins))
+    for case in cases:
+        assert int(case["label"]) == int(case["case"].split(":")[0][1:]) % 2

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models_genesis.transfer.__main__ import main
+from models_genesis.transfer.answer import sentence
+from models_genesis.transfer.plan import main_runs
+from models_genesis.transfer.runner import Options, Runner
+from models_genesis.transfer.study import load_study
+
+ARMS = {
+    "scratch": {"pretrained": "none", "dose": 0},
+    "pretrained": {"pretrained": "weights.pt", "dose": 1},
+    "permuted": {"pretrained": "weights.pt", "permute": True},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(make_shared_study):
+    study = load_study(make_shared_study(arms=ARMS, rates={"common": 0.01}, seeds=[0, 1, 2]))
+    out = study.path.parent / "out"
+    Runner(study, Options(out, jobs=0), lambda line: None)()
+    assert main(["report", str(out), "--resamples", "999"]) == 0
+    return study, out, json.loads((out / "results.json").read_text())
+
+
+def scores(out, study, arm, labels):
+    table = []
+    for run in main_runs(study, arm, labels, 0.01):
+        with (out / "runs" / run.name / "cases.csv").open(newline="") as file:
+            table.append([float(row["score"]) for row in csv.DictReader(file)])
+    return np.array(table)
+
+
+def test_the_difference_is_that_of_the_cases(finished):
+    study, out, results = finished
+    expected = scores(out, study, "pretrained", 2) - scores(out, study, "scratch", 2)
+    (line,) = [each for each in results["contrasts"] if each["primary"]]
+    assert line["difference"] == pytest.approx(expected.mean())
+    assert (line["labels"], line["patients"], line["cases"], line["seeds"]) == (2, 6, 12, 3)
+    # the fake's gain is 0.05; single cases of it spread by 0.1 * uniform, over two regions, both arms and three seeds
+    assert line["low"] < 0.05 < line["high"]
+    assert line["p"] == pytest.approx(2 / 2**6)  # all 6 patients gain: the smallest p value that there is
+    ratio = np.std(scores(out, study, "pretrained", 2).mean(1)) / np.std(scores(out, study, "scratch", 2).mean(1))
+    assert line["spread_ratio"] == pytest.approx(ratio)
+
+
+def test_labels_saved_follow_from_the_fake_learning_curve(finished):
+    _, _, results = finished
+    # 0.1 * log2(n) + 0.05 is reached by the other arm at n * sqrt(2)
+    line = next(each for each in results["labels_saved"] if each["labels"] == 4)
+    assert line["against_needs"] == pytest.approx(4 * 2**0.5, rel=0.15)
+    assert line["low"] < 4 * 2**0.5 < line["high"]
+    assert results["labels_saved"][-1]["never_reached"]
+
+
+def test_scores_and_dose(finished):
+    study, out, results = finished
+    line = next(each for each in results["scores"] if (each["arm"], each["labels"]) == ("scratch", 4))
+    assert line["by_seed"] == pytest.approx(scores(out, study, "scratch", 4).mean(axis=1))
+    assert {each["dose"] for each in results["dose_response"]} == {0, 1}
+    with (out / "scores.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(results["scores"]) == 2 * 3 * 3
+
+
+class Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found, self.opened = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for key, value in attrs if key in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.opened.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.opened.pop() == tag
+
+
+def test_the_page_needs_no_other_file_and_begins_with_the_answer(finished):
+    _, out, results = finished
+    page = (out / "report.html").read_text()
+    parser = Links()
+    parser.feed(page)
+    assert not parser.opened
+    assert len(parser.found) >= 5
+    assert all(link.startswith("data:image/") for link in parser.found)
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", re.sub(r"<style>.*</style>", "", page, flags=re.S)))
+    assert results["answer"][0] in text
+    assert text.index(results["answer"][0]) < text.index("Score against label count")
+    assert results["protocol"][0]["sha256"] in text
+    assert text.count("python -m monai.bundle run") == 2 * results["runs"]["finished"]
+
+
+def test_a_study_that_is_not_finished_says_so(make_study, tmp_path):
+    study = load_study(make_study(rates={"common": 0.01}))
+    Runner(study, Options(tmp_path / "out", jobs=0, arms=("scratch",)), lambda line: None)()
+    assert main(["report", str(tmp_path / "out"), "--resamples", "99"]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Preliminary: 6 of 12 runs are not done yet." in page
+    assert "no finished pair of runs yet" in page
+
+
+def test_no_difference_is_told_with_what_could_have_been_seen(make_study):
+    study = load_study(make_study())
+    line = {
+        "arm": "pretrained", "against": "scratch", "labels": 2, "difference": 0.01, "low": -0.01, "high": 0.03,
+        "p": 0.3, "p_holm": None, "patients": 58, "seeds": 3, "smallest_difference": 0.028,
+    }  # fmt: skip
+    text = sentence(study, line)
+    assert text == (
+        "With 2 labelled patients, pretrained against scratch: Dice +0.010 (95 % interval -0.010 to +0.030), p = 0.300,"
+        " 58 test patients, 3 seeds: no difference shown. The smallest difference that this study could have shown is "
+        "0.028 (80 % power)."
+    )
+    worse = sentence(study, {**line, "difference": -0.05, "p": 0.0001})
+    assert worse.endswith("p = below 0.001, 58 test patients, 3 seeds: pretrained is worse.")
+
+
+def test_power_before_a_study_is_run(make_study, capsys):
+    path = make_study(assumed={"sd_patients": [0.05], "sd_seeds": [0.0]}, seeds=[0])
+    assert main(["power", str(path)]) == 0
+    # 6 patients: t test with 5 degrees of freedom
+    assert "0.0717" in capsys.readouterr().out
+
+
+def test_power_after_it(finished, capsys):
+    study, out, _ = finished
+    assert main(["power", str(study.path), "--out", str(out)]) == 0
+    assert "pretrained - scratch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["report nowhere", "power nowhere.json", "run nowhere.json --out x"])
+def test_bad_input_gives_a_message_and_exit_code_2(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert not list(Path(tmp_path).iterdir())
