@@ -169,22 +169,27 @@ def check_weights(weights: Path, folder: Path, settings: Mapping[str, Any]) -> N
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is no plain state dict, or does not fit.
+        ValueError: when it is damaged, no plain state dict, holds NaN or infinity, or does not fit.
     """
     import torch
     from monai.bundle import ConfigParser
 
+    from models_genesis.networks import read_checkpoint
+    from models_genesis.networks.weight_container import non_finite
+
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: expected the weights of {folder.name}, found no such file")
     try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes of any kind raise errors of any kind
+        state = read_checkpoint(weights)
+    except ValueError as error:
         raise ValueError(f"{weights}: expected a state dict written by torch.save, found: {error}") from error
     if not isinstance(state, dict) or not state or not all(isinstance(each, torch.Tensor) for each in state.values()):
         raise ValueError(
             f"{weights}: expected a plain state dict, as monai.bundle.load and MONAI Label read it; write it with "
             "models_genesis.networks.save_weights(network.state_dict(), path)"
         )
+    if wrong := non_finite(state):
+        raise ValueError(f"{weights}: {wrong}, expected finite weights")
     for file, config in read_configs(folder, settings).items():
         if file in ("train.json", "inference.json"):
             try:

@@ -35,6 +35,7 @@ from .segmentation_scores import BootstrapMean, bootstrap_mean, mask_scores
 from .stop_signals import StopSignals
 from .temperature import Calibration, calibrated, fit_temperature, read_temperature
 from .thin_candidates import thin_candidates
+from .weight_loader import WeightLoader
 
 __all__ = [
     "DEFORM_ON",
@@ -77,6 +78,7 @@ __all__ = [
     "TrainingCollapsedError",
     "TrainingHistory",
     "UnknownOverrideError",
+    "WeightLoader",
     "bootstrap_mean",
     "calibrated",
     "choose_precision",
