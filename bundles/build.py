@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sync import layout
+from sync import layout, write_whole
 from unpack import sha256_of
 from vendoring import portable_configs, portable_readme, rename, vendored_code
 
@@ -296,7 +297,7 @@ def write_zip(path: Path, name: str, files: Mapping[str, bytes]) -> None:
         name: the folder.
         files: bytes by path below it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".tmp.{secrets.token_hex(4)}.{path.name}")
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for file in sorted(files):
@@ -310,9 +311,7 @@ def write_zip(path: Path, name: str, files: Mapping[str, bytes]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    write_whole(path, text.encode())
 
 
 def build(

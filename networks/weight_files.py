@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from ..datasets.whole_file import whole_file
 from .original_names import from_original_name
 from .weight_container import DamagedFileError, non_finite, read_checkpoint
 
@@ -172,23 +170,5 @@ def save_whole(write: Callable[[BinaryIO], object], path: str | os.PathLike[str]
         write: writes the content to the open file that it is given.
         path: the file to write or replace; its folder is made where it is missing.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp.{secrets.token_hex(4)}.{path.name}")  # as datasets.whole_file names them
-    try:
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        written = temporary.stat().st_size if temporary.exists() else 0
-        raise OSError(
-            error.errno,
-            f"{os.strerror(error.errno)}: {path}, after {written} bytes; {shutil.disk_usage(path.parent).free} bytes "
-            "are free, and what was there before is as it was",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        write(file)
