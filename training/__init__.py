@@ -28,6 +28,7 @@ from .region_masks import RegionDice, region_masks
 from .restoration_loss import RestorationLoss
 from .restoration_picture import RestorationPicture, draw_restoration
 from .restoration_report import RestorationReport
+from .run_lock import FolderInUseError, FolderLock
 from .schedule_step import ScheduleStep
 from .score_candidates import CandidateScorer, CandidateScores, score_candidates
 from .segmentation_report import SegmentationReport
@@ -60,6 +61,8 @@ __all__ = [
     "EpochSetter",
     "FiniteLossGuard",
     "FlipInferer",
+    "FolderInUseError",
+    "FolderLock",
     "Froc",
     "LayerRates",
     "Lesions",
