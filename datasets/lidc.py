@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from .csv_file import read_csv
 from .datalist import FoundScan, Survey
 from .image_folder import find_scans
 from .lidc_cubes import (
@@ -137,15 +137,18 @@ def _made(rules: LidcRules) -> dict[str, Any]:
 
 
 def find_readings(root: Path) -> tuple[dict[str, Readings], list[str]]:
-    """Read the XML files below a folder; of several for one series the first counts.
+    """Read the XML files below a folder.
 
     Args:
         root: the folder; XML files of another kind are passed over.
 
     Returns:
-        The readings by DICOM series identifier, and a note on each file that is broken.
+        The readings by DICOM series identifier, and a note on each file that is broken, on ratings that were left out,
+        and on several files of one series: where they say the same the first counts, else none.
     """
     found: dict[str, Readings] = {}
+    sources: dict[str, Path] = {}
+    contradicted: set[str] = set()
     notes = []
     for path in sorted(root.rglob("*.xml")):
         try:
@@ -153,9 +156,30 @@ def find_readings(root: Path) -> tuple[dict[str, Readings], list[str]]:
         except ValueError as error:
             notes.append(f"not read: {error}")
             continue
-        if readings is not None:
-            found.setdefault(readings.series, readings)
-    return found, notes
+        if readings is None:
+            continue
+        notes += readings.notes
+        series = readings.series
+        if series not in found:
+            found[series], sources[series] = readings, path
+        elif _same_readings(found[series], readings):
+            notes.append(f"{path}: the same readings as {sources[series]}, which counts")
+        else:
+            notes.append(
+                f"{path}: other readings of the series {series} than {sources[series]}: neither counts; remove one"
+            )
+            contradicted.add(series)
+    return {series: readings for series, readings in found.items() if series not in contradicted}, notes
+
+
+def _same_readings(one: Readings, other: Readings) -> bool:
+    def content(readings: Readings) -> list[Any]:
+        return [
+            (each.reader, each.ratings, [(c.slice, c.inclusion, c.points.tolist()) for c in each.contours])
+            for each in readings.nodules
+        ]
+
+    return one.readers == other.readers and content(one) == content(other)
 
 
 def _dicom_cubes(
@@ -184,7 +208,7 @@ def _series_cubes(
             )
             return
         if header.series not in readings:
-            detail = f"expected an XML file of the series {header.series}, found none"
+            detail = f"expected one XML file of the series {header.series}, found none that counts"
             yield FoundScan(scan, header.patient, reason="no readings", detail=detail)
             return
         nodules = find_nodules(readings[header.series], header, rules.consensus)
@@ -267,8 +291,7 @@ def _ready_cubes(root: Path, files: Sequence[Path], out: Path, progress: bool) -
     table = root / "labels.csv"
     rows: dict[str, dict[str, str]] = {}
     if table.is_file():
-        with open(table, newline="", encoding="utf-8") as stream:
-            rows = {row["name"]: row for row in csv.DictReader(stream)}
+        rows = {row["name"]: row for row in read_csv(table, ("name",), "the ratings of the cubes")}
     for path in tqdm(files, "cubes", disable=None if progress else True):
         yield _ready_cube(path, rows.get(path.stem, {}), out)
 

@@ -85,7 +85,9 @@ def test_a_training_goes_on_exactly_from_the_state_before(make_run, tmp_path):
     flip(tmp_path / "parts" / "last_epoch.pt", 0.3)
     rest = make_run(epochs=4, folder=tmp_path / "parts", resume=True)
     rest.trainer.run()
-    assert all(torch.equal(value, rest.network.state_dict()[name]) for name, value in whole.network.state_dict().items())
+    assert all(
+        torch.equal(value, rest.network.state_dict()[name]) for name, value in whole.network.state_dict().items()
+    )
     assert history(tmp_path / "parts") == history(tmp_path / "whole")
 
 
@@ -170,7 +172,9 @@ def test_a_disk_that_fills_up_is_named_and_costs_nothing(tmp_path, monkeypatch):
             self.file.close()
 
     monkeypatch.setattr(
-        type(path), "open", lambda self, mode="r", **how: Full(real(self, mode)) if mode == "wb" else real(self, mode, **how)
+        type(path),
+        "open",
+        lambda self, mode="r", **how: Full(real(self, mode)) if mode == "wb" else real(self, mode, **how),
     )
     with pytest.raises(OSError, match=rf"No space left on device: {path} needs more than the \d+ bytes") as error:
         write_last_state(path, state(3))
