@@ -103,7 +103,7 @@ def survey_lidc(
         scans = list(_ready_cubes(folder, ready, out, progress))
     else:
         readings, notes = find_readings(folder)
-        scans = list(_dicom_cubes(folder, readings, out, settings, progress))
+        scans = list(_dicom_cubes(folder, readings, notes, out, settings, progress))
     patients = [scan.patient for scan in scans if not scan.reason]
     splits = split_patients(patients, settings.validation_fraction, settings.test_fraction, settings.seed)
     scans = [scan if scan.reason else replace(scan, split=splits[scan.patient]) for scan in scans]
@@ -183,7 +183,7 @@ def _same_readings(one: Readings, other: Readings) -> bool:
 
 
 def _dicom_cubes(
-    root: Path, readings: Mapping[str, Readings], out: Path, rules: LidcRules, progress: bool
+    root: Path, readings: Mapping[str, Readings], notes: Sequence[str], out: Path, rules: LidcRules, progress: bool
 ) -> Iterator[FoundScan]:
     """Survey the CT series below a folder and write the cubes of each."""
     series = list(find_scans(root))
@@ -191,6 +191,7 @@ def _dicom_cubes(
         raise ValueError(
             f"{root}: expected CT series in DICOM and XML files with readings (or ready cubes {READY_NAME}),"
             f" found {len(series)} series and {len(readings)} files with readings."
+            + "".join(f"\n  {note}" for note in notes[:10])
         )
     for scan in tqdm(series, "series", disable=None if progress else True):
         yield from _series_cubes(root, scan, readings, out, rules)

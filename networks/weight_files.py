@@ -104,7 +104,6 @@ def read_weights(
     path: str | os.PathLike[str],
     map_location: str | torch.device = "cpu",
     need_checksums: bool = False,
-    finite: bool = True,
 ) -> WeightFile:
     """Read a state dict, a checkpoint that holds one, or the original's ``Genesis_Chest_CT.pt``.
 
@@ -112,7 +111,6 @@ def read_weights(
         path: the file, written by ``torch.save``; its checksums are compared first, see :func:`read_checkpoint`.
         map_location: where the tensors go.
         need_checksums: whether to refuse the format of torch before 1.6, which has none; the original's file has it.
-        finite: whether to refuse weights with NaN or infinity.
 
     Returns:
         The tensors by bare name, the original's names translated by :func:`from_original_name`.
@@ -136,7 +134,7 @@ def read_weights(
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"{path} holds several tensors of one name without wrappers, expected one: {twice[:5]}")
     tensors = dict(zip(names, raw.values(), strict=True))
-    if finite and (wrong := non_finite(tensors)):
+    if wrong := non_finite(tensors):
         raise ValueError(f"{path}: {wrong}, expected finite weights")
     return WeightFile(path, layout, tensors, original, untranslated)
 
