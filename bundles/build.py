@@ -85,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a config, and name the file where it is not JSON with an object at its top."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, found: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected an object, found {type(content).__name__}")

@@ -111,7 +111,7 @@ def read_last_state(path: Path) -> dict[str, Any]:
 
 
 def _states_before(path: Path) -> list[Path]:
-    found = []
+    found: list[Path] = []
     number = 1
     while len(found) < 100 and (before := state_before(path, number)).exists():
         found.append(before)

@@ -180,9 +180,15 @@ class FolderLock:
 
 _held: weakref.WeakSet[FolderLock] = weakref.WeakSet()
 
+
+def _forget_all() -> None:
+    for lock in list(_held):
+        lock._forget()
+
+
 if hasattr(os, "register_at_fork"):
     # loader processes outlive a killed training for some seconds, and would keep its lock
-    os.register_at_fork(after_in_child=lambda: [lock._forget() for lock in list(_held)])
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 def _system_lock(file: int) -> bool | None:
