@@ -20,6 +20,7 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 ZIP_START = b"PK\x03\x04"
+MS_DOS_FOLDER = 0x10
 CHUNK = 1 << 22
 
 LARGEST = 1e12
@@ -86,6 +87,9 @@ def _check_members(archive: zipfile.ZipFile) -> None:
     if not names or len(set(names)) < len(names):
         raise zipfile.BadZipFile(f"expected parts of different names, found {len(names)}, {len(set(names))} different")
     for member in archive.infolist():
+        if member.is_dir() or member.external_attr & MS_DOS_FOLDER:
+            # torch takes such a part for empty, and leaves its numbers as memory happens to be
+            raise zipfile.BadZipFile(f"{member.filename}: expected a file, found it marked as a folder")
         if member.compress_type != zipfile.ZIP_STORED:
             raise zipfile.BadZipFile(f"{member.filename}: expected it stored as it is, found it compressed")
         with archive.open(member) as part:

@@ -47,6 +47,18 @@ def test_of_400_flipped_bits_none_loads_as_another_number(tmp_path: Path) -> Non
     assert refused > 200  # the numbers alone are half of such a small file
 
 
+def test_a_bit_that_marks_numbers_as_a_folder_is_refused(tmp_path: Path) -> None:
+    """It is in no checksum, and torch would give the numbers that happen to be in memory."""
+    path = tmp_path / "model.pt"
+    torch.save(small_state(), path)
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02", 0, content.rindex(b"data/0", 0, content.rindex(b"data/1")))
+    content[entry + 38] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match="marked as a folder"):
+        read_weights(path)
+
+
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9, 0.99, 0.9999])
 def test_truncated_files_are_refused(keep: float, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
