@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import sys
 from collections.abc import Callable, Sequence
@@ -170,7 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return COMMANDS[parsed.command].run(parsed)
     except (ImportError, OSError, ValueError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
+    except (ArithmeticError, MemoryError, RecursionError, csv.Error) as error:  # of files that are no such files
+        print(f"error: {type(error).__name__}: {printable(str(error))}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -299,14 +300,14 @@ def _ready_cubes(root: Path, files: Sequence[Path], out: Path, progress: bool) -
 
 def _ready_cube(path: Path, row: Mapping[str, str], out: Path) -> FoundScan:
     patient = path.stem.partition("_")[0]
-    facts = {name: float(value) for name, value in row.items() if value.replace(".", "", 1).isdigit()}
+    facts = {name: float(value) for name, value in row.items() if re.fullmatch(r"[0-9]+(\.[0-9]*)?", value)}
     facts.pop("patient_index", None)
     if not patient.isdigit():
         return FoundScan(path.name, reason="no patient", detail=f"expected {READY_NAME}, found no number")
     try:
         content = np.load(path)
         image, mask = content["image"], content["mask"]
-    except (OSError, KeyError, ValueError) as error:
+    except Exception as error:  # bytes of any kind raise errors of any kind
         return FoundScan(
             path.name, patient, reason="unreadable", detail=f"expected image and mask, found {brief(error)}"
         )

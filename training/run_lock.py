@@ -105,7 +105,8 @@ class FolderLock:
         }
         try:
             os.ftruncate(self._file, 0)
-            os.pwrite(self._file, json.dumps(mark).encode(), 0)
+            os.lseek(self._file, 0, os.SEEK_SET)
+            os.write(self._file, json.dumps(mark).encode())
             os.fsync(self._file)
         except OSError as error:
             if error.errno not in OUT_OF_SPACE:
@@ -142,7 +143,7 @@ class FolderLock:
     def _beat(self) -> None:
         while not self._stop.wait(self.heartbeat):
             try:
-                os.utime(self._file)
+                os.utime(self._file if os.utime in os.supports_fd else self.path)
             except OSError:  # the next beat may get through
                 continue
 
@@ -205,8 +206,9 @@ def _system_lock(file: int) -> bool | None:
 
 
 def _read(file: int) -> dict[str, Any]:
+    os.lseek(file, 0, os.SEEK_SET)
     try:
-        content = json.loads(os.pread(file, 4096, 0) or b"{}")
+        content = json.loads(os.read(file, 4096) or b"{}")
     except ValueError:
         return {"run": "unreadable"}
     return content if isinstance(content, dict) else {"run": "unreadable"}

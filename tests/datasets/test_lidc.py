@@ -543,6 +543,11 @@ def test_bad_ready_cubes_are_named(tmp_path):
     np.savez(raw / "4_lone.npz", image=cube)
     np.savez(raw / "x_name.npz", image=cube, mask=mask)
     (raw / "5_text.npz").write_text("no archive")
+    whole = bytearray((raw / "1_good.npz").read_bytes())
+    whole[len(whole) // 3] ^= 16
+    (raw / "6_bit.npz").write_bytes(whole)
+    (raw / "7_cut.npz").write_bytes(whole[:3000])
+    (raw / "labels.csv").write_text("name,malignancy,texture\n1_good,\u00b2\n1_other,1,2,3\n", encoding="utf-8")
     reasons = {scan.name: scan.reason for scan in survey_lidc(raw, tmp_path / "out").scans}
     assert reasons == {
         "images/1_good.nii.gz": "",
@@ -550,5 +555,7 @@ def test_bad_ready_cubes_are_named(tmp_path):
         "3_empty.npz": "no nodule",
         "4_lone.npz": "unreadable",
         "5_text.npz": "unreadable",
+        "6_bit.npz": "unreadable",
+        "7_cut.npz": "unreadable",
         "x_name.npz": "no patient",
     }
