@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sync import layout
+from sync import layout, write_whole
 from unpack import sha256_of
 from vendoring import portable_configs, portable_readme, rename, vendored_code
 
@@ -84,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a config, and name the file where it is not JSON with an object at its top."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, found: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected an object, found {type(content).__name__}")
@@ -169,22 +170,27 @@ def check_weights(weights: Path, folder: Path, settings: Mapping[str, Any]) -> N
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is no plain state dict, or does not fit.
+        ValueError: when it is damaged, no plain state dict, holds NaN or infinity, or does not fit.
     """
     import torch
     from monai.bundle import ConfigParser
 
+    from models_genesis.networks import read_checkpoint
+    from models_genesis.networks.weight_container import non_finite
+
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: expected the weights of {folder.name}, found no such file")
     try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes of any kind raise errors of any kind
+        state = read_checkpoint(weights)
+    except ValueError as error:
         raise ValueError(f"{weights}: expected a state dict written by torch.save, found: {error}") from error
     if not isinstance(state, dict) or not state or not all(isinstance(each, torch.Tensor) for each in state.values()):
         raise ValueError(
             f"{weights}: expected a plain state dict, as monai.bundle.load and MONAI Label read it; write it with "
             "models_genesis.networks.save_weights(network.state_dict(), path)"
         )
+    if wrong := non_finite(state):
+        raise ValueError(f"{weights}: {wrong}, expected finite weights")
     for file, config in read_configs(folder, settings).items():
         if file in ("train.json", "inference.json"):
             try:
@@ -291,7 +297,7 @@ def write_zip(path: Path, name: str, files: Mapping[str, bytes]) -> None:
         name: the folder.
         files: bytes by path below it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".tmp.{secrets.token_hex(4)}.{path.name}")
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for file in sorted(files):
@@ -305,9 +311,7 @@ def write_zip(path: Path, name: str, files: Mapping[str, bytes]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    write_whole(path, text.encode())
 
 
 def build(

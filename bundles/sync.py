@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,16 @@ def layout(value: Any, depth: int = 0) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, by a temporary one named as ``models_genesis.datasets.whole_file`` does."""
+    temporary = path.with_name(f".tmp.{secrets.token_hex(4)}.{path.name}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def sync(root: Path = BUNDLES, check: bool = False) -> list[str]:
     """Write the shared blocks into the configs.
 
@@ -95,9 +106,7 @@ def sync(root: Path = BUNDLES, check: bool = False) -> list[str]:
         if synced != content:
             stale.append(path.relative_to(root).as_posix())
             if not check:
-                temporary = path.with_name(f".{path.name}.tmp")
-                temporary.write_text(layout(synced) + "\n", encoding="utf-8")
-                os.replace(temporary, path)
+                write_whole(path, (layout(synced) + "\n").encode())
     return stale
 
 

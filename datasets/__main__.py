@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from . import (
     phantom_writing,
     rspect,
 )
+from .csv_file import printable
 from .datalist import Survey, write_datalist
 
 
@@ -162,11 +165,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         command.add_arguments(subparser)
     parsed = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that the terminal's encoding has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return COMMANDS[parsed.command].run(parsed)
     except (ImportError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+    except (ArithmeticError, MemoryError, RecursionError, csv.Error) as error:  # of files that are no such files
+        print(f"error: {type(error).__name__}: {printable(str(error))}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

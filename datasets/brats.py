@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..transforms.brats_regions import BRATS_LABELS
+from ..transforms.brats_regions import BRATS_LABELS, brats_sub_challenge, check_brats_convention
 from .case_checks import found_case
 from .datalist import FoundScan, Survey
 from .splits import RULE, add_split_arguments, split_patients
@@ -115,6 +115,7 @@ def survey_brats(
     test_fraction: float = 0.2,
     seed: int = 0,
     progress: bool = False,
+    expected: str | None = None,
 ) -> Survey:
     """Find the cases of BraTS, check their headers, and split them by patient.
 
@@ -122,12 +123,13 @@ def survey_brats(
         root: folder of the cases, see :func:`find_cases`.
         modalities: sequences to list, in the order of the channels; the paper has ``("flair",)``.
         convention: what the labels mean, a key of :data:`~models_genesis.transforms.brats_regions.BRATS_LABELS`;
-            ``"auto"`` tells the years by the names of the files, but not the gliomas after treatment of 2024 and later
-            (``"2024"``).
+            ``"auto"`` tells the years and sub-challenges by the names of the files, but not the gliomas after treatment
+            of 2024 and later (``"2024"``), and the children's tumours only where a folder's name has the year.
         validation_fraction: share of the patients with labels for validation.
         test_fraction: share of the patients with labels for testing.
         seed: seed of the split.
         progress: whether to show a progress bar.
+        expected: the convention to take with ``"auto"`` where the names allow it.
 
     Returns:
         All cases, those left out with the reason, such as a missing sequence. Cases of patients without any label map
@@ -135,20 +137,12 @@ def survey_brats(
 
     Raises:
         FileNotFoundError: When the folder is missing.
-        ValueError: When it holds no case, the years are mixed, or for an unknown sequence or convention.
+        ValueError: When it holds no case, what the labels mean is mixed, unknown or contradicts ``convention``, or for
+            an unknown sequence or convention.
     """
     folder = Path(root)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: expected the folder of BraTS, found no such folder.")
-    unknown = [name for name in modalities if name not in MODALITIES]
-    if unknown or not modalities or len(set(modalities)) < len(modalities):
-        raise ValueError(f"modalities: expected some of {MODALITIES}, each once, found {tuple(modalities)}.")
-    cases = find_cases(folder)
-    if not cases:
-        raise ValueError(
-            f"{folder}: expected cases such as <id>_flair.nii.gz, <id>-t2f.nii.gz or VSD.*.mha, found none."
-        )
-    convention = _convention(folder, cases, convention)
+    cases = _cases(folder, modalities)
+    convention = _convention(folder, cases, convention, expected)
     labelled = {case.patient for case in cases if "seg" in case.files}
     splits = {case.patient: "testing" for case in cases}
     splits.update(split_patients(labelled, validation_fraction, test_fraction, seed))
@@ -174,17 +168,87 @@ def survey_brats(
     return Survey(folder, scans, notes, header)
 
 
-def _convention(root: Path, cases: Sequence[Case], convention: str) -> str:
+def brats_images(root: str | Path, modalities: Sequence[str] = MODALITIES) -> list[FoundScan]:
+    """Find the images of BraTS cases, whatever their labels mean: for inference.
+
+    Args:
+        root: folder of the cases, see :func:`find_cases`.
+        modalities: sequences to list, in the order of the channels.
+
+    Returns:
+        All cases, those that lack a sequence or are broken with the reason.
+
+    Raises:
+        FileNotFoundError: When the folder is missing.
+        ValueError: When it holds no case, or for an unknown sequence.
+    """
+    folder = Path(root)
+    return [_check(folder, case, modalities, "testing") for case in _cases(folder, modalities)]
+
+
+def _cases(folder: Path, modalities: Sequence[str]) -> list[Case]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: expected the folder of BraTS, found no such folder.")
+    unknown = [name for name in modalities if name not in MODALITIES]
+    if unknown or not modalities or len(set(modalities)) < len(modalities):
+        raise ValueError(f"modalities: expected some of {MODALITIES}, each once, found {tuple(modalities)}.")
+    cases = find_cases(folder)
+    if not cases:
+        raise ValueError(
+            f"{folder}: expected cases such as <id>_flair.nii.gz, <id>-t2f.nii.gz or VSD.*.mha, found none."
+        )
+    return cases
+
+
+def _convention(root: Path, cases: Sequence[Case], convention: str, expected: str | None = None) -> str:
     """Tell what the labels mean; all cases of a list must mean the same."""
+    labelled = [case for case in cases if "seg" in case.files] or list(cases)
+    paths = [case_path(root, case) for case in labelled]
     if convention != "auto":
         if convention not in BRATS_LABELS:
             raise ValueError(f"convention: expected 'auto' or one of {list(BRATS_LABELS)}, found {convention!r}.")
+        for path in paths:
+            check_brats_convention(path, convention)
         return convention
-    found = sorted({case.convention for case in cases})
+    named = [brats_sub_challenge(path) for path in paths]
+    if all(expected in (possible or (case.convention,)) for case, (_, possible) in zip(labelled, named, strict=True)):
+        return str(expected)
+    found: dict[str, str] = {}
+    for case, path, (name, possible) in zip(labelled, paths, named, strict=True):
+        _check_meaning(path, case, name, possible)
+        # gliomas before treatment are the older and larger set; a cavity in them is refused when it is met
+        found.setdefault(case.convention if name in ("", "GLI") else possible[0], case.name)
+    if set(found) == {"2023", "2024"}:  # the same but for the cavity, which 2023 has not
+        return "2024"
     if len(found) > 1:
-        names = ", ".join(f"{next(case.name for case in cases if case.convention == each)} ({each})" for each in found)
-        raise ValueError(f"{root}: expected cases of years with one meaning of the labels, found {names}.")
-    return found[0]
+        names = ", ".join(f"{name} ({each})" for each, name in sorted(found.items()))
+        raise ValueError(
+            f"{root}: expected cases of years and sub-challenges with one meaning of the labels, found {names}."
+        )
+    return next(iter(found))
+
+
+def _check_meaning(path: str, case: Case, name: str, possible: Sequence[str]) -> None:
+    """Refuse to guess where names leave open what the labels mean."""
+    if name == "MEN-RT":
+        check_brats_convention(path, case.convention)
+    if name == "PED" and len(possible) > 1:
+        raise ValueError(
+            f"{path}: the labels of BraTS-PED mean something else in 2023 (1 non-enhancing, 2 oedema, 3 enhancing) "
+            "and from 2024 on (1 enhancing, 2 non-enhancing, 3 cystic, 4 oedema), and the names are the same: give the "
+            "convention, 2023 or 2024-ped."
+        )
+    if not name and (code := re.fullmatch(r"BraTS[-_]([A-Z][A-Z-]*)[-_]\d.*", case.name, re.IGNORECASE)):
+        raise ValueError(
+            f"{path}: the sub-challenge {code[1]} is not known, nor what its labels mean: give the convention, one of "
+            f"{', '.join(BRATS_LABELS)}."
+        )
+
+
+def case_path(root: Path, case: Case) -> str:
+    """Give a path with all that tells the sub-challenge: the root's own name and the one above it included."""
+    inner = case.files.get("seg", next(iter(case.files.values())))
+    return "/".join([*root.resolve().parts[-2:], *Path(inner).parts[:-1], case.name])
 
 
 def _check(root: Path, case: Case, modalities: Sequence[str], split: str) -> FoundScan:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from .candidate_scans import match_scans, scan_name, scan_names
 from .candidates import CandidateTable, OnBadRow, read_candidates
 from .datalist import load_datalist
+from .json_file import read_json
 from .splits import SPLITS
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def load_candidates(
     if not data:
         raise ValueError(f"{datalist}: expected scans in {key!r}, found none.")
     path = Path(datalist)
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path, "a data list")
     root = (Path(dataset_dir) if dataset_dir is not None else path.parent).absolute()
     if candidates is None and not isinstance(content.get("candidates"), str):
         raise ValueError(f"{path}: expected the name of a candidate table as 'candidates', found none.")

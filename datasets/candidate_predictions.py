@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import logging
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,15 +21,17 @@ from .whole_file import whole_text
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
+"""1 had no checksums."""
 
 
 class PredictionStore:
     """A file that takes in predictions batch by batch, and knows them again after the process was killed.
 
     The first line says what the predictions belong to: the table, by its content, and ``key``. Where a file belongs to
-    something else, it is begun anew, which is logged. Each batch is one write; of a line that was cut off in the middle
-    the rows before it count.
+    something else, it is begun anew, which is logged. Each batch is one write. Each line ends with a checksum: one that
+    was cut off, damaged or edited does not count, its row is scored again, and a warning names it. Of two processes
+    that would write to one file the second is refused.
 
     Args:
         path: the file; with several processes each has one of its own.
@@ -37,23 +40,25 @@ class PredictionStore:
         resume: whether to keep what the file holds.
 
     Raises:
-        OSError: When the file cannot be written.
+        OSError: When the file cannot be written, or another process writes to it.
     """
 
     def __init__(self, path: str | Path, table: CandidateTable, key: str = "", resume: bool = True) -> None:
         self.path = Path(path)
         self.table = table
-        mark = _mark(table, key)
-        found = _read_store(self.path, mark, len(table)) if resume and self.path.is_file() else None
+        self._mark = _mark(table, key)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream: BinaryIO | None = open(self.path, "wb" if found is None else "r+b")
+        # "a" makes the file and touches nothing that is in it before it is known to be ours alone
+        self._stream: BinaryIO | None = open(self.path, "a+b")
+        _take_alone(self._stream, self.path)
+        found = _read_store(self.path, self._mark, len(table)) if resume else None
+        self._values = np.full(len(table), np.nan) if found is None else found
         if found is None:
-            self._values = np.full(len(table), np.nan)
-            self._write(f"{mark}\n")
+            self._stream.truncate(0)
+            self._write(f"{self._mark}\n")
             return
-        self._values, kept = found
-        self._stream.truncate(kept)
-        self._stream.seek(kept)
+        if not self.path.read_bytes().endswith(b"\n"):  # of a line that was cut off nothing must stick to the next
+            self._write("\n")
         logger.info("%s: %d of %d candidates are scored already.", self.path, len(self.done), len(table))
 
     def _write(self, text: str) -> None:
@@ -88,7 +93,7 @@ class PredictionStore:
                 raise ValueError(
                     f"{self.table.path}, line {self.table.line[row]}: expected a finite prediction, got {value}."
                 )
-        self._write("".join(f"{row},{value!r}\n" for row, value in pairs))
+        self._write("".join(_line(self._mark, row, value) for row, value in pairs))
         for row, value in pairs:
             self._values[row] = value
 
@@ -126,7 +131,7 @@ def merge_predictions(paths: Iterable[str | Path], table: CandidateTable, key: s
         found = _read_store(Path(path), _mark(table, key), len(table))
         if found is None:
             raise ValueError(f"{path}: expected predictions of {table.path} by the same weights, found others.")
-        merged = np.where(np.isnan(found[0]), merged, found[0])
+        merged = np.where(np.isnan(found), merged, found)
     return merged
 
 
@@ -136,20 +141,61 @@ def _mark(table: CandidateTable, key: str) -> str:
     return json.dumps(mark, sort_keys=True)
 
 
-def _read_store(path: Path, mark: str, rows: int) -> tuple[NDArray[np.float64], int] | None:
-    """Read a store: its probabilities and the number of its bytes that count; ``None`` where it has another mark."""
-    content = path.read_bytes()
-    # a row counts when its end is there
-    content = content[: content.rfind(b"\n") + 1]
-    head, *lines = content.decode("utf-8", errors="replace").splitlines() or [""]
+def _line(mark: str, row: int, value: float) -> str:
+    """Write a prediction with the checksum of it and of what it belongs to."""
+    text = f"{row},{value!r}"
+    return f"{text},{zlib.crc32(f'{mark},{text}'.encode()):08x}\n"
+
+
+def _take_alone(stream: BinaryIO, path: Path) -> None:
+    """Refuse a file that another process is writing to; the system's lock ends with the process."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        return
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        stream.close()
+        raise OSError(
+            error.errno, f"{path}: another process writes its predictions to this file; name another --output_dir"
+        ) from error
+    except OSError:  # a file system without locks
+        return
+
+
+def _read_store(path: Path, mark: str, rows: int) -> NDArray[np.float64] | None:
+    """Read a store: its predictions, NaN where there is none; ``None`` where it has another mark."""
+    head, *lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
     if head != mark:
-        logger.warning("%s: belongs to another table or other weights.", path)
+        if head or lines:
+            logger.warning("%s: belongs to another table or other weights.", path)
         return None
-    probabilities = np.full(rows, np.nan)
-    for line in lines:
-        row, _, probability = line.partition(",")
-        probabilities[int(row)] = float(probability)
-    return probabilities, len(content)
+    values = np.full(rows, np.nan)
+    bad = []
+    for number, line in enumerate(lines, 2):
+        row = _parse(line, mark, rows)
+        if row is not None:
+            values[row[0]] = row[1]
+        elif line or number < len(lines) + 1:
+            bad.append(number)
+    if bad:
+        logger.warning(
+            "%s: %d lines are damaged, cut off or were edited (the first is line %d); their rows are scored again.",
+            path, len(bad), bad[0],
+        )  # fmt: skip
+    return values
+
+
+def _parse(line: str, mark: str, rows: int) -> tuple[int, float] | None:
+    """Read a line; None where it is not as it was written."""
+    text, _, checksum = line.rpartition(",")
+    if checksum != f"{zlib.crc32(f'{mark},{text}'.encode()):08x}":
+        return None
+    row, _, value = text.partition(",")
+    if not row.isdecimal() or int(row) >= rows or not np.isfinite(float(value)):
+        return None
+    return int(row), float(value)
 
 
 def file_hash(path: str | Path) -> str:

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .csv_file import safe_cell
 from .whole_file import whole_text
 
 logger = logging.getLogger(__name__)
@@ -173,11 +174,11 @@ class CandidateTable:
         Returns:
             Number of bad rows.
         """
-        with whole_text(path) as stream:
+        with whole_text(path, errors="backslashreplace") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(("file", "line", "row", "reason", "detail"))
             for bad in self.bad_rows():
-                writer.writerow((bad.file, bad.line, bad.row, bad.reason, bad.detail))
+                writer.writerow(map(safe_cell, (bad.file, bad.line, bad.row, bad.reason, bad.detail)))
         return int((self.reason > 0).sum())
 
     def check(self, on_bad_row: OnBadRow) -> None:
@@ -253,7 +254,17 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         for line, text in enumerate(stream, 1):
             text = text.rstrip("\r\n")
             if text.strip():
-                yield line, next(csv.reader([text])) if '"' in text else text.split(",")
+                yield line, _quoted_fields(text) if '"' in text else text.split(",")
+
+
+def _quoted_fields(text: str) -> list[str]:
+    """Split a line with quotes; one that cannot be split stays whole, which makes it a malformed row."""
+    if len(text) > csv.field_size_limit():
+        csv.field_size_limit(len(text))
+    try:
+        return next(csv.reader([text]))
+    except csv.Error:
+        return [text]
 
 
 class _Reader:

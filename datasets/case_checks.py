@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from ..transforms.segmentation_case import (
     space_difference,
 )
 from .datalist import FoundScan, load_datalist
+from .json_file import read_json
 from .scan_header import BadScanError, ScanHeader, brief, read_scan_header
 from .scan_reader import ScanReader
 from .splits import SPLITS
@@ -177,7 +177,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Load every case of a data list, print the bad ones, and return 1 if there are any."""
-    content = json.loads(Path(arguments.datalist).read_text(encoding="utf-8"))
+    content = read_json(arguments.datalist, "a data list")
     checked = bad = 0
     for split in SPLITS:
         for entry in load_datalist(arguments.datalist, arguments.root, split) if content.get(split) else []:

@@ -9,11 +9,13 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .csv_file import printable, safe_cell
+from .json_file import read_json
 from .scan_header import ScanHeader, split_series
 from .splits import SPLITS
 from .whole_file import whole_text
@@ -97,6 +99,10 @@ class Survey:
     notes: Sequence[str]
     header: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        """Leave out scans whose names no list, log or report could hold."""
+        object.__setattr__(self, "scans", [_with_readable_name(scan) for scan in self.scans])
+
     def datalist(self, absolute: bool = False) -> dict[str, Any]:
         """Build the data list.
 
@@ -141,15 +147,33 @@ class Survey:
             lines += [f"      {scan.name}: {scan.detail}" for scan in left_out[:names]]
             if number > names:
                 lines.append(f"      and {number - names} more")
-        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+        return printable("\n".join(lines + [f"  note: {note}" for note in self.notes]))
 
     def write_report(self, path: str | Path) -> None:
-        """Write one row of CSV for each scan found, whole or not at all."""
+        """Write one row of CSV for each scan found, whole or not at all; no cell is a formula to a spreadsheet."""
         fields = list(FoundScan.__dataclass_fields__)
-        with whole_text(path) as stream:
+        with whole_text(path, errors="backslashreplace") as stream:
             rows = csv.DictWriter(stream, fields)
             rows.writeheader()
-            rows.writerows({**asdict(scan), "image": scan.name, "facts": json.dumps(scan.facts)} for scan in self.scans)
+            cells = ({**asdict(scan), "image": scan.name, "facts": json.dumps(scan.facts)} for scan in self.scans)
+            rows.writerows({name: safe_cell(value) for name, value in row.items()} for row in cells)
+
+
+def _with_readable_name(scan: FoundScan) -> FoundScan:
+    paths = (*_as_list(scan.image if isinstance(scan.image, str) else list(scan.image)), scan.label, scan.patient)
+    if all(printable(path) == path for path in paths):
+        return scan
+    image = scan.image if isinstance(scan.image, str) else tuple(map(printable, scan.image))
+    detail = scan.detail or "expected a name in UTF-8, found other bytes: rename the file or its folder"
+    return replace(
+        scan,
+        image=printable(image) if isinstance(image, str) else image,
+        patient=printable(scan.patient),
+        label=printable(scan.label),
+        split="",
+        reason=scan.reason or "name is not UTF-8",
+        detail=printable(detail),
+    )
 
 
 def write_datalist(path: str | Path, datalist: Mapping[str, Any]) -> None:
@@ -195,16 +219,10 @@ def load_datalist(
 
         return _absolute(build_datalist(dataset_dir, **rules)[key], Path(dataset_dir), f"{dataset_dir}")
     path = Path(datalist)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a data list, found no such file.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected a data list in JSON, found {error}.") from error
-    entries = content.get(key) if isinstance(content, dict) else None
+    content = read_json(path, "a data list")
+    entries = content.get(key)
     if not isinstance(entries, list):
-        lists = content if isinstance(content, dict) else {}
-        found = [name for name, value in lists.items() if isinstance(value, list)]
+        found = [name for name, value in content.items() if isinstance(value, list)]
         raise ValueError(f"{path}: expected a list named {key!r}, found {found}.")
     # MSD lists its test images as bare paths
     entries = [{"image": entry} if isinstance(entry, str) else entry for entry in entries]

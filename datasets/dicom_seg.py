@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,6 +15,7 @@ import nibabel as nib
 import numpy as np
 from monai.bundle import ConfigParser
 
+from .json_file import read_json
 from .scan_header import SERIES_SEPARATOR, BadScanError, ScanHeader, list_series, read_scan_header, split_series
 from .segment_terms import SegmentTerm, read_terms, segment_term
 from .whole_file import whole_file
@@ -59,7 +59,7 @@ def read_bundle_source(bundle: str | Path) -> SegmentationSource:
     configs = Path(bundle) / "configs"
     if not (configs / "inference.json").is_file():
         raise FileNotFoundError(f"{bundle}: expected a bundle with configs/inference.json, found none")
-    metadata = json.loads((configs / "metadata.json").read_text(encoding="utf-8"))
+    metadata = read_json(configs / "metadata.json")
     parser = ConfigParser()
     parser.read_config(configs / "inference.json")
     parser["bundle_root"] = str(bundle)

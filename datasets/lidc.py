@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from .csv_file import read_csv
 from .datalist import FoundScan, Survey
 from .image_folder import find_scans
 from .lidc_cubes import (
@@ -103,7 +104,7 @@ def survey_lidc(
         scans = list(_ready_cubes(folder, ready, out, progress))
     else:
         readings, notes = find_readings(folder)
-        scans = list(_dicom_cubes(folder, readings, out, settings, progress))
+        scans = list(_dicom_cubes(folder, readings, notes, out, settings, progress))
     patients = [scan.patient for scan in scans if not scan.reason]
     splits = split_patients(patients, settings.validation_fraction, settings.test_fraction, settings.seed)
     scans = [scan if scan.reason else replace(scan, split=splits[scan.patient]) for scan in scans]
@@ -137,15 +138,18 @@ def _made(rules: LidcRules) -> dict[str, Any]:
 
 
 def find_readings(root: Path) -> tuple[dict[str, Readings], list[str]]:
-    """Read the XML files below a folder; of several for one series the first counts.
+    """Read the XML files below a folder.
 
     Args:
         root: the folder; XML files of another kind are passed over.
 
     Returns:
-        The readings by DICOM series identifier, and a note on each file that is broken.
+        The readings by DICOM series identifier, and a note on each file that is broken, on ratings that were left out,
+        and on several files of one series: where they say the same the first counts, else none.
     """
     found: dict[str, Readings] = {}
+    sources: dict[str, Path] = {}
+    contradicted: set[str] = set()
     notes = []
     for path in sorted(root.rglob("*.xml")):
         try:
@@ -153,13 +157,34 @@ def find_readings(root: Path) -> tuple[dict[str, Readings], list[str]]:
         except ValueError as error:
             notes.append(f"not read: {error}")
             continue
-        if readings is not None:
-            found.setdefault(readings.series, readings)
-    return found, notes
+        if readings is None:
+            continue
+        notes += readings.notes
+        series = readings.series
+        if series not in found:
+            found[series], sources[series] = readings, path
+        elif _same_readings(found[series], readings):
+            notes.append(f"{path}: the same readings as {sources[series]}, which counts")
+        else:
+            notes.append(
+                f"{path}: other readings of the series {series} than {sources[series]}: neither counts; remove one"
+            )
+            contradicted.add(series)
+    return {series: readings for series, readings in found.items() if series not in contradicted}, notes
+
+
+def _same_readings(one: Readings, other: Readings) -> bool:
+    def content(readings: Readings) -> list[Any]:
+        return [
+            (each.reader, each.ratings, [(c.slice, c.inclusion, c.points.tolist()) for c in each.contours])
+            for each in readings.nodules
+        ]
+
+    return one.readers == other.readers and content(one) == content(other)
 
 
 def _dicom_cubes(
-    root: Path, readings: Mapping[str, Readings], out: Path, rules: LidcRules, progress: bool
+    root: Path, readings: Mapping[str, Readings], notes: Sequence[str], out: Path, rules: LidcRules, progress: bool
 ) -> Iterator[FoundScan]:
     """Survey the CT series below a folder and write the cubes of each."""
     series = list(find_scans(root))
@@ -167,6 +192,7 @@ def _dicom_cubes(
         raise ValueError(
             f"{root}: expected CT series in DICOM and XML files with readings (or ready cubes {READY_NAME}),"
             f" found {len(series)} series and {len(readings)} files with readings."
+            + "".join(f"\n  {note}" for note in notes[:10])
         )
     for scan in tqdm(series, "series", disable=None if progress else True):
         yield from _series_cubes(root, scan, readings, out, rules)
@@ -184,7 +210,7 @@ def _series_cubes(
             )
             return
         if header.series not in readings:
-            detail = f"expected an XML file of the series {header.series}, found none"
+            detail = f"expected one XML file of the series {header.series}, found none that counts"
             yield FoundScan(scan, header.patient, reason="no readings", detail=detail)
             return
         nodules = find_nodules(readings[header.series], header, rules.consensus)
@@ -267,22 +293,21 @@ def _ready_cubes(root: Path, files: Sequence[Path], out: Path, progress: bool) -
     table = root / "labels.csv"
     rows: dict[str, dict[str, str]] = {}
     if table.is_file():
-        with open(table, newline="", encoding="utf-8") as stream:
-            rows = {row["name"]: row for row in csv.DictReader(stream)}
+        rows = {row["name"]: row for row in read_csv(table, ("name",), "the ratings of the cubes")}
     for path in tqdm(files, "cubes", disable=None if progress else True):
         yield _ready_cube(path, rows.get(path.stem, {}), out)
 
 
 def _ready_cube(path: Path, row: Mapping[str, str], out: Path) -> FoundScan:
     patient = path.stem.partition("_")[0]
-    facts = {name: float(value) for name, value in row.items() if value.replace(".", "", 1).isdigit()}
+    facts = {name: float(value) for name, value in row.items() if re.fullmatch(r"[0-9]+(\.[0-9]*)?", value)}
     facts.pop("patient_index", None)
     if not patient.isdigit():
         return FoundScan(path.name, reason="no patient", detail=f"expected {READY_NAME}, found no number")
     try:
         content = np.load(path)
         image, mask = content["image"], content["mask"]
-    except (OSError, KeyError, ValueError) as error:
+    except Exception as error:  # bytes of any kind raise errors of any kind
         return FoundScan(
             path.name, patient, reason="unreadable", detail=f"expected image and mask, found {brief(error)}"
         )

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.path import Path as Polygon
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -75,9 +74,24 @@ def fill_contour(points: NDArray[np.int64]) -> NDArray[np.int64]:
     low, high = points.min(0), points.max(0)
     columns, rows = np.meshgrid(*(np.arange(a, b + 1) for a, b in zip(low, high, strict=True)), indexing="ij")
     grid = np.stack([columns.ravel(), rows.ravel()], axis=1)
-    inside = Polygon(points, closed=False).contains_points(grid)
+    inside = _winding(points, grid) != 0
     inside[np.ravel_multi_index(tuple((_edges(points) - low).T), columns.shape)] = False
     return grid[inside]
+
+
+def _winding(points: NDArray[np.int64], pixels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count how often an outline goes round each pixel; 0 is outside, whatever the outline's direction.
+
+    Where an outline is traced twice, or overlaps itself, a pixel it goes round twice is inside all the same; a rule of
+    odd and even would call it outside.
+    """
+    count = np.zeros(len(pixels), dtype=np.int64)
+    x, y = pixels[:, 0], pixels[:, 1]
+    for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
+        side = (x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)
+        count += ((y0 <= y) & (y1 > y) & (side > 0)).astype(np.int64)
+        count -= ((y1 <= y) & (y0 > y) & (side < 0)).astype(np.int64)
+    return count
 
 
 def _edges(points: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -115,7 +129,8 @@ def outline(reading: Reading, slices: Mapping[str, int]) -> Outline:
         filled = map(tuple, voxels(contour, fill_contour(contour.points)).tolist())
         (inside if contour.inclusion else outside).update(filled)
         if not contour.inclusion:
-            outside.update(map(tuple, voxels(contour, contour.points).tolist()))
+            # an outline is the first pixels that do not belong, those between two of its points included
+            outside.update(map(tuple, voxels(contour, _edges(contour.points)).tolist()))
     return Outline(
         reading.reader,
         np.array(sorted(inside - outside), dtype=np.int64).reshape(-1, 3),

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,6 +16,7 @@ from monai import __version__ as monai_version
 from monai.data.utils import json_hashing
 
 from .scan_header import scan_files
+from .whole_file import whole_path
 
 VERSION = 1
 """Raised when the transforms of this package prepare scans otherwise, so that older files are not taken."""
@@ -165,16 +164,10 @@ class MappedScan:
         self._index = None
 
     def _replace(self, path: Path, write: Any) -> int:
-        descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=f".{path.name}.")
-        try:
-            with open(descriptor, "wb") as stream:
+        with whole_path(path, durable=False) as temporary:
+            with temporary.open("wb") as stream:
                 write(stream)
-            checksum = _checksum(Path(temporary))
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-        return checksum
+            return _checksum(temporary)
 
 
 def _checksum(path: Path) -> int:

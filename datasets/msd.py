@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from .case_checks import found_case
 from .datalist import FoundScan, Survey
+from .json_file import read_json
 from .splits import RULE, add_split_arguments, split_patients
 
 DESCRIBED = ("name", "description", "reference", "licence", "release", "tensorImageSize")
@@ -80,14 +80,7 @@ def _patient(image: str) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     """Read and check ``dataset.json``."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected the description of a task, found no such file.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, found {error}.") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: expected an object, found {type(content).__name__}.")
+    content = read_json(path, "the description of a task")
     for key in ("modality", "labels"):
         value = content.get(key)
         if not isinstance(value, Mapping) or not value or not all(str(number).isdigit() for number in value):

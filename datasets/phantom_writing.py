@@ -18,6 +18,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from .json_file import read_json
 from .phantom import REGIONS, VERSION, Phantom, make_phantom
 from .phantom_labels import Label
 
@@ -131,7 +132,7 @@ def _holds(folder: Path, manifest: dict[str, Any]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        found = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["phantom"]
+        found = read_json(folder / "dataset.json")["phantom"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileExistsError(f"{folder} exists but is not a phantom data set: name another folder") from error
     if found != manifest:

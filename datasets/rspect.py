@@ -10,12 +10,12 @@ which the data list carries, for a classification of whole studies.
 from __future__ import annotations
 
 import argparse
-import csv
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
+from .csv_file import read_csv
 from .datalist import FoundScan, Survey
 from .scan_header import BadScanError, read_scan_header
 from .splits import RULE, add_split_arguments, split_patients
@@ -94,21 +94,14 @@ def survey_rspect(
 
 def _read_labels(path: Path) -> dict[tuple[str, str], _Study]:
     """Read the labels of each series; those of studies stand in every row of their slices."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected the table of labels, found no such file.")
     studies: dict[tuple[str, str], _Study] = {}
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        rows = csv.DictReader(stream)
-        missing = [name for name in (STUDY, SERIES, SLICE, ON_SLICE) if name not in (rows.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path}: expected the columns {', '.join(missing)}, found {rows.fieldnames}.")
-        for row in rows:
-            study = studies.setdefault((row[STUDY], row[SERIES]), _Study())
-            study.slices += 1
-            study.positive += row[ON_SLICE] == "1"
-            for name, value in row.items():
-                if name not in (STUDY, SERIES, SLICE, ON_SLICE) and value in ("0", "1"):
-                    study.labels[name] = int(value)
+    for row in read_csv(path, (STUDY, SERIES, SLICE, ON_SLICE), "the table of labels"):
+        study = studies.setdefault((row[STUDY], row[SERIES]), _Study())
+        study.slices += 1
+        study.positive += row[ON_SLICE] == "1"
+        for name, value in row.items():
+            if name not in (STUDY, SERIES, SLICE, ON_SLICE) and value in ("0", "1"):
+                study.labels[name] = int(value)
     return studies
 
 

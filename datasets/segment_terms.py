@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .json_file import read_json
 
 _ABNORMAL = "SCT:MorphologicallyAbnormalStructure"
 _STRUCTURE = "SCT:AnatomicalStructure"
@@ -90,11 +91,7 @@ def read_terms(path: str | Path) -> dict[str, SegmentTerm]:
         FileNotFoundError: no such file.
         ValueError: not such a file, or a keyword that pydicom does not know.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: expected a JSON file of names and codes, found no such file")
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected names with their codes, found {type(content).__name__}")
+    content = read_json(path, "names with their codes")
     return {name: _term(name, entry) for name, entry in content.items()}
 
 

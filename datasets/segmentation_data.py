@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .brats import MODALITIES, survey_brats
+from ..transforms.brats_regions import check_brats_convention
+from .brats import MODALITIES, brats_images, survey_brats
 from .datalist import Survey, load_datalist
 from .image_folder import survey_folder
+from .json_file import read_json
 from .lits import survey_lits
 from .msd import survey_msd
 
@@ -47,11 +48,14 @@ def load_labelled_cases(
     """
     if datalist is not None:
         cases = load_datalist(datalist, dataset_dir, key, with_label=True)
-        content = json.loads(Path(datalist).read_text(encoding="utf-8"))
+        content = read_json(datalist)
         _compare(datalist, content, expected)
+        if layout == "brats" and expected and "label_convention" in expected:
+            for case in cases:  # a list that was written by hand may say nothing
+                check_brats_convention(_label_path(case), str(expected["label_convention"]))
         cases = _choose_channels(datalist, cases, content, channels)
     else:
-        survey = _survey(layout, dataset_dir, channels)
+        survey = _survey(layout, dataset_dir, channels, (expected or {}).get("label_convention"))
         for line in survey.table().splitlines():
             logger.info(line)
         content = survey.datalist(absolute=True)
@@ -93,7 +97,7 @@ def load_cases(
         ValueError: when there is no image.
     """
     if datalist is not None:
-        content = json.loads(Path(datalist).read_text(encoding="utf-8")) if Path(datalist).is_file() else {}
+        content = read_json(datalist) if Path(datalist).is_file() else {}
         cases = _choose_channels(datalist, load_datalist(datalist, dataset_dir, key), content, channels)
     else:
         cases = _images(layout, dataset_dir, channels)
@@ -105,17 +109,22 @@ def load_cases(
 def _images(layout: Layout, dataset_dir: str | Path, channels: Sequence[str] | None) -> list[dict[str, Any]]:
     root = Path(dataset_dir).resolve()
     if layout == "brats":
-        return [scan.entry(root) for scan in _survey(layout, dataset_dir, channels).scans]
+        return [scan.entry(root) for scan in brats_images(dataset_dir, MODALITIES if channels is None else channels)]
     survey = survey_folder(dataset_dir, min_size=(1, 1, 1), modality="any")
     return [scan.entry(root) for scan in survey.scans if scan.reason != "name excluded"]
 
 
-def _survey(layout: Layout, root: str | Path, channels: Sequence[str] | None) -> Survey:
+def _label_path(case: Mapping[str, Any]) -> str:
+    """Give the end of a label map's path, which names the sub-challenge."""
+    return "/".join(Path(str(case["label"])).parts[-4:])
+
+
+def _survey(layout: Layout, root: str | Path, channels: Sequence[str] | None, convention: Any = None) -> Survey:
     """Survey a folder as its layout asks."""
     if layout == "lits":
         return survey_lits(root)
     if layout == "brats":
-        return survey_brats(root, MODALITIES if channels is None else channels)
+        return survey_brats(root, MODALITIES if channels is None else channels, expected=convention)
     if layout == "msd":
         return survey_msd(root)
     raise ValueError(
@@ -181,10 +190,12 @@ def msd_task(task: str | Path) -> dict[str, Any]:
 
 
 def _read_task(path: Path) -> tuple[str, Literal["CT", "MR"], int, tuple[str, ...]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected the description of a task, found no such file")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    labels = {int(value): str(label) for value, label in content["labels"].items()}
+    content = read_json(path, "the description of a task")
+    try:
+        labels = {int(value): str(label) for value, label in content["labels"].items()}
+        content["modality"].values()
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected 'labels' and 'modality' as names by number ({error!r})") from error
     if sorted(labels) != list(range(len(labels))):
         raise ValueError(f"{path}: expected labels 0, 1, 2, ... without a gap, found {sorted(labels)}")
     modality: Literal["CT", "MR"] = "CT" if all("CT" in str(each) for each in content["modality"].values()) else "MR"

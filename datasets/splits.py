@@ -46,12 +46,19 @@ def split_patients(
             "validation_fraction and test_fraction must each lie in [0, 1) and leave patients for training,"
             f" got {validation_fraction} and {test_fraction}."
         )
-    order = sorted(set(patients), key=lambda patient: hashlib.sha256(f"{seed}/{patient}".encode()).hexdigest())
+    order = sorted(
+        set(patients),
+        key=lambda patient: hashlib.sha256(f"{seed}/{patient}".encode(errors="surrogateescape")).hexdigest(),
+    )
     spare = len(order) - 1
     validation = min(max(round(validation_fraction * len(order)), int(validation_fraction > 0)), max(spare, 0))
     testing = min(round(test_fraction * len(order)), max(spare - validation, 0))
     splits = ["testing"] * testing + ["validation"] * validation + ["training"] * (len(order) - testing - validation)
     return dict(zip(order, splits, strict=True))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def add_split_arguments(parser: argparse.ArgumentParser, validation: float, test: float | None = None) -> None:

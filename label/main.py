@@ -12,6 +12,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from lib.inference import CheckedInferTask
 from lib.points import PointScoreTask
 from lib.training import GenesisTrainTask, PretrainTask
 from lib.uncertainty import EntropyInferTask, LeastCertain, UncertaintyScoring
@@ -95,7 +96,7 @@ class GenesisApp(MONAILabelApp):
     def _infer_task(self, name: str) -> InferTask | None:
         path = self.bundles[name]
         if name.endswith("_segmentation"):
-            return BundleInferTask(str(path), self.conf, load_strict=True)
+            return CheckedInferTask(str(path), self.conf, load_strict=True)
         return PointScoreTask(path) if name.endswith("_classification") else None
 
     def _find_new_weights(self) -> None:

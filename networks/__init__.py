@@ -6,6 +6,7 @@ from __future__ import annotations
 from .genesis_classifier import GenesisClassifier
 from .genesis_encoder import GenesisEncoder
 from .genesis_unet import GenesisUNet
+from .weight_container import DamagedFileError, read_checkpoint
 from .weight_files import save_weights
 from .weight_report import WeightReport
 from .weight_scale import PRETRAINED_SCALES
@@ -13,10 +14,12 @@ from .weights import load_pretrained
 
 __all__ = [
     "PRETRAINED_SCALES",
+    "DamagedFileError",
     "GenesisClassifier",
     "GenesisEncoder",
     "GenesisUNet",
     "WeightReport",
     "load_pretrained",
+    "read_checkpoint",
     "save_weights",
 ]

@@ -9,6 +9,7 @@ from monai.networks.layers.factories import Pool
 from torch import Tensor, nn
 
 from .genesis_encoder import GenesisEncoder, check_architecture
+from .weight_container import refuse_non_finite
 
 
 class GenesisClassifier(nn.Module):
@@ -66,6 +67,7 @@ class GenesisClassifier(nn.Module):
         self.act = nn.ReLU()
         self.dropout = nn.Dropout(dropout)
         self.classes = nn.Linear(hidden_channels, num_classes)
+        self.register_load_state_dict_pre_hook(refuse_non_finite)
 
     def forward(self, x: Tensor) -> Tensor:
         """Give the logits, (batch, num_classes)."""

@@ -132,7 +132,7 @@ def read_plan(
         classes = {name: arguments.pop(name) for name in architecture["_kw_requires_import"]}
         patch_size, order = tuple(settings["patch_size"]), plans["transpose_forward"]
         in_channels, reader = len(settings["normalization_schemes"]), plans["image_reader_writer"]
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected plans of nnU-Net v2 with an architecture for each configuration, found none "
             f"({type(error).__name__}: {error}); plan the data set again with the nnU-Net that will train"

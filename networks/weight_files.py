@@ -12,7 +12,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from ..datasets.whole_file import whole_file
 from .original_names import from_original_name
+from .weight_container import DamagedFileError, non_finite, read_checkpoint
 
 ENTRIES = ("state_dict", "model", "network")
 EXPECTED = (
@@ -65,19 +67,19 @@ def _tensors(content: Any) -> dict[str, Tensor]:
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def _unpickle(path: Path, map_location: str | torch.device) -> Any:
-    """Let torch read the file, without running code from it."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; {EXPECTED}")
-    if not path.is_file():
-        raise FileNotFoundError(f"weight file {path} does not exist; {EXPECTED}")
+def _unpickle(path: Path, map_location: str | torch.device, need_checksums: bool) -> Any:
+    """Read the file by :func:`read_checkpoint`, and say what was expected where that fails."""
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # bytes of any kind raise errors of any kind
-        cause = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:160]
-        raise ValueError(
-            f"{path} cannot be read as weights: {EXPECTED}; found {path.stat().st_size} bytes that torch.load with "
-            f"weights_only=True refuses ({cause}); it refuses pickled modules and TorchScript archives as well"
+        return read_checkpoint(path, map_location, need_checksums)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"weight file {path} does not exist; {EXPECTED}") from error
+    except DamagedFileError as error:
+        if path.is_dir():
+            raise DamagedFileError(f"{path} is a folder; {EXPECTED}") from error
+        cause = str(error).removeprefix(f"{path} cannot be read: ").removeprefix(f"{path}: ")
+        raise DamagedFileError(
+            f"{path} cannot be read as weights: {EXPECTED}; {cause}; pickled modules and TorchScript archives are "
+            "refused as well"
         ) from error
 
 
@@ -98,22 +100,28 @@ def _find_tensors(path: Path, content: Any) -> tuple[dict[str, Tensor], str]:
     return tensors, "plain state dict"
 
 
-def read_weights(path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> WeightFile:
+def read_weights(
+    path: str | os.PathLike[str],
+    map_location: str | torch.device = "cpu",
+    need_checksums: bool = False,
+) -> WeightFile:
     """Read a state dict, a checkpoint that holds one, or the original's ``Genesis_Chest_CT.pt``.
 
     Args:
-        path: the file, written by ``torch.save``; always opened with ``weights_only=True``.
+        path: the file, written by ``torch.save``; its checksums are compared first, see :func:`read_checkpoint`.
         map_location: where the tensors go.
+        need_checksums: whether to refuse the format of torch before 1.6, which has none; the original's file has it.
 
     Returns:
         The tensors by bare name, the original's names translated by :func:`from_original_name`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not readable as weights, no tensors in it, several sets of weights, or two tensors of one name.
+        DamagedFileError: the file is damaged, or of another kind.
+        ValueError: no tensors in it, several sets of weights, two tensors of one name, or NaN or infinity in them.
     """
     path = Path(path)
-    raw, layout = _find_tensors(path, _unpickle(path, map_location))
+    raw, layout = _find_tensors(path, _unpickle(path, map_location, need_checksums))
     names = bare_names(raw)
     ours = [from_original_name(name) for name in names]
     untranslated: tuple[str, ...] = ()
@@ -125,7 +133,10 @@ def read_weights(path: str | os.PathLike[str], map_location: str | torch.device 
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"{path} holds several tensors of one name without wrappers, expected one: {twice[:5]}")
-    return WeightFile(path, layout, dict(zip(names, raw.values(), strict=True)), original, untranslated)
+    tensors = dict(zip(names, raw.values(), strict=True))
+    if wrong := non_finite(tensors):
+        raise ValueError(f"{path}: {wrong}, expected finite weights")
+    return WeightFile(path, layout, tensors, original, untranslated)
 
 
 def save_weights(state_dict: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
@@ -157,14 +168,5 @@ def save_whole(write: Callable[[BinaryIO], object], path: str | os.PathLike[str]
         write: writes the content to the open file that it is given.
         path: the file to write or replace; its folder is made where it is missing.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        write(file)

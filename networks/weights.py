@@ -138,9 +138,6 @@ def _check(file: WeightFile, fitting: Mapping[str, Tensor], report: WeightReport
             f"no {what} of {file.path} ({file.layout}) fits {report.network}: expected names such as {want} with shape "
             f"{shape}, found {len(file.tensors)} tensors such as {next(iter(file.tensors))} ({examples})"
         )
-    for name, tensor in fitting.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{file.path}: {name} holds NaN or infinite values, expected finite weights")
 
 
 def load_pretrained(
@@ -149,6 +146,7 @@ def load_pretrained(
     map_location: str | torch.device = "cpu",
     strict: bool = False,
     scale: str = "kept",
+    need_checksums: bool = False,
 ) -> WeightReport:
     """Load weights from a file into a network, and report what became of every tensor.
 
@@ -178,14 +176,15 @@ def load_pretrained(
         map_location: where the file's tensors are put before they are copied.
         strict: raise unless every tensor of file and network matches, as for evaluation.
         scale: ``"kept"`` or ``"initial"``.
+        need_checksums: refuse the format of torch before 1.6, which has no checksums, so that damage cannot be seen.
 
     Returns:
         The report.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file cannot be read as weights; no kernel of it (no encoder kernel for a Genesis network) fits;
-            values are not finite; another ``scale``; or, with ``strict``, anything is left over.
+        ValueError: the file is damaged, or cannot be read as weights; no kernel of it (no encoder kernel for a Genesis
+            network) fits; values are not finite; another ``scale``; or, with ``strict``, anything is left over.
 
     Example:
         >>> import tempfile, pathlib
@@ -201,7 +200,7 @@ def load_pretrained(
     state = network.state_dict()
     names = dict(zip(bare_names(state), state, strict=True))
     wanted = {bare: state[name] for bare, name in names.items() if isinstance(state[name], Tensor)}
-    file = read_weights(path, map_location)
+    file = read_weights(path, map_location, need_checksums)
     inputs = _input_kernels(_convolution_kernels(network, names), file.tensors, wanted)
     fitting, reasons = _fit(file.tensors, wanted, inputs)
     skipped = tuple(name for name in file.tensors if name not in fitting)

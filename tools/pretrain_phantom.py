@@ -17,10 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
 from demo import PRETRAINING, pretraining
 
-from models_genesis.networks import GenesisUNet
+from models_genesis.networks import GenesisUNet, load_pretrained
 
 FEATURES = (8, 16, 32, 64)
 WEIGHTS = PRETRAINING / "models" / "phantom_pretrained.pt"
@@ -44,7 +43,7 @@ def main() -> int:
             print(f"\n=== {title}\n$ {shlex.join(command)}", flush=True)
             subprocess.run(command, check=True, cwd=work)
         weights = work / "models" / "model.pt"
-        GenesisUNet(features=FEATURES).load_state_dict(torch.load(weights, weights_only=True), strict=True)
+        load_pretrained(GenesisUNet(features=FEATURES), weights, strict=True)
         with (work / "evaluation" / "restoration.csv").open(newline="") as file:
             print("\n".join(", ".join(row) for row in csv.reader(file)))
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,7 @@ from .region_masks import RegionDice, region_masks
 from .restoration_loss import RestorationLoss
 from .restoration_picture import RestorationPicture, draw_restoration
 from .restoration_report import RestorationReport
+from .run_lock import FolderInUseError, FolderLock
 from .schedule_step import ScheduleStep
 from .score_candidates import CandidateScorer, CandidateScores, score_candidates
 from .segmentation_report import SegmentationReport
@@ -36,6 +37,7 @@ from .segmentation_scores import BootstrapMean, bootstrap_mean, mask_scores
 from .stop_signals import StopSignals
 from .temperature import Calibration, calibrated, fit_temperature, read_temperature
 from .thin_candidates import thin_candidates
+from .weight_loader import WeightLoader
 
 __all__ = [
     "DEFORM_ON",
@@ -61,6 +63,8 @@ __all__ = [
     "FeatureProbe",
     "FiniteLossGuard",
     "FlipInferer",
+    "FolderInUseError",
+    "FolderLock",
     "Froc",
     "LayerRates",
     "Lesions",
@@ -79,6 +83,7 @@ __all__ = [
     "TrainingCollapsedError",
     "TrainingHistory",
     "UnknownOverrideError",
+    "WeightLoader",
     "bootstrap_mean",
     "calibrated",
     "choose_precision",

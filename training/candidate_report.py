@@ -285,7 +285,11 @@ class CandidateReport(_Scores):
             summary["ece"] = expected_calibration_error(probabilities, labels)
         if self.calibrate:
             calibration = fit_temperature(scores, labels, self.calibrate == "temperature_and_bias")
-            write_temperature(self.temperature_path, calibration, split=self.split, candidates_file=str(table.path))
+            notes = {"split": self.split, "candidates_file": str(table.path)}
+            weights = self.temperature_path.with_name("model.pt")
+            if weights.is_file():
+                notes["weights_sha256"] = file_hash(weights)
+            write_temperature(self.temperature_path, calibration, **notes)
             summary["calibration"] = asdict(calibration)
             logger.info(
                 "wrote %s: temperature %.3f, bias %.3f; mean negative log-likelihood %.4f before, %.4f after; expected "

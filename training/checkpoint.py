@@ -16,8 +16,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..datasets.whole_file import whole_file
+from ..datasets.whole_file import sweep_temporary
 from ..networks.weight_files import save_weights
+from .last_states import check_room, read_last_state, state_before, write_last_state
+from .run_lock import FolderLock, hold_folder
 
 __all__ = ["TrainingCheckpoint"]
 
@@ -33,6 +35,9 @@ class TrainingCheckpoint:
     one. MONAI's ``CheckpointSaver`` writes in place and forgets its best metric when it resumes: a full disk would
     leave half a file and a resumed run could overwrite better weights by worse.
 
+    The state before stays as ``last_epoch_before_1.pt``: where ``last_epoch.pt`` is damaged, resuming falls back to it
+    with a warning. While the training runs it holds the folder, so that a second one is refused.
+
     Attach it as the last handler of the trainer, so that an epoch's validation and learning-rate step are part of it.
 
     Args:
@@ -44,6 +49,10 @@ class TrainingCheckpoint:
         early_stop: the handler of early stopping, if there is one.
         resume: whether to go on from ``last_epoch.pt``.
         rank: this process's rank; rank 0 alone writes.
+        keep_last: number of states to keep, ``last_epoch.pt`` included, 1 or more.
+
+    Raises:
+        ValueError: when ``keep_last`` is below 1.
     """
 
     def __init__(
@@ -56,7 +65,12 @@ class TrainingCheckpoint:
         early_stop: EarlyStopHandler | None = None,
         resume: bool = False,
         rank: int = 0,
+        keep_last: int = 2,
     ) -> None:
+        if isinstance(keep_last, bool) or not isinstance(keep_last, int) or not 1 <= keep_last <= 100:
+            raise ValueError(f"keep_last: expected a whole number from 1 to 100, found {keep_last!r}")
+        self.keep_last = keep_last
+        self._lock: FolderLock | None = None
         self.best_path = Path(ckpt_dir) / "model.pt"
         self.last_path = Path(ckpt_dir) / "last_epoch.pt"
         self.network = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
@@ -85,13 +99,21 @@ class TrainingCheckpoint:
 
         Raises:
             FileNotFoundError: when there is nothing to resume from.
-            ValueError: when ``last_epoch.pt`` does not fit this training.
+            ValueError: when ``last_epoch.pt`` does not fit this training, or it and those before it are damaged.
+            FolderInUseError: when another training writes to the folder.
+            OSError: when the folder cannot be written, or has no room.
         """
-        self.best_path.parent.mkdir(parents=True, exist_ok=True)
+        if self.rank == 0:
+            self._lock = hold_folder(engine, self.best_path.parent)
+            names = [self.best_path.name, self.last_path.name]
+            sweep_temporary(self.best_path.parent, names, older_than=0)
+            check_room(self.best_path.parent, self.network, self.keep_last)
         if self.resume:
             self._load(engine)
         elif self.rank == 0 and self.last_path.exists():
             logger.warning("%s of an earlier run will be overwritten; --resume True goes on from it", self.last_path)
+            for before in self.last_path.parent.glob(state_before(self.last_path, 0).name.replace("0", "*")):
+                before.unlink()  # a state of another run is nothing to fall back to
 
     def save_best(self, evaluator: Engine) -> None:
         """Write ``model.pt`` if the validation that has just ended is the best so far.
@@ -100,6 +122,8 @@ class TrainingCheckpoint:
             evaluator: the evaluator.
         """
         if self.rank == 0 and evaluator.state.best_metric_epoch == evaluator.state.epoch:
+            if self._lock is not None:
+                self._lock.check()
             save_weights(self.network.state_dict(), self.best_path)
             logger.info("saved %s (epoch %d)", self.best_path, evaluator.state.epoch)
 
@@ -124,22 +148,22 @@ class TrainingCheckpoint:
             "best_metric_epoch": self.evaluator.state.best_metric_epoch,
             "early_stop": dict(stopping.state_dict()) if stopping is not None else None,
             "random_states": _random_states(),
+            "history": list(getattr(engine.state, "history", [])),
         }
-        with whole_file(self.last_path) as file:
-            torch.save(state, file)
+        if self._lock is not None:
+            self._lock.check()
+        write_last_state(self.last_path, state, self.keep_last)
 
     def _load(self, engine: Engine) -> None:
-        if not self.last_path.is_file():
-            raise FileNotFoundError(f"--resume needs {self.last_path}, and there is no such file")
+        state = read_last_state(self.last_path)
         try:
-            state = torch.load(self.last_path, map_location="cpu", weights_only=True)
             self.network.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         except Exception as error:
             raise ValueError(
-                f"{self.last_path} does not fit this training: the network, the optimizer and the schedule must be "
-                f"those it was written with ({type(error).__name__}: {error})"
+                f"{self.last_path} does not fit this training: it is not damaged, but the network, the optimizer and "
+                f"the schedule must be those it was written with ({type(error).__name__}: {error})"
             ) from error
         if state["epoch"] > engine.state.max_epochs:
             raise ValueError(
@@ -153,6 +177,7 @@ class TrainingCheckpoint:
         self.evaluator.state.best_metric = state["best_metric"]
         self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+        engine.state.history = list(state.get("history", []))
         _restore_random_states(state["random_states"])
         logger.info("resumed from %s: %d epochs done", self.last_path, state["epoch"])
 

@@ -10,23 +10,24 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..datasets.csv_file import safe_cell
 from ..datasets.whole_file import whole_file, whole_text
 
 __all__ = ["write_csv", "write_figure"]
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as CSV with a header, whole or not at all.
+    """Write rows as CSV with a header, whole or not at all; no cell is a formula to a spreadsheet.
 
     Args:
         path: the file.
         columns: names and order of the columns.
         rows: one mapping a row, from column to value.
     """
-    with whole_text(path) as text:
+    with whole_text(path, errors="backslashreplace") as text:
         writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: safe_cell(value) for name, value in row.items()} for row in rows)
 
 
 def write_figure(path: str | Path, figure: Figure, dpi: int = 120) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import datetime
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,23 @@ from monai.utils.enums import CommonKeys
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..datasets.whole_file import sweep_temporary
 from .feature_probe import FeatureProbe
 from .files import write_csv, write_figure
+from .run_lock import hold_folder
 
 __all__ = ["TrainingHistory"]
 
 logger = logging.getLogger(__name__)
 
+_PROBE_COLUMNS = ("probe", "probe_random")
+
 
 class TrainingHistory:
     """Keep ``history.csv`` and ``history.png``, and log each epoch with the time that is left.
 
-    A resumed run keeps the lines of the epochs before it. Attach it after validation.
+    A resumed run keeps the lines of the epochs before it: those that ``last_epoch.pt`` holds, where ``history.csv`` is
+    damaged or was edited. Attach it after validation.
 
     Args:
         output_dir: folder of the two files.
@@ -57,7 +63,7 @@ class TrainingHistory:
         self.metric = metric
         self.probe = probe if probe is not None and probe.enabled else None
         if self.probe is not None:
-            self.columns = (*TrainingHistory.columns, "probe", "probe_random")
+            self.columns = (*TrainingHistory.columns, *_PROBE_COLUMNS)
         self._rows: list[dict[str, Any]] = []
         self._loss_sum: Tensor | float = 0.0
         self._cubes = 0
@@ -69,22 +75,24 @@ class TrainingHistory:
         Args:
             engine: the MONAI trainer.
         """
+        engine.add_event_handler(Events.STARTED, self._hold)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
 
-    def _start_epoch(self, engine: Engine) -> None:
-        if not self._rows and engine.state.epoch > 1:
-            self._rows = self._read(before=engine.state.epoch)
-        self._loss_sum, self._cubes, self._begin = 0.0, 0, time.monotonic()
+    def _hold(self, engine: Engine) -> None:
+        """Keep other trainings out, and see before the first epoch that the folder can be written."""
+        if self.rank == 0:
+            hold_folder(engine, self.path.parent)
+            sweep_temporary(self.path.parent, [self.path.name, self.path.with_suffix(".png").name], older_than=0)
 
-    def _read(self, before: int) -> list[dict[str, Any]]:
-        if not self.path.is_file():
-            return []
-        with self.path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < before]
-        # the run before may have had a probe where this one has none, or the other way round
-        return [{name: row.get(name, "") for name in self.columns} for row in rows]
+    def _start_epoch(self, engine: Engine) -> None:
+        if not self._rows and engine.state.epoch > 1 and self.rank == 0:
+            kept = [row for row in getattr(engine.state, "history", []) if int(row["epoch"]) < engine.state.epoch]
+            rows = _compare(kept, self.path) if kept else read_history(self.path, before=engine.state.epoch)
+            # the run before may have had a probe where this one has none, or the other way round
+            self._rows = [{name: row.get(name, "") for name in self.columns} for row in rows]
+        self._loss_sum, self._cubes, self._begin = 0.0, 0, time.monotonic()
 
     def _count(self, engine: Engine) -> None:
         # summed where it lies: reading it in each iteration would let a GPU wait
@@ -110,7 +118,8 @@ class TrainingHistory:
         if self.probe is not None:
             values = {"probe": self.probe.value, "probe_random": self.probe.baseline}
             row |= {name: "" if value is None else f"{value:.6f}" for name, value in values.items()}
-        self._rows.append(row)
+        self._rows.append({name: str(value) for name, value in row.items()})
+        engine.state.history = self._rows  # goes into the last state, from which the file can be made again
         write_csv(self.path, self.columns, self._rows)
         write_figure(self.path.with_suffix(".png"), draw_history(self._rows, self.metric))
         left = datetime.timedelta(seconds=round(seconds * (engine.state.max_epochs - engine.state.epoch)))
@@ -125,6 +134,68 @@ class TrainingHistory:
             row["cubes_per_second"],
             left,
         )
+
+
+def read_history(path: Path, before: int) -> list[dict[str, str]]:
+    """Read the lines of ``history.csv`` up to an epoch.
+
+    Args:
+        path: the file.
+        before: the first epoch that does not count.
+
+    Returns:
+        One line for each epoch that was trained, none where there is no file.
+
+    Raises:
+        ValueError: when the file is damaged or was edited: it names the line and what is wrong with it.
+    """
+    if not path.is_file():
+        return []
+    advice, columns = "mend it or move it away; the training does not need it", TrainingHistory.columns
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) not in (columns, (*columns, *_PROBE_COLUMNS)):
+                raise ValueError(f"expected the columns {','.join(columns)}, found {reader.fieldnames}")
+            rows = []
+            for number, row in enumerate(reader, 1):
+                _check_row(row, number, reader.line_num)
+                rows.append({name: str(value) for name, value in row.items()})
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged or was edited: {error}; {advice}") from error
+    return [row for row in rows if int(row["epoch"]) < before]
+
+
+def _check_row(row: dict[str, Any], number: int, line: int) -> None:
+    """Refuse a line that no training writes: epochs count from 1, all else are finite numbers."""
+    if row["epoch"] != str(number):
+        raise ValueError(f"line {line}: expected epoch {number}, found {row['epoch']!r}")
+    for name, text in row.items():
+        if name == "epoch" or (text == "" and name in ("val_metric", *_PROBE_COLUMNS)):
+            continue
+        try:
+            good = math.isfinite(float(text))
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            raise ValueError(f"line {line}: expected a number as {name}, found {text!r}")
+
+
+def _compare(kept: list[dict[str, str]], path: Path) -> list[dict[str, str]]:
+    """Take the lines that the last state holds, and say where the file has others."""
+    try:
+        same = read_history(path, len(kept) + 1) == kept
+    except ValueError as error:
+        logger.warning("%s", error)
+        same = False
+    if not same:
+        if path.is_file():
+            aside = path.with_name(f"{path.stem}_before_resuming{path.suffix}")
+            path.replace(aside)
+            logger.warning("%s differs from the last state: it is kept as %s and made again", path, aside)
+        else:
+            logger.warning("%s is missing: it is made again from the last state", path)
+    return list(kept)
 
 
 def draw_history(rows: list[dict[str, Any]], metric: str | None = None) -> Figure:

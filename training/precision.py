@@ -141,6 +141,9 @@ class AutocastInferer(SimpleInferer):
 
         Returns:
             The logits as float32, or for networks with several outputs a list or tuple of them.
+
+        Raises:
+            ValueError: outside of training, when the output holds NaN or infinity.
         """
         run = super().__call__ if self.inferer is None else self.inferer
         dtype, device = self.precision.autocast_dtype, inputs.device.type
@@ -148,6 +151,18 @@ class AutocastInferer(SimpleInferer):
         thin = _ThinConvolutionsInFloat32() if trains_in_bfloat16 else nullcontext()
         with torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=dtype is not None), thin:
             outputs = run(self.precision.arrange(inputs), network, *args, **kwargs)
-        if isinstance(outputs, (list, tuple)):
-            return type(outputs)(output.float() for output in outputs)
-        return outputs.float()
+        several = isinstance(outputs, (list, tuple))
+        for output in outputs if several else [outputs]:
+            if not torch.is_grad_enabled():
+                _check_finite(output)
+        return type(outputs)(output.float() for output in outputs) if several else outputs.float()
+
+
+def _check_finite(output: Tensor) -> None:
+    """Refuse an output whose NaN or infinity the largest-of-all rule would turn into background."""
+    low, high = torch.aminmax(output)
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        raise ValueError(
+            "the network's output holds NaN or infinity: expected finite numbers, which sound weights and an image "
+            "without NaN give; where the device computes in half precision, try --amp False"
+        )

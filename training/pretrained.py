@@ -11,6 +11,7 @@ from monai.handlers import CheckpointLoader
 from torch import nn
 
 from ..networks import PRETRAINED_SCALES, WeightReport, load_pretrained
+from ..networks.weight_files import read_weights
 
 __all__ = ["load_pretrained_weights"]
 
@@ -44,7 +45,8 @@ def load_pretrained_weights(
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the file does not fit the network, or for another scale.
+        ValueError: when the file is damaged, holds NaN or infinity, or does not fit the network; the first two also
+            for the file of ``first_handler``; or for another scale.
     """
     if scale not in PRETRAINED_SCALES:
         raise ValueError(f"--pretrained_scale: expected one of {PRETRAINED_SCALES}, found {scale!r}")
@@ -52,6 +54,7 @@ def load_pretrained_weights(
         logger.info("the training is resumed: its own weights count, not --pretrained %s", pretrained)
         return None
     if isinstance(first_handler, CheckpointLoader):
+        read_weights(first_handler.load_path)  # MONAI's loader takes damaged files and NaN as they are
         logger.info("the training starts from %s, not from --pretrained %s", first_handler.load_path, pretrained)
         return None
     if pretrained is None or str(pretrained).lower() == "none":

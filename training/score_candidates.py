@@ -72,7 +72,7 @@ class CandidateScorer:
             raise ValueError(f"overrides: expected keys of {config}, found {unknown}")
         parser.update(given)
         self.device = torch.device(parser.get_parsed_content("device"))
-        load_pretrained(parser.get_parsed_content("network_def"), weights, strict=True)
+        load_pretrained(parser.get_parsed_content("network_def"), weights, strict=True, need_checksums=True)
         self.network = parser.get_parsed_content("network").eval()
         self.inferer = parser.get_parsed_content("inferer")
         self.prepare = parser.get_parsed_content("preprocessing")

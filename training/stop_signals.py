@@ -11,6 +11,8 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
+from .run_lock import release_folders
+
 __all__ = ["StopSignals"]
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ class StopSignals:
 
     def _interrupted(self, engine: Engine, error: BaseException) -> None:
         self._uninstall(engine)
+        release_folders(engine)
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             logger.warning(
                 "stopped in epoch %d, iteration %d: %s", engine.state.epoch, engine.state.iteration, self.advice

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
+from ..datasets.candidate_predictions import file_hash
+from ..datasets.json_file import read_json
 from ..datasets.whole_file import whole_file
 
 __all__ = [
@@ -196,15 +200,16 @@ def _fit_with_bias(values: FloatArray, truth: NDArray) -> tuple[float, float]:
 
 
 def write_temperature(path: str | Path, calibration: Calibration, **notes: Any) -> None:
-    """Write a temperature as JSON, whole or not at all.
+    """Write a temperature as JSON with a checksum, whole or not at all.
 
     Args:
         path: the file.
         calibration: what was fitted.
-        notes: further entries, such as the split.
+        notes: further entries, such as the split; ``weights_sha256`` binds the file to these weights.
     """
+    content = {**asdict(calibration), **notes}
     with whole_file(path) as file:
-        file.write(json.dumps({**asdict(calibration), **notes}, indent=2).encode() + b"\n")
+        file.write(json.dumps({**content, "checksum": _checksum(content)}, indent=2).encode() + b"\n")
 
 
 def read_temperature(temperature: float | str | None, ckpt_dir: str | Path = ".") -> tuple[float, float]:
@@ -219,7 +224,9 @@ def read_temperature(temperature: float | str | None, ckpt_dir: str | Path = "."
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is no number above 0, or the file holds none.
+        ValueError: when it is no number above 0, or the file holds none, is damaged or edited, or was fitted for other
+            weights than those in ``ckpt_dir``. A file of one's own, with a ``temperature`` and perhaps a ``bias``
+            alone, needs no checksum.
     """
     if temperature is None:
         return 1.0, 0.0
@@ -231,11 +238,31 @@ def read_temperature(temperature: float | str | None, ckpt_dir: str | Path = "."
                 f"--temperature {temperature}: expected the file {path}, found none; evaluating the validation split "
                 "with --calibrate writes it"
             )
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _read_file(path, Path(ckpt_dir) / "model.pt")
     value, bias = content.get("temperature"), content.get("bias", 0.0)
     if not _is_number(value) or value <= 0 or not _is_number(bias):
         raise ValueError(f"--temperature {temperature}: expected a number above 0, found {value!r} (bias {bias!r})")
     return float(value), float(bias)
+
+
+def _read_file(path: Path, weights: Path) -> dict[str, Any]:
+    """Read a file of :func:`write_temperature`, and refuse what it never writes."""
+    content = read_json(path, "a fitted temperature")
+    advice = "evaluating the validation split with --calibrate writes it again"
+    if "checksum" in content:
+        if content["checksum"] != _checksum(content):
+            raise ValueError(f"{path}: expected it as it was written, found it damaged or edited; {advice}")
+    elif "nll_after" in content:
+        raise ValueError(f"{path}: expected a checksum, found none: damaged, edited, or of an older version; {advice}")
+    fitted = content.get("weights_sha256")
+    if fitted is not None and weights.is_file() and file_hash(weights) != fitted:
+        raise ValueError(f"{path}: was fitted for other weights than {weights}; {advice}")
+    return content
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    text = json.dumps({name: value for name, value in content.items() if name != "checksum"}, sort_keys=True)
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def _is_number(value: Any) -> bool:

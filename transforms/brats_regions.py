@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -26,10 +27,96 @@ BRATS_LABELS: dict[str, dict[int, str]] = {
     "2018": {0: "background", 1: _CORE, 2: _OEDEMA, 4: _ENHANCING},
     "2023": {0: "background", 1: _CORE, 2: _OEDEMA, 3: _ENHANCING},
     "2024": {0: "background", 1: _CORE, 2: _OEDEMA, 3: _ENHANCING, 4: _CAVITY},
+    "2024-ped": {0: "background", 1: _ENHANCING, 2: "non-enhancing tumour", 3: "cystic component", 4: _OEDEMA},
     "msd": {0: "background", 1: _OEDEMA, 2: _CORE, 3: _ENHANCING},
 }
-"""What each label means, by convention: ``"2013"`` is 2012 to 2016, ``"2018"`` 2017 to 2022, ``"2023"`` from then on,
-``"2024"`` the gliomas after treatment, and ``"msd"`` Task01_BrainTumour of the Medical Segmentation Decathlon."""
+"""What each label means, by convention: ``"2013"`` is 2012 to 2016, ``"2018"`` 2017 to 2022, ``"2023"`` from then on
+(adults, Africa, meningioma, GoAT, and children in 2023 alone), ``"2024"`` the gliomas after treatment and the
+metastases, where 4 is a resection cavity, ``"2024-ped"`` the tumours of children from 2024 on (arXiv:2404.15009), and
+``"msd"`` Task01_BrainTumour of the Medical Segmentation Decathlon."""
+
+_SUB_CHALLENGES: dict[str, tuple[str, ...]] = {
+    "GLI": ("2023", "2024"),
+    "SSA": ("2023",),
+    "AFRICA": ("2023",),
+    "MEN": ("2023",),
+    "MET": ("2024", "2023"),
+    "METS": ("2024", "2023"),
+    "GOAT": ("2023",),
+    "PED": ("2024-ped", "2023"),
+    "PEDS": ("2024-ped", "2023"),
+    "MEN-RT": (),
+}
+"""Conventions that each sub-challenge from 2023 on has used, the usual one first.
+
+Metastases: 1 to 3 as in ``"2023"``, and 4 only where there is a cavity. Radiotherapy of meningiomas has one label, the
+gross tumour volume, which no convention has (arXiv:2405.18383)."""
+
+_SUB_CHALLENGE = re.compile(
+    r"BraTS[-_ ]?(?P<year>20\d\d(?!\d))?[-_ ]?(?P<name>MEN-RT|[A-Za-z]+?)"
+    r"(?=[-_ ]?(?P<after>20\d\d(?!\d))|[-_ ]|$)",
+    re.IGNORECASE,
+)
+
+
+def brats_sub_challenge(path: str) -> tuple[str, tuple[str, ...]]:
+    """Tell by names which sub-challenge a file is of, and what its labels can mean.
+
+    Args:
+        path: a case's name, or a path: the last part that names a sub-challenge counts, and a year that is given with
+            one in a folder's name.
+
+    Returns:
+        Its short name, ``""`` for none or an unknown one, and keys of :data:`BRATS_LABELS`, the usual one first.
+        Children's tumours have two, for 2023 numbered the labels otherwise than 2024 and later, under the same names.
+
+    Example:
+        >>> brats_sub_challenge("BraTS-SSA-00002-000")
+        ('SSA', ('2023',))
+        >>> brats_sub_challenge("BraTS-PED-00001-000")
+        ('PED', ('2024-ped', '2023'))
+        >>> brats_sub_challenge("BraTS-PEDs2024_Training/BraTS-PED-00001-000")
+        ('PED', ('2024-ped',))
+    """
+    found, years = "", set[str]()
+    for part in re.split(r"[/\\]", path):
+        for match in _SUB_CHALLENGE.finditer(part):
+            if match["name"].upper() in _SUB_CHALLENGES:
+                found = match["name"].upper()
+                years |= {year for year in (match["year"], match["after"]) if year}
+    conventions = _SUB_CHALLENGES.get(found, ())
+    if found.startswith("PED"):
+        found = "PED"
+        if len(years) == 1:
+            conventions = ("2023",) if years == {"2023"} else ("2024-ped",)
+    return found, conventions
+
+
+def check_brats_convention(path: str, convention: str) -> None:
+    """Refuse a convention that the name of a case contradicts.
+
+    Args:
+        path: see :func:`brats_sub_challenge`.
+        convention: a key of :data:`BRATS_LABELS`.
+
+    Raises:
+        ValueError: when labels of this sub-challenge mean something else, or are not those of any convention.
+
+    Example:
+        >>> check_brats_convention("BraTS-PED-00001-000", "2018")
+        Traceback (most recent call last):
+        ValueError: BraTS-PED-00001-000: expected the label convention 2024-ped or 2023 of BraTS-PED, found 2018.
+    """
+    name, possible = brats_sub_challenge(path)
+    if name == "MEN-RT":
+        raise ValueError(
+            f"{path}: BraTS-MEN-RT has one label, the gross tumour volume, and none of the regions of BraTS; train it "
+            "as a task of its own with a dataset.json (genesis_msd_segmentation)."
+        )
+    if name and convention not in possible:
+        raise ValueError(
+            f"{path}: expected the label convention {' or '.join(possible)} of BraTS-{name}, found {convention}."
+        )
 
 
 def brats_label_values(convention: str, regions: Sequence[str] = BRATS_REGIONS) -> dict[str, tuple[int, ...]]:
@@ -104,8 +191,8 @@ def brats_labels(masks: NdarrayOrTensor, convention: str, regions: Sequence[str]
     """Turn predicted regions back into one label map, to be saved or handed in.
 
     Where the regions are not nested the inner one wins: enhancing tumour before core before whole. The core outside the
-    enhancing tumour becomes label 1 (2 in ``"msd"``), what of the whole tumour is left oedema. Of the whole tumour
-    alone, all becomes oedema, for no label stands for the tumour as a whole.
+    enhancing tumour becomes label 1 (2 in ``"msd"`` and ``"2024-ped"``), what of the whole tumour is left oedema. Of
+    the whole tumour alone, all becomes oedema, for no label stands for the tumour as a whole.
 
     Args:
         masks: ``(R, X, Y, Z)``, 0 or 1 (or False and True), a channel for each region.

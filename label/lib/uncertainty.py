@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lib.inference import CheckedInferTask
 from monai.inferers import Inferer
 from monai.transforms import Activationsd
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
-from monailabel.tasks.infer.bundle import BundleInferTask
 from torch import Tensor
 
 from models_genesis.training import FlipInferer
@@ -71,7 +71,7 @@ class EntropyInferer(Inferer):
         return torch.special.entr(mean).sum(1, keepdim=True) / torch.log(torch.tensor(float(mean.shape[1])))
 
 
-class EntropyInferTask(BundleInferTask):
+class EntropyInferTask(CheckedInferTask):
     """A segmentation bundle that gives a map of its uncertainty instead of its segmentation.
 
     Args:

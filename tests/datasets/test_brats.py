@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from monai.transforms import LoadImage
 
-from models_genesis.datasets import ScanReader, load_datalist, survey_brats
+from models_genesis.datasets import ScanReader, load_cases, load_datalist, load_labelled_cases, survey_brats
 from models_genesis.datasets.__main__ import main
 
 SPLITS = ("training", "validation", "testing")
@@ -166,3 +166,108 @@ def test_real_cases(shared, tmp_path):
     check = ["check", "--datalist", str(tmp_path / "list.json"), "--root", str(root)]
     assert main([*check, "--modality", "MR", "--channels", "4"]) == 0
     assert main([*check, "--modality", "CT"]) == 1
+
+
+def write_labels(root, name, values):
+    """Write a case as from 2023 on, with these values in its label map."""
+    write_case(root, "2023", name, parts=ORDER)
+    label = np.zeros((5, 4, 3), np.uint8)
+    label.flat[: len(values)] = values
+    nib.save(nib.Nifti1Image(label, np.eye(4)), root / name / f"{name}-seg.nii.gz")
+
+
+def listed(root, *more):
+    """Survey by the command line; give the exit code and the list."""
+    out = root.parent / "list.json"
+    out.unlink(missing_ok=True)
+    code = main(["brats", "--root", str(root), "--out", str(out), *more])
+    return code, json.loads(out.read_text()) if code == 0 else None
+
+
+@pytest.mark.parametrize(
+    ("code", "convention"),
+    [("SSA", "2023"), ("MEN", "2023"), ("GoAT", "2023"), ("GLI", "2023"), ("MET", "2024"), ("ssa", "2023")],
+)
+def test_sub_challenges_whose_labels_are_the_adults(code, convention, tmp_path):
+    root = tmp_path / "raw"
+    for number in range(3):
+        write_labels(root, f"BraTS-{code}-{number:05d}-000", (1, 2, 3))
+    exit_code, content = listed(root)
+    assert exit_code == 0 and content["label_convention"] == convention
+    assert content["labels"]["2"] == "oedema" and content["labels"]["3"] == "enhancing tumour"
+    assert listed(root, "--convention", "2018")[0] == 2 and listed(root, "--convention", "2024-ped")[0] == 2
+
+
+def test_labels_of_children_s_tumours_are_never_guessed(tmp_path, capsys):
+    """1 is enhancing from 2024 on and not in 2023, under the same names."""
+    root = tmp_path / "raw"
+    for number in range(3):
+        write_labels(root, f"BraTS-PED-{number:05d}-000", (1, 2, 3, 4))
+    assert listed(root)[0] == 2
+    error = capsys.readouterr().err
+    assert "BraTS-PED" in error and "2024-ped" in error and "2023" in error
+    code, content = listed(root, "--convention", "2024-ped")
+    assert code == 0 and content["labels"]["1"] == "enhancing tumour" and content["labels"]["4"] == "oedema"
+    assert listed(root, "--convention", "2023")[1]["labels"]["3"] == "enhancing tumour"
+    assert listed(root, "--convention", "2018")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("folder", "convention"),
+    [
+        ("ASNR-MICCAI-BraTS2023-PED-Challenge-TrainingData", "2023"),
+        ("BraTS2024-PED-Challenge-TrainingData", "2024-ped"),
+        ("BraTS-PEDs2024_Training", "2024-ped"),
+        ("BraTS-PEDs_2025", "2024-ped"),
+    ],
+)
+def test_the_folder_of_a_release_tells_the_year(folder, convention, tmp_path):
+    for number in range(3):
+        write_labels(tmp_path / folder, f"BraTS-PED-{number:05d}-000", (1, 2, 3))
+    assert listed(tmp_path / folder)[1]["label_convention"] == convention
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("BraTS-PED-00001-000", "BraTS-GLI-00001-000"), "BraTS-PED"),
+        (("BraTS-MEN-RT-0001-1", "BraTS-MEN-RT-0002-1"), "gross tumour volume"),
+        (("BraTS-XYZ-00001-000", "BraTS-XYZ-00002-000"), "XYZ is not known"),
+    ],
+)
+def test_what_nobody_can_tell_is_refused(names, message, tmp_path, capsys):
+    for name in names:
+        write_labels(tmp_path / "raw", name, (1, 2))
+    assert listed(tmp_path / "raw")[0] == 2
+    assert message in capsys.readouterr().err
+
+
+def test_adults_and_metastases_go_together_with_the_cavity(tmp_path):
+    for number in range(2):
+        write_labels(tmp_path / "raw", f"BraTS-GLI-{number:05d}-000", (1, 2, 3))
+        write_labels(tmp_path / "raw", f"BraTS-MET-{number:05d}-000", (1, 2, 3, 4))
+    assert listed(tmp_path / "raw")[1]["label_convention"] == "2024"
+
+
+def test_training_refuses_a_convention_that_the_names_contradict(tmp_path):
+    """With and without a data list, and with one that says nothing of its labels."""
+    root = tmp_path / "raw"
+    for number in range(3):
+        write_labels(root, f"BraTS-PED-{number:05d}-000", (1, 2, 4))
+    for convention, right in (("2018", False), ("2024", False), ("2023", True), ("2024-ped", True)):
+        listing = listed(root, "--convention", "2024-ped")[1]
+        del listing["label_convention"]
+        (tmp_path / "mine.json").write_text(json.dumps(listing))
+        for datalist in (None, tmp_path / "mine.json"):
+            arguments = ("brats", datalist, root, "training", {"label_convention": convention}, ("flair",))
+            if right:
+                assert load_labelled_cases(*arguments)
+            else:
+                with pytest.raises(ValueError, match=r"BraTS-PED"):
+                    load_labelled_cases(*arguments)
+
+
+def test_images_alone_need_no_convention(tmp_path):
+    for number, code in enumerate(("PED", "GLI", "XYZ")):
+        write_case(tmp_path / "raw", "2023", f"BraTS-{code}-{number:05d}-000", parts=ORDER)
+    assert len(load_cases("brats", None, tmp_path / "raw", channels=("flair", "t2"))) == 3

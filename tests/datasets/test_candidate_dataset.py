@@ -7,7 +7,7 @@ import csv
 import json
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -509,9 +509,69 @@ def test_predictions_survive_and_are_taken_up(study: Study, tmp_path: Path) -> N
         assert store.done.tolist() == [0, 3, 5]
         assert store.values[[0, 3, 5]].tolist() == [1.0, -2.25, 1e-7]
         store.add([7], [0.5])
-    assert "7,0.5" in (tmp_path / "p.part").read_text().splitlines()
+    assert any(line.startswith("7,0.5,") for line in (tmp_path / "p.part").read_text().splitlines())
     merged = merge_predictions([tmp_path / "p.part"], table, "weights")
     assert np.flatnonzero(~np.isnan(merged)).tolist() == [0, 3, 5, 7]
+
+
+EDITS: dict[str, Callable[[list[str]], list[str]]] = {
+    "row -1": lambda lines: [*lines, "-1,0.9"],
+    "row -1 with the checksum of another": lambda lines: [*lines, "-1," + lines[1].split(",", 1)[1]],
+    "another value": lambda lines: [lines[0], lines[1].replace(",1.0,", ",9.0,"), *lines[2:]],
+    "another row": lambda lines: [lines[0], "4" + lines[1][1:], *lines[2:]],
+    "no number": lambda lines: [lines[0], "x,y,z", *lines[1:]],
+    "too large a row": lambda lines: [*lines, "99999999999999999999999,0.5"],
+    "nothing": lambda lines: [*lines, "", ",", ",,"],
+    "other characters": lambda lines: [*lines, "\udcff\u2028\x0b\u0663,0.5,00000000"],
+    "no checksums": lambda lines: [lines[0], *(line.rpartition(",")[0] for line in lines[1:])],
+}
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_a_damaged_or_edited_store_changes_no_prediction(
+    kind: str, study: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line counts as it was written or not at all; its row is scored again."""
+    table = study.load().table
+    right = np.full(len(table), np.nan)
+    right[[0, 3, 5]] = 1.0, -2.25, 1e-7
+    with PredictionStore(tmp_path / "p.part", table, "weights") as store:
+        store.add([0, 3], right[[0, 3]].tolist())
+        store.add([5], [1e-7])
+    lines = (tmp_path / "p.part").read_text().splitlines()
+    edited = "\n".join(EDITS[kind](lines)) + "\n"
+    (tmp_path / "p.part").write_bytes(edited.encode(errors="surrogateescape"))
+    with PredictionStore(tmp_path / "p.part", table, "weights") as store:
+        assert np.isin(store.done, [0, 3, 5]).all()
+        np.testing.assert_array_equal(store.values[store.done], right[store.done])
+        missing = [row for row in (0, 3, 5) if row not in store.done]
+        store.add(missing, right[missing].tolist())
+    assert "damaged, cut off or were edited" in caplog.text and str(tmp_path / "p.part") in caplog.text
+    np.testing.assert_array_equal(merge_predictions([tmp_path / "p.part"], table, "weights"), right)
+
+
+def test_of_flipped_bits_in_a_store_none_changes_a_prediction(study: Study, tmp_path: Path) -> None:
+    table = study.load().table
+    with PredictionStore(tmp_path / "p.part", table, "weights") as store:
+        store.add([0, 3, 5], [1.0, -2.25, 1e-7])
+    whole, right = (tmp_path / "p.part").read_bytes(), {0: 1.0, 3: -2.25, 5: 1e-7}
+    for bit in range(0, 8 * len(whole), 7):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "p.part").write_bytes(content)
+        with PredictionStore(tmp_path / "p.part", table, "weights") as store:
+            assert all(store.values[row] == right[int(row)] for row in store.done), bit
+
+
+def test_a_second_process_does_not_write_to_the_same_store(study: Study, tmp_path: Path) -> None:
+    table = study.load().table
+    with PredictionStore(tmp_path / "p.part", table) as store:
+        store.add([3], [0.5])
+        with pytest.raises(OSError, match=r"p\.part: another process"):
+            PredictionStore(tmp_path / "p.part", table, "other weights")
+        store.add([4], [0.5])
+    with PredictionStore(tmp_path / "p.part", table) as store:
+        assert store.done.tolist() == [3, 4]
 
 
 @pytest.mark.parametrize("change", ["key", "table", "resume"])

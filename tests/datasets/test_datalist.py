@@ -293,7 +293,7 @@ def test_the_module_runs(tmp_path):
     [
         (None, FileNotFoundError, "expected a data list, found no such file"),
         ("{", ValueError, "expected a data list in JSON"),
-        ("[1, 2]", ValueError, "expected a list named 'training', found"),
+        ("[1, 2]", ValueError, "expected a data list, found list"),
         ('{"validation": []}', ValueError, r"expected a list named 'training', found \['validation'\]"),
         ('{"training": [{"label": "a"}]}', ValueError, "expected an 'image' in entry 0"),
         ('{"training": [{"image": "gone%d.nii"}]}', FileNotFoundError, "7 of 7 images are missing"),

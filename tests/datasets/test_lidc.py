@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from models_genesis.datasets import ScanReader, load_datalist, survey_lidc
 from models_genesis.datasets.__main__ import main
+from models_genesis.datasets.lidc import find_readings
 from models_genesis.datasets.lidc_cubes import CubeRules, cube_bounds, share_in_cube
 from models_genesis.datasets.lidc_nodules import Outline, consensus, fill_contour, match_outlines, outline
 from models_genesis.datasets.lidc_xml import Contour, Reading, read_lidc_xml
@@ -175,6 +176,32 @@ def test_excluded_parts_are_left_out(series, tmp_path):
     series.write_xml([[rois(mask) + hole_rois(hole)]] * 2)
     survey = cubes(series, tmp_path / "out")
     np.testing.assert_array_equal(in_scan(series, tmp_path / "out", survey.scans[0]), mask & ~hole)
+
+
+def test_an_exclusion_takes_the_pixels_between_its_points_too():
+    """Readers' outlines may have points that are apart; a diamond by its corners encloses 25 pixels, 8 on its edges."""
+    square = Contour("1", True, np.array([[0, 0], [20, 0], [20, 20], [0, 20]]))
+    diamond = Contour("1", False, np.array([[10, 7], [13, 10], [10, 13], [7, 10]]))
+    inside = {tuple(each) for each in outline(Reading(0, (square, diamond), {}), {"1": 0}).inside[:, :2].tolist()}
+    expected = {(x, y) for x in range(1, 20) for y in range(1, 20) if abs(x - 10) + abs(y - 10) > 3}
+    assert inside == expected
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_an_outline_that_is_traced_several_times_encloses_the_same(turns, backwards):
+    points = np.array([[0, 0], [6, 0], [6, 5], [0, 5]])[:: -1 if backwards else 1]
+    found = fill_contour(np.tile(points, (turns, 1)))
+    assert {tuple(each) for each in found.tolist()} == {(x, y) for x in range(1, 6) for y in range(1, 5)}
+
+
+@pytest.mark.parametrize("points", [[[10, 10]], [[10, 10], [13, 10]]])
+def test_exclusions_without_an_inside_take_their_own_pixels(points):
+    square = Contour("1", True, np.array([[0, 0], [20, 0], [20, 20], [0, 20]]))
+    small = Contour("1", False, np.array(points))
+    inside = {tuple(each) for each in outline(Reading(0, (square, small), {}), {"1": 0}).inside[:, :2].tolist()}
+    gone = {(x, 10) for x in range(10, points[-1][0] + 1)}
+    assert inside == {(x, y) for x in range(1, 20) for y in range(1, 20)} - gone
 
 
 def hole_rois(hole):
@@ -373,6 +400,86 @@ def test_series_that_give_nothing_are_named(series, tmp_path, tools):
         cubes(series, tmp_path / "out")
 
 
+def test_two_files_of_one_series_count_where_they_say_the_same(series, tmp_path):
+    mask = ellipse(series.volume.shape, (20, 25, 9), (9, 7, 4))
+    series.write_xml([[rois(mask)]] * 2, "a.xml")
+    series.write_xml([[rois(mask)]] * 2, "b.xml", namespace="http://other")
+    survey = cubes(series, tmp_path / "out")
+    assert [scan.reason for scan in survey.scans] == [""]
+    assert any("b.xml: the same readings as" in note and "a.xml" in note for note in survey.notes)
+    series.write_xml([[rois(mask)]] * 3, "c.xml")
+    with pytest.raises(ValueError, match=r"(?s)0 files with readings.*c\.xml: other readings of the series"):
+        cubes(series, tmp_path / "out").datalist()
+    _, notes = find_readings(series.folder)
+    assert any("c.xml: other readings of the series" in note and "a.xml" in note for note in notes)
+
+
+def xml(points="", ratings=""):
+    """An XML file with one outline of four points, of which the first is given."""
+    corners = points + "".join(
+        f"<edgeMap><xCoord>{x}</xCoord><yCoord>{y}</yCoord></edgeMap>" for x, y in ((9, 4), (9, 9), (4, 9))
+    )
+    return (
+        "<LidcReadMessage><ResponseHeader><SeriesInstanceUid>1.2</SeriesInstanceUid></ResponseHeader><readingSession>"
+        f"<unblindedReadNodule><characteristics>{ratings}</characteristics><roi><imageSOP_UID>1</imageSOP_UID>"
+        f"<inclusion>TRUE</inclusion>{corners}</roi></unblindedReadNodule></readingSession></LidcReadMessage>"
+    )
+
+
+def edge(x, y="4"):
+    return f"<edgeMap><xCoord>{x}</xCoord><yCoord>{y}</yCoord></edgeMap>"
+
+
+@pytest.mark.parametrize("x", ["44", "44.0", " 44.00\n", "4.4e1"])
+def test_whole_numbers_may_have_a_decimal_point(x, tmp_path):
+    (tmp_path / "a.xml").write_text(xml(edge(x)))
+    assert read_lidc_xml(tmp_path / "a.xml").nodules[0].contours[0].points[0].tolist() == [44, 4]
+
+
+@pytest.mark.parametrize("x", ["44.5", "-1", "1" * 30, "1" * 5000, "nan", "inf", "", "x", "70000", "1e400"])
+def test_coordinates_that_no_image_has_are_named(x, tmp_path):
+    (tmp_path / "a.xml").write_text(xml(edge(x)))
+    with pytest.raises(ValueError, match=r"a\.xml: expected xCoord as a whole number from 0 to 65535, found"):
+        read_lidc_xml(tmp_path / "a.xml")
+
+
+def test_ratings_that_their_scale_does_not_have_are_left_out_and_named(tmp_path):
+    ratings = {"malignancy": "6", "calcification": "6", "internalStructure": "5", "texture": "-1", "margin": "3.0"}
+    text = "".join(f"<{name}>{value}</{name}>" for name, value in ratings.items())
+    (tmp_path / "a.xml").write_text(xml(edge(4), text))
+    readings = read_lidc_xml(tmp_path / "a.xml")
+    assert readings.nodules[0].ratings == {"calcification": 6, "margin": 3}
+    assert [note.split("expected ")[1] for note in readings.notes] == [
+        "malignancy from 1 to 5, found '6': left out",
+        "internalStructure from 1 to 4, found '5': left out",
+        "texture from 1 to 5, found '-1': left out",
+    ]
+    assert find_readings(tmp_path)[1] == list(readings.notes)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'<?xml version="1.0" encoding="klingon"?><a/>',
+        b'<?xml version="1.0" encoding="utf-7"?><a/>',
+        b'<?xml version="1.0" encoding="shift_jis"?><a/>',
+        b'<?xml version="1.0" encoding="rot13"?><a/>',
+        b"<a>\xff</a>",
+        b"<a>" * 100_000,
+        b"",
+        (
+            xml(edge(4)).replace("</readingSession>", "</readingSession>" + "<readingSession></readingSession>" * 4)
+        ).encode(),
+    ],
+    ids=["unknown", "utf-7", "multi-byte", "no text encoding", "no UTF-8", "deep", "empty", "five readers"],
+)
+def test_one_broken_file_is_noted_and_the_others_are_read(content, tmp_path):
+    (tmp_path / "a.xml").write_bytes(content)
+    (tmp_path / "b.xml").write_text(xml(edge(4)))
+    readings, notes = find_readings(tmp_path)
+    assert list(readings) == ["1.2"] and len(notes) == 1 and "a.xml: expected" in notes[0]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -436,6 +543,11 @@ def test_bad_ready_cubes_are_named(tmp_path):
     np.savez(raw / "4_lone.npz", image=cube)
     np.savez(raw / "x_name.npz", image=cube, mask=mask)
     (raw / "5_text.npz").write_text("no archive")
+    whole = bytearray((raw / "1_good.npz").read_bytes())
+    whole[len(whole) // 3] ^= 16
+    (raw / "6_bit.npz").write_bytes(whole)
+    (raw / "7_cut.npz").write_bytes(whole[:3000])
+    (raw / "labels.csv").write_text("name,malignancy,texture\n1_good,\u00b2\n1_other,1,2,3\n", encoding="utf-8")
     reasons = {scan.name: scan.reason for scan in survey_lidc(raw, tmp_path / "out").scans}
     assert reasons == {
         "images/1_good.nii.gz": "",
@@ -443,5 +555,7 @@ def test_bad_ready_cubes_are_named(tmp_path):
         "3_empty.npz": "no nodule",
         "4_lone.npz": "unreadable",
         "5_text.npz": "unreadable",
+        "6_bit.npz": "unreadable",
+        "7_cut.npz": "unreadable",
         "x_name.npz": "no patient",
     }

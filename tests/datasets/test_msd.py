@@ -131,7 +131,9 @@ def test_broken_descriptions_are_named(change, message, tmp_path):
         survey_msd(tmp_path)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "expected JSON"), ("[]", "expected an object, found list")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "in JSON, found"), ("[]", "found list"), ("[" * 100_000, "nested too deeply")]
+)
 def test_no_description(text, message, tmp_path):
     with pytest.raises(FileNotFoundError, match="expected the description of a task"):
         survey_msd(tmp_path)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("points", "training", "uncertainty")
+PARTS = ("inference", "points", "training", "uncertainty")
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,30 @@ def test_balls_are_where_the_points_are(lib, spacing, oblique):
         expected[np.linalg.norm((grid - point) @ affine[:3, :3].T, axis=-1) <= 4.0] = number
     np.testing.assert_array_equal(found, expected)
     assert not lib["points"].draw_balls(shape, affine, np.array([[99.0, 5, 5]]), 4.0).any()
+
+
+@pytest.mark.parametrize("damage", ["NaN", "a bit", "empty"])
+def test_weights_that_would_segment_everything_as_background_are_refused(damage, lib, tmp_path):
+    from monailabel.interfaces.exception import MONAILabelException
+
+    from models_genesis.networks import GenesisUNet, save_weights
+
+    path = tmp_path / "model.pt"
+    save_weights(GenesisUNet(features=(4, 8)).state_dict(), path)
+    task_class = lib["inference"].CheckedInferTask
+    task = task_class.__new__(task_class)  # without a bundle's configs, which the check does not need
+    task._sound, task.get_path = None, lambda: str(path)
+    task.check_weights()
+    if damage == "NaN":
+        state = torch.load(path, weights_only=True)
+        torch.save({name: value * float("nan") for name, value in state.items()}, path)
+    else:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 16
+        path.write_bytes(content if damage == "a bit" else b"")
+    with pytest.raises(MONAILabelException) as error:
+        task.check_weights()
+    assert str(path) in str(error.value.msg)
 
 
 @pytest.fixture

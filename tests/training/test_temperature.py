@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from models_genesis.datasets.candidate_predictions import file_hash
 from models_genesis.training import calibrated, fit_temperature, read_temperature, score_ranking
 from models_genesis.training.temperature import (
     expected_calibration_error,
@@ -96,6 +97,43 @@ def test_the_file_beside_the_weights(tmp_path):
     assert read_temperature(str(tmp_path / "temperature.json")) == (fitted.temperature, fitted.bias)
     assert json.loads((tmp_path / "temperature.json").read_text())["split"] == "validation"
     assert read_temperature(None) == (1.0, 0.0) and read_temperature(2) == (2.0, 0.0)
+
+
+EDITS = {
+    "another number": lambda text: text.replace('"temperature": ', '"temperature": 1'),
+    "no bias": lambda text: "\n".join(line for line in text.splitlines() if '"bias"' not in line),
+    "no checksum": lambda text: text.replace('"checksum"', '"check"'),
+    "no JSON": lambda text: text[:-5],
+    "empty": lambda text: "",
+    "deep": lambda text: "[" * 200_000,
+    "a list": lambda text: f"[{text}]",
+    "another split": lambda text: text.replace('"validation"', '"testing"'),
+}
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_a_damaged_or_edited_file_is_named(kind, tmp_path):
+    path = tmp_path / "temperature.json"
+    write_temperature(path, fit_temperature(*drawn(2.5, 1000), with_bias=True), split="validation")
+    path.write_text(EDITS[kind](path.read_text()))
+    with pytest.raises(ValueError, match=rf"^{path}: "):
+        read_temperature("calibrated", tmp_path)
+
+
+def test_a_temperature_of_other_weights_is_refused(tmp_path):
+    weights = tmp_path / "model.pt"
+    weights.write_bytes(b"first")
+    fitted = fit_temperature(*drawn(2.5, 1000))
+    write_temperature(tmp_path / "temperature.json", fitted, weights_sha256=file_hash(weights))
+    assert read_temperature("calibrated", tmp_path)[0] == fitted.temperature
+    weights.write_bytes(b"other")
+    with pytest.raises(ValueError, match="was fitted for other weights"):
+        read_temperature("calibrated", tmp_path)
+
+
+def test_a_file_of_one_s_own_needs_no_checksum(tmp_path):
+    (tmp_path / "mine.json").write_text('{"temperature": 1.5}')
+    assert read_temperature(str(tmp_path / "mine.json")) == (1.5, 0.0)
 
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, True])

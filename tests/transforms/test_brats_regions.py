@@ -26,6 +26,7 @@ EXPECTED = {
     "2018": {0: (0, 0, 0), 1: (1, 1, 0), 2: (1, 0, 0), 4: (1, 1, 1)},
     "2023": {0: (0, 0, 0), 1: (1, 1, 0), 2: (1, 0, 0), 3: (1, 1, 1)},
     "2024": {0: (0, 0, 0), 1: (1, 1, 0), 2: (1, 0, 0), 3: (1, 1, 1), 4: (0, 0, 0)},
+    "2024-ped": {0: (0, 0, 0), 1: (1, 1, 1), 2: (1, 1, 0), 3: (1, 1, 0), 4: (1, 0, 0)},
     "msd": {0: (0, 0, 0), 1: (1, 0, 0), 2: (1, 1, 0), 3: (1, 1, 1)},
 }
 
@@ -65,8 +66,9 @@ def test_why_monai_is_not_used(convention, et_label, value):
 @pytest.mark.parametrize("convention", list(EXPECTED))
 def test_labels_come_back(convention):
     label = every_label(convention)
-    # what BraTS 2013 tells apart inside the core, and a cavity outside of all regions, no region says
-    expected = np.where(label == 3, 1, label) if convention == "2013" else label
+    # what BraTS 2013 and PED tell apart inside the core, and a cavity outside of all regions, no region says
+    merged = {"2013": 1, "2024-ped": 2}.get(convention, 3)
+    expected = np.where(label == 3, merged, label)
     expected = np.where(label == 4, 0, label) if convention == "2024" else expected
     np.testing.assert_array_equal(brats_labels(brats_regions(label, convention), convention), expected)
 
