@@ -20,7 +20,7 @@ from .class_cubes import ClassVoxelsd, RandClassCubed
 from .cube_sampling import RandTissueCube, RandTissueCubed, cut_cube
 from .device_deform import RandDeformSeedd, RandGenesisDeformOnDeviced
 from .genesis_deform import GENESIS_VARIANTS, GenesisParameters, RandGenesisDeform, RandGenesisDeformd, genesis_deform
-from .hounsfield import ClipHounsfield, ClipHounsfieldd
+from .hounsfield import ClipHounsfield, ClipHounsfieldd, ScaleHounsfield, ScaleHounsfieldd, whole_number_dtype
 from .local_shuffle import RandLocalPixelShuffle, RandLocalPixelShuffled, local_pixel_shuffle
 from .nonlinear_intensity import RandNonlinearIntensity, RandNonlinearIntensityd, bezier_curve, bezier_map
 from .painting import (
