@@ -27,9 +27,9 @@ ERROR_KEY = "error"
 class CaseDataset(Dataset):
     """MONAI's ``Dataset`` that names its cases, and either raises for a broken one or hands on what was wrong with it.
 
-    Items get their name as ``"case"``, the path of the image (of its first channel), and as ``"output_name"`` what their
-    results are called, see :func:`~models_genesis.datasets.output_names`. With ``on_bad_case="skip"`` a case
-    that cannot be loaded or prepared gives an item of its name and an ``"error"`` alone, which
+    Items get their name as ``"case"``, the path of the image (of its first channel), and as ``"output_name"`` what
+    their results are called, see :func:`~models_genesis.datasets.output_names`. With ``on_bad_case="skip"`` a case that
+    cannot be loaded or prepared gives an item of its names and an ``"error"`` alone, which
     :class:`~models_genesis.training.CaseEvaluator` counts as failed; the work goes on with the next case.
 
     Args:

@@ -81,7 +81,7 @@ def _below(image: str, roots: Sequence[str]) -> str:
 class OutputName:
     """Tell MONAI's ``SaveImaged`` the name that :class:`~models_genesis.datasets.CaseDataset` gave a case.
 
-    Use it as ``SaveImaged(keys="pred", data_root_dir=".", output_name_formatter=OutputName())``; the second argument lets
+    Use it as ``SaveImaged(keys="pred", data_root_dir=".", output_name_formatter=OutputName())``; ``data_root_dir`` lets
     ``SaveImaged`` keep the folders of a name. Without a name it takes the scan's, of which MONAI would cut off the last
     part of a folder that is named by a UID.
     """

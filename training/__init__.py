@@ -18,6 +18,7 @@ from .froc import FALSE_POSITIVE_RATES, Froc, ScanMarks, compute_froc, froc_curv
 from .history import TrainingHistory
 from .layer_rates import LayerRates, layer_groups
 from .lesions import HIT_RULES, Lesions, mark_candidates, read_lesions
+from .option_types import OptionTypeError, convert_option
 from .overlay_picture import OverlayPicture, draw_overlay
 from .overrides import UnknownOverrideError, refuse_unknown_overrides
 from .precision import AutocastInferer, Precision, choose_precision
@@ -62,6 +63,7 @@ __all__ = [
     "Froc",
     "LayerRates",
     "Lesions",
+    "OptionTypeError",
     "OverlayPicture",
     "Precision",
     "Ranking",
@@ -81,6 +83,7 @@ __all__ = [
     "calibrated",
     "choose_precision",
     "compute_froc",
+    "convert_option",
     "draw_candidate_curves",
     "draw_overlay",
     "draw_restoration",

@@ -151,8 +151,8 @@ class ClipHounsfieldd(MapTransform):
 class ScaleHounsfield(Transform):
     """Map an intensity range to [0, 1] as float32; values outside count as its nearest end.
 
-    MONAI's ``ScaleIntensityRange`` subtracts in the scan's own type, so that of an int16 scan every voxel from 31,768 HU
-    on (metal) wraps around to the value of air. Here each voxel is computed in float64 and rounded once.
+    MONAI's ``ScaleIntensityRange`` subtracts in the scan's own type, so that of an int16 scan every voxel from 31,768
+    HU on (metal) wraps around to the value of air. Here each voxel is computed in float64 and rounded once.
 
     Args:
         intensity_range: lowest and highest value, in the scan's units (HU for CT); they become 0 and 1.
