@@ -18,6 +18,14 @@ from .froc import FALSE_POSITIVE_RATES, Froc, ScanMarks, compute_froc, froc_curv
 from .history import TrainingHistory
 from .layer_rates import LayerRates, layer_groups
 from .lesions import HIT_RULES, Lesions, mark_candidates, read_lesions
+from .model_settings import (
+    ModelSettingsError,
+    ModelSettingsGuard,
+    check_model_settings,
+    read_model_settings,
+    save_trained_weights,
+    trained_task,
+)
 from .option_types import OptionTypeError, convert_option
 from .overlay_picture import OverlayPicture, draw_overlay
 from .overrides import UnknownOverrideError, refuse_unknown_overrides
@@ -29,6 +37,7 @@ from .region_masks import RegionDice, region_masks
 from .restoration_loss import RestorationLoss
 from .restoration_picture import RestorationPicture, draw_restoration
 from .restoration_report import RestorationReport
+from .run_settings import ChangedSettingsError
 from .schedule_step import ScheduleStep
 from .score_candidates import CandidateScorer, CandidateScores, score_candidates
 from .segmentation_report import SegmentationReport
@@ -55,6 +64,7 @@ __all__ = [
     "CandidatesNotScoredError",
     "CaseEvaluator",
     "CasesFailedError",
+    "ChangedSettingsError",
     "CollapseGuard",
     "DeformationPlace",
     "EpochSetter",
@@ -63,6 +73,8 @@ __all__ = [
     "Froc",
     "LayerRates",
     "Lesions",
+    "ModelSettingsError",
+    "ModelSettingsGuard",
     "OptionTypeError",
     "OverlayPicture",
     "Precision",
@@ -81,6 +93,7 @@ __all__ = [
     "UnknownOverrideError",
     "bootstrap_mean",
     "calibrated",
+    "check_model_settings",
     "choose_precision",
     "compute_froc",
     "convert_option",
@@ -97,11 +110,14 @@ __all__ = [
     "mask_scores",
     "prediction_store",
     "read_lesions",
+    "read_model_settings",
     "read_temperature",
     "refuse_unknown_overrides",
     "region_masks",
     "rows_not_scored",
+    "save_trained_weights",
     "score_candidates",
     "score_ranking",
     "thin_candidates",
+    "trained_task",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,19 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..datasets.whole_file import whole_file
 from ..networks.weight_files import save_weights
+from .model_settings import save_trained_weights
+from .run_settings import (
+    ChangedSettingsError,
+    changed_settings,
+    data_facts,
+    describe_changes,
+    measure_changed,
+    rate_factor,
+    schedule_changes,
+    settings_of_run,
+    steps_of_schedule,
+    take_over_schedule,
+)
 
 __all__ = ["TrainingCheckpoint"]
 
@@ -44,6 +58,11 @@ class TrainingCheckpoint:
         early_stop: the handler of early stopping, if there is one.
         resume: whether to go on from ``last_epoch.pt``.
         rank: this process's rank; rank 0 alone writes.
+        resume_changed: whether to resume with other settings too. The schedule is then this run's own at the epoch that
+            was reached, and the history notes what has changed. Without it other settings are refused.
+        settings: those that the result depends on; None takes them from the bundle's config.
+        model_settings: those that inference has to know; they are written to ``model.json`` with the weights. None
+            writes the weights alone.
     """
 
     def __init__(
@@ -56,7 +75,12 @@ class TrainingCheckpoint:
         early_stop: EarlyStopHandler | None = None,
         resume: bool = False,
         rank: int = 0,
+        resume_changed: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        model_settings: Mapping[str, Any] | None = None,
     ) -> None:
+        if resume_changed and not resume:
+            raise ValueError("--resume_changed True goes with --resume True")
         self.best_path = Path(ckpt_dir) / "model.pt"
         self.last_path = Path(ckpt_dir) / "last_epoch.pt"
         self.network = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
@@ -66,6 +90,9 @@ class TrainingCheckpoint:
         self.early_stop = early_stop
         self.resume = resume
         self.rank = rank
+        self.resume_changed = resume_changed
+        self.model_settings = model_settings
+        self.settings = settings_of_run() if settings is None else dict(settings)
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer.
@@ -100,7 +127,11 @@ class TrainingCheckpoint:
             evaluator: the evaluator.
         """
         if self.rank == 0 and evaluator.state.best_metric_epoch == evaluator.state.epoch:
-            save_weights(self.network.state_dict(), self.best_path)
+            if self.model_settings is None:
+                save_weights(self.network.state_dict(), self.best_path)
+            else:
+                facts = {"epoch": evaluator.state.epoch}
+                save_trained_weights(self.network.state_dict(), self.best_path, self.model_settings, facts)
             logger.info("saved %s (epoch %d)", self.best_path, evaluator.state.epoch)
 
     def save_last(self, engine: Engine) -> None:
@@ -124,6 +155,7 @@ class TrainingCheckpoint:
             "best_metric_epoch": self.evaluator.state.best_metric_epoch,
             "early_stop": dict(stopping.state_dict()) if stopping is not None else None,
             "random_states": _random_states(),
+            "settings": self._all_settings(engine),
         }
         with whole_file(self.last_path) as file:
             torch.save(state, file)
@@ -131,11 +163,14 @@ class TrainingCheckpoint:
     def _load(self, engine: Engine) -> None:
         if not self.last_path.is_file():
             raise FileNotFoundError(f"--resume needs {self.last_path}, and there is no such file")
+        changes: dict[str, tuple[Any, Any]] = {}
         try:
             state = torch.load(self.last_path, map_location="cpu", weights_only=True)
+            changes = self._refuse_changes(state, engine)
             self.network.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+            self._load_schedule(state, engine, changes)
+        except ChangedSettingsError:
+            raise
         except Exception as error:
             raise ValueError(
                 f"{self.last_path} does not fit this training: the network, the optimizer and the schedule must be "
@@ -152,9 +187,57 @@ class TrainingCheckpoint:
             stopping.load_state_dict(state["early_stop"])
         self.evaluator.state.best_metric = state["best_metric"]
         self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
-        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
-        _restore_random_states(state["random_states"])
+        engine.state.epoch, engine.state.iteration = state["epoch"], state["epoch"] * engine.state.epoch_length
+        if "seed" not in changes:
+            _restore_random_states(state["random_states"])
+        if changes:
+            self._note_changes(engine, changes)
         logger.info("resumed from %s: %d epochs done", self.last_path, state["epoch"])
+
+    def _all_settings(self, engine: Engine) -> dict[str, Any]:
+        """The settings of the run, with what only its data sets tell."""
+        facts = data_facts(getattr(getattr(engine, "data_loader", None), "dataset", None))
+        validated = getattr(getattr(self.evaluator, "data_loader", None), "dataset", None)
+        return {**self.settings, **facts, **data_facts(validated, "validation_"), "epochs": engine.state.max_epochs}
+
+    def _refuse_changes(self, state: dict[str, Any], engine: Engine) -> dict[str, tuple[Any, Any]]:
+        """Compare the settings with those of the checkpoint, and refuse others unless they are asked for."""
+        new = self._all_settings(engine)
+        old = state.get("settings", {key: value for key, value in new.items() if key != "epochs"})
+        changes = changed_settings(old, new)
+        epochs = changes.pop("epochs", None)
+        if not changes:
+            changes = schedule_changes(self.optimizer, self.lr_scheduler, state)
+            if changes and epochs:
+                changes = {"epochs": epochs}
+        elif epochs:
+            changes = {"epochs": epochs, **changes}
+        if changes and not self.resume_changed:
+            raise ChangedSettingsError(
+                f"{self.last_path} was written with other settings: {describe_changes(changes)}. Give them as they "
+                "were to go on exactly, or --resume_changed True to go on with the new ones"
+            )
+        return changes
+
+    def _load_schedule(self, state: dict[str, Any], engine: Engine, changes: dict[str, tuple[Any, Any]]) -> None:
+        if not changes:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+            return
+        by_epoch = self.settings.get("lr_step_per_epoch")
+        steps = steps_of_schedule(state, int(engine.state.epoch_length or 1), by_epoch)
+        factor = rate_factor(state.get("settings", {}), self.settings)
+        take_over_schedule(self.optimizer, self.lr_scheduler, state, steps, factor)
+
+    def _note_changes(self, engine: Engine, changes: dict[str, tuple[Any, Any]]) -> None:
+        """Log what has changed, hand it to the history, and begin a new best where the measure has changed."""
+        text = describe_changes(changes)
+        engine.state.changed_settings = text
+        rate = self.optimizer.param_groups[0]["lr"]
+        logger.warning("resumed with other settings: %s; the learning rate goes on from %.3g", text, rate)
+        if measure_changed(changes):
+            self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = -1, -1
+            logger.warning("validations before cannot be compared with those to come: the next one counts as the best")
 
 
 def _random_states() -> dict[str, Any]:

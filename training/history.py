@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 class TrainingHistory:
     """Keep ``history.csv`` and ``history.png``, and log each epoch with the time that is left.
 
-    A resumed run keeps the lines of the epochs before it. Attach it after validation.
+    A resumed run keeps the lines of the epochs before it; the first of a run that was resumed with other settings says
+    which (``changed``). Attach it after validation.
 
     Args:
         output_dir: folder of the two files.
@@ -35,7 +36,7 @@ class TrainingHistory:
         metric: what the key metric is called, where it is another quantity than the training loss.
     """
 
-    columns = ("epoch", "train_loss", "val_metric", "learning_rate", "seconds", "cubes_per_second")
+    columns = ("epoch", "train_loss", "val_metric", "learning_rate", "seconds", "cubes_per_second", "changed")
 
     def __init__(
         self, output_dir: str | Path, optimizer: Optimizer, evaluator: Engine, rank: int = 0, metric: str | None = None
@@ -82,6 +83,8 @@ class TrainingHistory:
         seconds = time.monotonic() - self._begin
         state = self.evaluator.state
         validated = state.epoch == engine.state.epoch
+        changed = getattr(engine.state, "changed_settings", "")
+        engine.state.changed_settings = ""
         row = {
             "epoch": engine.state.epoch,
             "train_loss": f"{self._loss_sum / self._cubes:.6f}",
@@ -89,6 +92,7 @@ class TrainingHistory:
             "learning_rate": f"{self.optimizer.param_groups[0]['lr']:.3g}",
             "seconds": f"{seconds:.1f}",
             "cubes_per_second": f"{self._cubes / seconds:.2f}",
+            "changed": changed,
         }
         self._rows.append(row)
         write_csv(self.path, self.columns, self._rows)
