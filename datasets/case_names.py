@@ -48,13 +48,13 @@ def output_names(images: Sequence[str], root: str | os.PathLike[str] | None = No
     names = [
         name if count[name.casefold()] == 1 else _below(image, roots) for name, image in zip(names, images, strict=True)
     ]
-    first: dict[str, str] = {}
-    for name, image in zip(names, images, strict=True):
-        other = first.setdefault(name.casefold(), image)
-        if other is not image:
+    first: dict[str, int] = {}
+    for number, (name, image) in enumerate(zip(names, images, strict=True)):
+        other = first.setdefault(name.casefold(), number)
+        if other != number:
             raise ValueError(
-                f"{other} and {image}: expected cases whose results have different names, found {name!r} for both; "
-                "rename one, or leave it out"
+                f"{images[other]} and {image}: expected cases whose results have different names, found {name!r} for "
+                "both; rename one, or leave it out"
             )
     return names
 
