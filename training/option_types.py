@@ -198,6 +198,9 @@ OPTION_KINDS: dict[str, Kind] = {
     **dict.fromkeys(("bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "pretrained"), TEXT),
     **dict.fromkeys(("datalist", "candidates", "seriesuid", "cache_dir", "calibrate", "modality"), optional(TEXT)),
     "temperature": optional(either(POSITIVE, TEXT)),
+    **dict.fromkeys(("normalise", "axcodes", "variant", "convention", "task"), TEXT),
+    # switches
+    **dict.fromkeys(("amp", "resume", "resume_changed", "allow_changed_settings", "tumour", "vessel"), SWITCH),
     # the run
     "cache_gib": optional(number(0)),
     "device": Kind("a device, such as cpu or cuda:0", _read_device),
@@ -227,6 +230,7 @@ OPTION_KINDS: dict[str, Kind] = {
     "tissue_score_range": list_of(number(), 2),
     "tissue_threshold": number(),
     "tta_flips": AXES,
+    "vessel_voxel_mm": POSITIVE,
     "overlap": SHARE,
     "dropout": SHARE,
     "in_channels": COUNT,

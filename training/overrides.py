@@ -7,6 +7,7 @@ import ast
 import difflib
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from .option_types import OPTION_KINDS, OptionTypeError, convert_option, is_expression, kind_like
+from .option_types import OPTION_KINDS, Kind, OptionTypeError, convert_option, is_expression, kind_like
 from .running_workflow import running_workflow
 
 __all__ = ["UnknownOverrideError", "refuse_unknown_overrides"]
@@ -172,7 +173,7 @@ def _convert(path: tuple[str, ...], value: Any, files: Sequence[Any], raw: str |
             return raw  # 1.10 is a name here, and would have become 1.1
         typed = [default for default in defaults if kind_like(default) is not None]
         return _first(place, value, typed or [None])
-    kinds = [kind for default in defaults if (kind := _nested_kind(default, value)) is not None]
+    kinds = [kind for default in defaults if (kind := _nested_kind(default, value, files)) is not None]
     if not kinds:
         return convert_option("", value)
     errors = []
@@ -195,14 +196,16 @@ def _first(key: str, value: Any, defaults: Sequence[Any]) -> Any:
     raise errors[0]
 
 
-def _nested_kind(default: Any, value: Any) -> Any:
+def _nested_kind(default: Any, value: Any, files: Sequence[Any]) -> Kind | None:
     """Give the kind that an argument of a component has by its default, where that can be told.
 
     Arguments of MONAI's components often take several types (one number or one for each axis), so that only switches,
     numbers given as texts, and switches given for numbers are held to it.
     """
     if isinstance(default, str) and default[:1] == "@":
-        return OPTION_KINDS.get(default[1:])
+        key = default[1:]
+        kinds = [OPTION_KINDS.get(key), *(kind_like(file.get(key)) for file in files)]
+        return next((kind for kind in kinds if kind is not None), None)
     kind = kind_like(default)
     if isinstance(default, bool) or (isinstance(value, str) and not isinstance(default, str)):
         return kind
@@ -218,7 +221,7 @@ def _refuse_idle_keys(config: Mapping[str, Any], files: Sequence[Any]) -> None:
         part = config.get(section)
         known = {key for file in files if isinstance(found := _at(file, (section,)), dict) for key in found}
         known |= {key.split("#")[1] for file in files for key in file if _id(key).startswith(f"{section}#")}
-        idle = [key for key in part if key not in known and f"@{section}#{key}" not in text] if part else []
+        idle = [key for key in part or {} if key not in known and not re.search(rf"@{section}#{key}\b", text)]
         if idle and known:
             near = difflib.get_close_matches(idle[0], sorted(known), n=1)
             hint = f" (did you mean --{section}#{near[0]}?)" if near else ""
