@@ -206,12 +206,10 @@ class TrainingCheckpoint:
         old = state.get("settings", {key: value for key, value in new.items() if key != "epochs"})
         changes = changed_settings(old, new)
         epochs = changes.pop("epochs", None)
-        if not changes:
-            changes = schedule_changes(self.optimizer, self.lr_scheduler, state)
-            if changes and epochs:
-                changes = {"epochs": epochs}
-        elif epochs:
+        of_schedule = schedule_changes(self.optimizer, self.lr_scheduler, state)
+        if of_schedule and epochs:  # a schedule that does not end goes on exactly for more of them
             changes = {"epochs": epochs, **changes}
+        changes = changes or of_schedule
         if changes and not self.resume_changed:
             raise ChangedSettingsError(
                 f"{self.last_path} was written with other settings: {describe_changes(changes)}. Give them as they "
