@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A resumed training goes on exactly, is refused, or takes over what has changed as if it had been so from the start."""
+"""A resumed training goes on exactly, is refused, or takes over what has changed as if it had always been so."""
 
 from __future__ import annotations
 
 import copy
 import csv
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_the_rates_after_taking_over_are_those_of_a_run_that_began_so(kind, old,
     rates = train(kind, network, optimizer, schedule, range(4, new[0]), new[1])
     whole = train(kind, *build(kind, *new), range(new[0]), new[1])
     assert rates == whole[4 * new[1] :]
-    assert all(later <= earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(rates))
 
 
 def test_the_learning_rate_is_the_new_ones_and_the_moments_are_the_old_ones():
