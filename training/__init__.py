@@ -24,6 +24,7 @@ from .model_settings import (
     check_model_settings,
     read_model_settings,
     save_trained_weights,
+    settings_of_load,
     trained_task,
 )
 from .option_types import OptionTypeError, convert_option
@@ -118,6 +119,7 @@ __all__ = [
     "save_trained_weights",
     "score_candidates",
     "score_ranking",
+    "settings_of_load",
     "thin_candidates",
     "trained_task",
 ]

@@ -32,6 +32,7 @@ __all__ = [
     "check_model_settings",
     "read_model_settings",
     "save_trained_weights",
+    "settings_of_load",
     "settings_path",
     "trained_task",
 ]
@@ -114,6 +115,16 @@ def read_model_settings(ckpt_dir: str | Path, file: str = "model.pt") -> dict[st
         )
     logger.info("%s: trained with %s", path, entry["settings"])
     return dict(entry["settings"])
+
+
+def settings_of_load() -> dict[str, Any]:
+    """Read the settings of the weights that ``monai.bundle.load`` is loading, empty in any other case.
+
+    ``load`` builds the network of ``train.json`` by default, and passes over weights of another shape without a word.
+    Its channels and its width follow the weights by this; a training is not concerned.
+    """
+    weights = _weights_of_load()
+    return {} if weights is None else read_model_settings(weights.parent, weights.name)
 
 
 def check_model_settings(recorded: Mapping[str, Any], given: Mapping[str, Any], allow: bool = False) -> None:

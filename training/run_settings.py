@@ -47,7 +47,7 @@ _PLACES = (
 _HARDWARE = ("device", "rank", "backend", "num_workers", "network", "precision", "inferer", "sw_batch_size")
 _DEEDS = (
     "imports", "initialize", "run", "finalize", "resume", "resume_changed", "keep_last", "on_bad_case", "on_bad_scan",
-    "epochs", "metric_name", "tolerance_mm", "eval_batch_size", "model_settings", "_meta_",
+    "epochs", "metric_name", "tolerance_mm", "eval_batch_size", "model_settings", "loaded_settings", "_meta_",
 )  # fmt: skip
 _EXEMPT = frozenset({*_PLACES, *_HARDWARE, *_DEEDS})
 _EXEMPT_BELOW = frozenset({*_EXEMPT, "handlers", "data", "persistent_workers", "max_epochs", "_desc_", "pin_memory"})
