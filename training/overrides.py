@@ -101,7 +101,8 @@ def convert_settings(workflow: ConfigWorkflow, given: Mapping[str, str | None] |
     files = _bundle_configs(workflow.config_root_path)
     dropped = [key for key, text in (given or {}).items() if text == "None" and _top_level(key) not in _RUN_ARGUMENTS]
     changes: dict[str, Any] = {_id(key): None for key in dropped}
-    config = {key: value for key, value in parser.config.items() if key not in _PROGRAM}
+    content: Any = parser.config
+    config = {key: value for key, value in content.items() if key not in _PROGRAM}
     for path, value in _walk(config, ()):
         place = "#".join(path)
         if place not in changes:

@@ -91,7 +91,8 @@ def settings_of_run() -> dict[str, Any]:
     if workflow is None:
         return {}
     settings: dict[str, Any] = {}
-    for key, value in workflow.parser.config.items():
+    config: Any = workflow.parser.config
+    for key, value in config.items():
         if key in _EXEMPT or key.startswith("+") or "#" in key:
             continue
         if is_expression(value):
