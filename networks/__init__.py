@@ -8,9 +8,11 @@ from .genesis_encoder import GenesisEncoder
 from .genesis_unet import GenesisUNet
 from .weight_files import save_weights
 from .weight_report import WeightReport
+from .weight_scale import PRETRAINED_SCALES
 from .weights import load_pretrained
 
 __all__ = [
+    "PRETRAINED_SCALES",
     "GenesisClassifier",
     "GenesisEncoder",
     "GenesisUNet",

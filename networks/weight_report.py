@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class WeightReport:
         unexpected: those of ``skipped`` and ``missing`` that transfer learning does not explain: it leaves out decoder
             or head where the network has none, and a head for other classes, but never a part of the encoder.
         reasons: why and how, for each name in ``adapted`` and ``skipped``.
+        rescaled: with ``scale="initial"``, the factor of each convolution's kernel that was rescaled.
+        not_rescaled: with ``scale="initial"``, for each other convolution's kernel the reason.
+        eps_change: with ``scale="initial"``, what the rescaling changes at most through the norms' eps, in standard
+            deviations of a normalised channel; of batch norms alone, as instance norms do not keep variances.
     """
 
     path: str
@@ -35,6 +39,9 @@ class WeightReport:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     reasons: Mapping[str, str]
+    rescaled: Mapping[str, float] = field(default_factory=dict)
+    not_rescaled: Mapping[str, str] = field(default_factory=dict)
+    eps_change: float = 0.0
 
     @property
     def summary(self) -> str:
@@ -42,10 +49,25 @@ class WeightReport:
         counts = (f"{len(getattr(self, kind))} {kind}" for kind in ("matched", "adapted", "skipped", "missing"))
         return f"weights of {self.path} ({self.layout}) into {self.network}: {', '.join(counts)}"
 
+    @property
+    def rescaling(self) -> str:
+        """One line on the scale of the weights, empty where it was kept."""
+        if not self.rescaled and not self.not_rescaled:
+            return ""
+        span = f" by {min(self.rescaled.values()):.3g} to {max(self.rescaled.values()):.3g}" if self.rescaled else ""
+        return (
+            f"{len(self.rescaled)} convolutions rescaled to their initial norm{span}, {len(self.not_rescaled)} left as "
+            f"they are; the norms' eps changes a channel by at most {self.eps_change:.2g} of its standard deviation"
+        )
+
     def __str__(self) -> str:
         lines = [self.summary]
         for kind in ("adapted", "skipped", "missing"):
             for name in getattr(self, kind):
                 reason = f": {self.reasons[name]}" if name in self.reasons else ""
                 lines.append(f"  {kind}{' (unexpected)' if name in self.unexpected else ''} {name}{reason}")
+        if self.rescaling:
+            lines.append(self.rescaling)
+        lines += [f"  rescaled {name}: by {factor:.6g}" for name, factor in self.rescaled.items()]
+        lines += [f"  not rescaled {name}: {reason}" for name, reason in self.not_rescaled.items()]
         return "\n".join(lines)

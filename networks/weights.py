@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from .weight_files import WeightFile, bare_names, read_weights
 from .weight_report import WeightReport
+from .weight_scale import PRETRAINED_SCALES, rescale
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +148,7 @@ def load_pretrained(
     path: str | os.PathLike[str],
     map_location: str | torch.device = "cpu",
     strict: bool = False,
+    scale: str = "kept",
 ) -> WeightReport:
     """Load weights from a file into a network, and report what became of every tensor.
 
@@ -161,6 +164,11 @@ def load_pretrained(
     transferred like weights; in the original's file the last is 0 throughout, which torch only reads where the momentum
     is None. The original evaluates with the batch's own statistics: ``batch_statistics=True`` does the same.
 
+    With ``scale="initial"`` each convolution right before a batch or instance norm is given the norm of the network's
+    own weight, which must be fresh, without a change of the network's output but for the norm's eps
+    (:func:`.weight_scale.rescale`). Such pairs are found by following an image through the network, which may be any;
+    other convolutions stay as the file has them, and the report names them.
+
     The report is logged: one line, adapted names and expected gaps at level INFO, unexpected gaps as WARNING, matched
     names at DEBUG. On any error the network is as it was before.
 
@@ -169,6 +177,7 @@ def load_pretrained(
         path: the file.
         map_location: where the file's tensors are put before they are copied.
         strict: raise unless every tensor of file and network matches, as for evaluation.
+        scale: ``"kept"`` or ``"initial"``.
 
     Returns:
         The report.
@@ -176,7 +185,7 @@ def load_pretrained(
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file cannot be read as weights; no kernel of it (no encoder kernel for a Genesis network) fits;
-            values are not finite; or, with ``strict``, anything is left over.
+            values are not finite; another ``scale``; or, with ``strict``, anything is left over.
 
     Example:
         >>> import tempfile, pathlib
@@ -187,6 +196,8 @@ def load_pretrained(
         >>> len(report.matched), len(report.skipped), report.missing
         (28, 18, ('hidden.weight', 'hidden.bias', 'classes.weight', 'classes.bias'))
     """
+    if scale not in PRETRAINED_SCALES:
+        raise ValueError(f"scale: expected one of {PRETRAINED_SCALES}, found {scale!r}")
     state = network.state_dict()
     names = dict(zip(bare_names(state), state, strict=True))
     wanted = {bare: state[name] for bare, name in names.items() if isinstance(state[name], Tensor)}
@@ -209,6 +220,12 @@ def load_pretrained(
     _check(file, fitting, report, wanted)
     if strict and (report.adapted or skipped or missing):
         raise ValueError(f"every tensor has to match, found:\n{report}")
+    if scale == "initial":
+        rescaling = rescale(network, fitting, wanted)
+        fitting = rescaling.tensors
+        report = dataclasses.replace(
+            report, rescaled=rescaling.factors, not_rescaled=rescaling.kept, eps_change=rescaling.eps_change
+        )
     network.load_state_dict({names[name]: tensor for name, tensor in fitting.items()}, strict=False)
     _log(report)
     return report
@@ -217,6 +234,10 @@ def load_pretrained(
 def _log(report: WeightReport) -> None:
     """Log the summary, then the names at the level that they deserve."""
     logger.info(report.summary)
+    if report.rescaling:
+        logger.info(report.rescaling)
+        for name, reason in report.not_rescaled.items():
+            logger.info("not rescaled: %s, %s", name, reason)
     logger.debug("matched: %s", ", ".join(report.matched))
     for kind in ("adapted", "skipped", "missing"):
         for level, unexpected in ((logging.INFO, False), (logging.WARNING, True)):

@@ -9,7 +9,7 @@ import pkgutil
 
 import pytest
 
-PACKAGES = ("transforms", "networks", "datasets", "training")
+PACKAGES = ("transforms", "networks", "datasets", "training", "transfer")
 
 
 def module_names() -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("transforms", "networks", "datasets", "training")
+PACKAGES = ("transforms", "networks", "datasets", "training", "transfer")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p build/typing/models_genesis
-for package in transforms networks datasets training; do
+for package in transforms networks datasets training transfer; do
   ln -sfn "$PWD/$package" "build/typing/models_genesis/$package"
 done
 mypy=("${PYTHON:-.venv/bin/python}" -m mypy --namespace-packages --explicit-package-bases)

@@ -38,6 +38,8 @@ class DeformationPlace:
         deform_on: one of the three.
         device: where the network trains; used by ``"device"``.
         num_workers: worker processes of the loader.
+        kinds_key: key under which each item of a batch has the map of what was done to its voxels once the batch is
+            prepared, see :data:`~models_genesis.transforms.VOXEL_KINDS`; None: no map.
         deform: arguments of the deformation, see :class:`~models_genesis.transforms.RandGenesisDeformd`.
 
     Attributes:
@@ -53,11 +55,16 @@ class DeformationPlace:
     """
 
     def __init__(
-        self, deform_on: str = "cpu", device: torch.device | str = "cpu", num_workers: int = 0, **deform: Any
+        self,
+        deform_on: str = "cpu",
+        device: torch.device | str = "cpu",
+        num_workers: int = 0,
+        kinds_key: str | None = None,
+        **deform: Any,
     ) -> None:
         self.prepare_batch: Callable[..., Any] = default_prepare_batch
         if deform_on == "cpu":
-            self.transform: Any = RandGenesisDeformd(CommonKeys.IMAGE, CommonKeys.LABEL, **deform)
+            self.transform: Any = RandGenesisDeformd(CommonKeys.IMAGE, CommonKeys.LABEL, kinds_key=kinds_key, **deform)
         elif deform_on == "device":
             if num_workers > 0:
                 raise ValueError(
@@ -66,12 +73,12 @@ class DeformationPlace:
             self.transform = Compose(
                 [
                     EnsureTyped(CommonKeys.IMAGE, device=torch.device(device), track_meta=False),
-                    RandGenesisDeformOnDeviced(CommonKeys.IMAGE, CommonKeys.LABEL, **deform),
+                    RandGenesisDeformOnDeviced(CommonKeys.IMAGE, CommonKeys.LABEL, kinds_key=kinds_key, **deform),
                 ]
             )
         elif deform_on == "step":
             self.transform = RandDeformSeedd()
-            self.prepare_batch = BatchDeformation(self.transform.seed_key, **deform)
+            self.prepare_batch = BatchDeformation(self.transform.seed_key, kinds_key, **deform)
         else:
             raise ValueError(f"deform_on: expected one of {DEFORM_ON}, found {deform_on!r}")
 
@@ -83,13 +90,15 @@ class BatchDeformation:
 
     Args:
         seed_key: key of the samples' seeds, int64 on the host.
+        kinds_key: key under which the batch gets the map of what was done to each voxel; None: no map.
         deform: arguments of :class:`~models_genesis.transforms.BatchGenesisDeform` but for seed and device.
     """
 
-    def __init__(self, seed_key: str = "deform_seed", **deform: Any) -> None:
+    def __init__(self, seed_key: str = "deform_seed", kinds_key: str | None = None, **deform: Any) -> None:
         self.seed_key = seed_key
-        self.arguments = deform
-        self.deform = BatchGenesisDeform(**deform)
+        self.kinds_key = kinds_key
+        self.arguments = {**deform, "record_kinds": kinds_key is not None}
+        self.deform = BatchGenesisDeform(**self.arguments)
 
     def __call__(
         self,
@@ -123,4 +132,7 @@ class BatchDeformation:
         seeds = torch.as_tensor(batchdata[self.seed_key]).tolist()
         (words,) = np.random.SeedSequence(seeds).generate_state(1, np.uint64).tolist()
         self.deform.generator.manual_seed(words >> 1)
-        return self.deform(images)
+        deformed, target = self.deform(images)
+        if self.kinds_key is not None:
+            batchdata[self.kinds_key] = self.deform.kinds
+        return deformed, target

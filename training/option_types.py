@@ -222,6 +222,9 @@ OPTION_KINDS: dict[str, Kind] = {
     "val_negatives_per_positive": optional(POSITIVE),
     "max_shift": either(number(0, whole=True), list_of(number(0, whole=True), 3)),
     **dict.fromkeys(("flip_prob", "intensity_prob", "affine_prob", "rotate90_prob", "hard_negatives"), SHARE),
+    "mask_patch": either(COUNT, SIZES),
+    "mask_ratio": SHARE,
+    "mask_value": optional(number()),
     # what the network sees and says
     "cube_size": SIZES,
     "features": list_of(COUNT),

@@ -10,7 +10,7 @@ from typing import Any
 from monai.handlers import CheckpointLoader
 from torch import nn
 
-from ..networks import WeightReport, load_pretrained
+from ..networks import PRETRAINED_SCALES, WeightReport, load_pretrained
 
 __all__ = ["load_pretrained_weights"]
 
@@ -22,6 +22,7 @@ def load_pretrained_weights(
     pretrained: str | Path | None,
     resume: bool = False,
     first_handler: Any = None,
+    scale: str = "kept",
 ) -> WeightReport | None:
     """Load the weights that a training starts from, and log what was transferred.
 
@@ -35,14 +36,18 @@ def load_pretrained_weights(
         resume: whether the training goes on from its own ``last_epoch.pt``, which then holds all weights.
         first_handler: the first of the trainer's handlers; MONAI Label puts a ``CheckpointLoader`` there, which brings
             all weights itself.
+        scale: ``"kept"``, or ``"initial"`` to give convolutions before a norm their initial scale again, see
+            :func:`~models_genesis.networks.load_pretrained`; the key ``--pretrained_scale``.
 
     Returns:
         The report, None where nothing was loaded.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the file does not fit the network.
+        ValueError: when the file does not fit the network, or for another scale.
     """
+    if scale not in PRETRAINED_SCALES:
+        raise ValueError(f"--pretrained_scale: expected one of {PRETRAINED_SCALES}, found {scale!r}")
     if resume:
         logger.info("the training is resumed: its own weights count, not --pretrained %s", pretrained)
         return None
@@ -57,4 +62,4 @@ def load_pretrained_weights(
             f"--pretrained {pretrained}: expected the weights to start from, found no such file. Train the bundle "
             "genesis_chest_ct_pretraining, name another file, or train from scratch with --pretrained none"
         )
-    return load_pretrained(network, pretrained)
+    return load_pretrained(network, pretrained, scale=scale)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The restoration error of each scan beside what can be had without a network."""
+"""The restoration error of each scan, and of each kind of voxel, next to what can be had without a network."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys
 
+from ..transforms.voxel_kinds import VOXEL_KINDS
 from .files import write_csv
 
 __all__ = ["RestorationReport"]
@@ -43,23 +45,72 @@ class _ScanSums:
         return self.original_squared / self.cubes - 2 * cross + float(np.mean(mean_image**2))
 
 
+class _KindSums:
+    """Running sums of one kind of voxel over all cubes; which voxels are of the kind differs from cube to cube."""
+
+    def __init__(self) -> None:
+        self.voxels = 0
+        self.restored = 0.0
+        self.deformed = 0.0
+        self.squared = 0.0
+        self.original: Any = 0.0  # by place in the cube
+        self.count: Any = 0.0
+
+    def add(self, restored: np.ndarray, deformed: np.ndarray, original: np.ndarray, here: np.ndarray) -> None:
+        self.voxels += int(np.count_nonzero(here))
+        self.restored += float(np.sum((restored - original)[here] ** 2))
+        self.deformed += float(np.sum((deformed - original)[here] ** 2))
+        self.squared += float(np.sum(original[here] ** 2))
+        self.original = self.original + np.where(here, original, 0.0)
+        self.count = self.count + here
+
+    def mean_image_error(self, mean_image: np.ndarray) -> float:
+        """Sum of (original - mean image)^2 over the voxels of the kind, multiplied out as for a scan."""
+        cross, mean_squared = np.sum(self.original * mean_image), np.sum(self.count * mean_image**2)
+        return self.squared - 2 * float(cross) + float(mean_squared)
+
+
 class RestorationReport:
     """Write ``restoration.csv``: per scan the mean squared error of the restored cubes and of two baselines.
 
     ``mse_deformed`` leaves the deformed cube as it is. ``mse_mean_image`` answers every cube with the voxelwise mean of
     all originals evaluated, the best that can be had without looking at the cube.
 
+    With ``kinds_key`` also ``restoration_kinds.csv``: the same for each kind of voxel
+    (:data:`~models_genesis.transforms.VOXEL_KINDS`) over all cubes. The error over all voxels is mostly that of painted
+    ones, which nobody can restore exactly; whether the network reads the visible ones shows only apart from them. A
+    kind's ``baseline`` is the better of the two answers without a network: for painted voxels that is the mean image,
+    for those that were only mapped or shuffled it depends on how far the deformation took them.
+
     Args:
-        output_dir: folder of the file.
+        output_dir: folder of the files.
         data: entries of the data list; an item's ``"scan"`` is a number in it, and its ``"image"`` the scan's name.
+        kinds_key: key of each item's map of kinds, see :class:`.deformation_place.DeformationPlace`; None: no second
+            file.
     """
 
     columns = ("scan", "cubes", "mse_restored", "mse_deformed", "mse_mean_image")
+    kind_columns = (
+        "kind",
+        "voxels",
+        "share",
+        "mse_restored",
+        "baseline",
+        "mse_baseline",
+        "mse_deformed",
+        "mse_mean_image",
+    )
 
-    def __init__(self, output_dir: str | Path, data: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, output_dir: str | Path, data: Sequence[Mapping[str, Any]], kinds_key: str | None = None) -> None:
         self.path = Path(output_dir) / "restoration.csv"
+        self.kinds_path = Path(output_dir) / "restoration_kinds.csv"
         self.data = data
+        self.kinds_key = kinds_key
+        self._clear()
+
+    def _clear(self) -> None:
         self._sums: dict[str, _ScanSums] = defaultdict(_ScanSums)
+        self._kinds: dict[str, _KindSums] = defaultdict(_KindSums)
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator.
@@ -67,7 +118,7 @@ class RestorationReport:
         Args:
             engine: the MONAI evaluator; its output must hold image (deformed), label (original) and pred (restored).
         """
-        engine.add_event_handler(Events.EPOCH_STARTED, lambda: self._sums.clear())
+        engine.add_event_handler(Events.EPOCH_STARTED, self._clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
@@ -77,6 +128,18 @@ class RestorationReport:
                 output[key].double().cpu().numpy() for key in (CommonKeys.PRED, CommonKeys.IMAGE, CommonKeys.LABEL)
             ]
             self._sums[str(self.data[int(item["scan"])]["image"])].add(*cubes)
+            if self.kinds_key is not None:
+                self._add_kinds(item, cubes)
+
+    def _add_kinds(self, item: Mapping[str, Any], cubes: Sequence[np.ndarray]) -> None:
+        if self.kinds_key not in item:
+            raise ValueError(
+                f"{self.kinds_key}: expected in each item, found {sorted(item)}; the deformation must have the same "
+                "kinds_key"
+            )
+        kinds = np.broadcast_to(np.asarray(torch.as_tensor(item[self.kinds_key]).cpu()), cubes[0].shape)
+        for number, name in enumerate(VOXEL_KINDS):
+            self._kinds[name].add(*cubes, kinds == number)
 
     def _write(self, engine: Engine) -> None:
         rows = restoration_rows(self._sums)
@@ -88,6 +151,17 @@ class RestorationReport:
                 row,
             )
         logger.info("wrote %s", self.path)
+        if self.kinds_key is not None:
+            self._write_kinds()
+
+    def _write_kinds(self) -> None:
+        rows = kind_rows(self._kinds, self._sums)
+        write_csv(self.kinds_path, self.kind_columns, rows)
+        for row in rows:
+            logger.info(
+                "%(kind)s: %(share)s of the voxels, MSE restored %(mse_restored)s, %(baseline)s %(mse_baseline)s", row
+            )
+        logger.info("wrote %s", self.kinds_path)
 
 
 def restoration_rows(sums: dict[str, _ScanSums]) -> list[dict[str, Any]]:
@@ -117,3 +191,37 @@ def restoration_rows(sums: dict[str, _ScanSums]) -> list[dict[str, Any]]:
         }
         for name, (cubes, a, b, c) in errors.items()
     ]
+
+
+def kind_rows(kinds: Mapping[str, _KindSums], scans: Mapping[str, _ScanSums]) -> list[dict[str, Any]]:
+    """Turn the sums into the lines of the report by kind, without kinds that no voxel was of.
+
+    Args:
+        kinds: running sums by kind.
+        scans: running sums by scan, for the mean image.
+
+    Returns:
+        One dict a line.
+    """
+    mean_image = sum(scan.original for scan in scans.values()) / sum(scan.cubes for scan in scans.values())
+    everything = sum(kind.voxels for kind in kinds.values())
+    rows = []
+    for name, kind in kinds.items():
+        if kind.voxels == 0:
+            continue
+        restored, deformed, mean = (
+            total / kind.voxels for total in (kind.restored, kind.deformed, kind.mean_image_error(mean_image))
+        )
+        rows.append(
+            {
+                "kind": name,
+                "voxels": kind.voxels,
+                "share": f"{kind.voxels / everything:.4f}",
+                "mse_restored": f"{restored:.6f}",
+                "baseline": "deformed" if deformed <= mean else "mean image",
+                "mse_baseline": f"{min(deformed, mean):.6f}",
+                "mse_deformed": f"{deformed:.6f}",
+                "mse_mean_image": f"{mean:.6f}",
+            }
+        )
+    return rows

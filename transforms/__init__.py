@@ -19,9 +19,17 @@ from .candidate_cube import CandidateCubed, RandCandidateCubed, candidate_cube
 from .class_cubes import ClassVoxelsd, RandClassCubed
 from .cube_sampling import RandTissueCube, RandTissueCubed, cut_cube
 from .device_deform import RandDeformSeedd, RandGenesisDeformOnDeviced
-from .genesis_deform import GENESIS_VARIANTS, GenesisParameters, RandGenesisDeform, RandGenesisDeformd, genesis_deform
+from .genesis_deform import (
+    GENESIS_VARIANTS,
+    GenesisParameters,
+    RandGenesisDeform,
+    RandGenesisDeformd,
+    genesis_deform,
+    voxel_kind_map,
+)
 from .hounsfield import ClipHounsfield, ClipHounsfieldd, ScaleHounsfield, ScaleHounsfieldd, whole_number_dtype
 from .local_shuffle import RandLocalPixelShuffle, RandLocalPixelShuffled, local_pixel_shuffle
+from .masking import RandPatchMasking, RandPatchMaskingd, draw_masked_patches
 from .nonlinear_intensity import RandNonlinearIntensity, RandNonlinearIntensityd, bezier_curve, bezier_map
 from .painting import (
     RandInPainting,
@@ -42,3 +50,4 @@ from .tissue_windows import (
     window_bounds,
 )
 from .vessel_cube import RandVesselCubed, VesselCubed, turn_to, turned_cube, vessel_axis
+from .voxel_kinds import VOXEL_KINDS

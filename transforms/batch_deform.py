@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from .batch_curve import batch_bezier_nodes, interpolate
-from .batch_draws import draw_integers, draw_uniform
+from .batch_draws import draw_bits, draw_integers, draw_uniform
 from .batch_shuffle import draw_shuffle_sources, listed_voxels
 from .genesis_deform import RandGenesisDeform
 from .local_shuffle import max_block_sides
+from .masking import count_masked, patch_grid
+from .voxel_kinds import KEPT, MAPPED, MASKED, PAINTED, SHUFFLED
 
 __all__ = ["BatchGenesisDeform"]
 
@@ -56,8 +58,15 @@ class BatchGenesisDeform:
         output_range: see :class:`RandGenesisDeform`.
         seed: of the generator that draws everything, 0..2**63-1.
         device: where the generator lives; that of the batches.
+        mask_prob: see :class:`RandGenesisDeform`.
+        mask_patch: see :class:`RandGenesisDeform`.
+        mask_ratio: see :class:`RandGenesisDeform`.
+        mask_value: see :class:`RandGenesisDeform`.
+        record_kinds: keep a map of what was done to each voxel; what is drawn does not depend on it.
 
     Attributes:
+        kinds: of the last batch with ``record_kinds``: numbers of :data:`.voxel_kinds.VOXEL_KINDS`, uint8,
+            shape (B, 1, x[, y[, z]]).
         generator: the one source of all draws; seed it anew by ``generator.manual_seed``.
 
     Raises:
@@ -88,6 +97,11 @@ class BatchGenesisDeform:
         output_range: Sequence[float] | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        mask_prob: float | None = None,
+        mask_patch: Sequence[int] | int = 16,
+        mask_ratio: float = 0.6,
+        mask_value: float | None = None,
+        record_kinds: bool = False,
     ) -> None:
         # the twin for single images checks the arguments and knows the variants
         checked = RandGenesisDeform(
@@ -105,12 +119,19 @@ class BatchGenesisDeform:
             intensity_range,
             output_range,
             backend="numpy",
+            mask_prob=mask_prob,
+            mask_patch=mask_patch,
+            mask_ratio=mask_ratio,
+            mask_value=mask_value,
         )
         self.rates = checked.rates
         self.flip_prob, self.max_flips, self.flip_axes = checked.flip_prob, checked.max_flips, checked.flip_axes
         self.reverse_prob = checked.reverse_prob
         self.num_blocks, self.max_block_fraction = checked.num_blocks, checked.max_block_fraction
         self.intensity_range, self.output_range = checked.intensity_range, checked.output_range
+        self.mask_patch, self.mask_ratio, self.mask_value = checked.mask_patch, checked.mask_ratio, checked.mask_value
+        self.record_kinds = record_kinds
+        self.kinds: Tensor | None = None
         self.generator = torch.Generator(device=device).manual_seed(seed)
 
     def __call__(self, batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,8 +150,9 @@ class BatchGenesisDeform:
         in_work += [listed_voxels(sides, self.num_blocks) if self.rates["shuffle_prob"] > 0 else 0]
         group = max(1, _GROUP_VOXELS // max(in_work))
         parts = (images.reshape(*images.shape[:2], -1).split(group) for images in (batch, deformed, target))
-        for part, deformed_part, target_part in zip(*parts, strict=True):
-            self._deform(part, shape, sides, deformed_part, target_part)
+        kinds = [self._deform(*part, shape, sides) for part in zip(*parts, strict=True)]
+        if self.record_kinds:
+            self.kinds = torch.cat(kinds).reshape(len(batch), 1, *shape)
         return deformed, target
 
     def _check(self, batch: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -159,27 +181,43 @@ class BatchGenesisDeform:
         return shape, max_block_sides(shape, self.max_block_fraction)
 
     def _deform(
-        self, images: Tensor, shape: Sequence[int], sides: Sequence[int], deformed: Tensor, target: Tensor
-    ) -> None:
-        """Deform (B, C, voxels) into `deformed` and `target`."""
+        self, images: Tensor, deformed: Tensor, target: Tensor, shape: Sequence[int], sides: Sequence[int]
+    ) -> Tensor:
+        """Deform (B, C, voxels) into `deformed` and `target`; give the kinds of voxels, (B, voxels)."""
         if not images.is_floating_point() and images.dtype not in (torch.uint8, torch.int8, torch.int16):
             images = images.int()
-        images = _take(images, self._draw_flips(len(images), shape))
+        size = len(images)
+        images = _take(images, self._draw_flips(size, shape))
         shuffled = images
+        kinds = torch.full((size, images.shape[2]), KEPT, dtype=torch.uint8, device=images.device)
+        moved: Tensor | None = None
         if self.rates["shuffle_prob"] > 0 and self.num_blocks > 0 and max(sides) > 1:
-            source = draw_shuffle_sources(self.generator, len(images), shape, sides, self.num_blocks)
+            source = draw_shuffle_sources(self.generator, size, shape, sides, self.num_blocks)
             identity = torch.arange(images.shape[2], device=source.device)
-            shuffled = _take(
-                images, torch.where(self._happens(self.rates["shuffle_prob"], len(images)), source, identity)
-            )
+            source = torch.where(self._happens(self.rates["shuffle_prob"], size), source, identity)
+            shuffled = _take(images, source)
+            moved = source != identity
         if self.rates["nonlinear_prob"] > 0:
-            self._map_intensity(images, shuffled, deformed, target)
+            kinds.masked_fill_(self._map_intensity(images, shuffled, deformed, target), MAPPED)
         else:
             target.copy_(self._to_output(self._to_unit(images)))
             deformed.copy_(target if shuffled is images else self._to_output(self._to_unit(shuffled)))
+        if moved is not None:
+            kinds.masked_fill_(moved, SHUFFLED)
         if self.rates["paint_prob"] > 0:
             noise = self._to_output(draw_uniform(self.generator, *images.shape))
-            torch.where(self._draw_noise_mask(len(images), shape).unsqueeze(1), noise, deformed, out=deformed)
+            painted = self._draw_noise_mask(size, shape)
+            torch.where(painted.unsqueeze(1), noise, deformed, out=deformed)
+            kinds.masked_fill_(painted, PAINTED)
+        if self.rates["mask_prob"] > 0:
+            masked = self._draw_masked(size, shape)
+            if self.mask_value is None:
+                noise = self._to_output(draw_uniform(self.generator, *images.shape))
+                torch.where(masked.unsqueeze(1), noise, deformed, out=deformed)
+            else:
+                deformed.masked_fill_(masked.unsqueeze(1), self.mask_value)
+            kinds.masked_fill_(masked, MASKED)
+        return kinds
 
     def _happens(self, probability: float, size: int) -> Tensor:
         return draw_uniform(self.generator, size, 1) < probability
@@ -198,8 +236,8 @@ class BatchGenesisDeform:
             index = (index.unsqueeze(2) * length + position.unsqueeze(1)).flatten(1)
         return index
 
-    def _map_intensity(self, images: Tensor, shuffled: Tensor, deformed: Tensor, target: Tensor) -> None:
-        """Map the shuffled images along a random Bezier curve each, and the images along a straight line."""
+    def _map_intensity(self, images: Tensor, shuffled: Tensor, deformed: Tensor, target: Tensor) -> Tensor:
+        """Map the shuffled images along a random Bezier curve each, the images along a straight line; tell whose."""
         size = len(images)
         points = draw_uniform(self.generator, size, 2, 2).double()
         falls = self._happens(self.reverse_prob, size)
@@ -215,13 +253,14 @@ class BatchGenesisDeform:
             target.copy_(self._to_output(self._to_unit(images)))
             values = self._to_unit(shuffled).flatten(1)
             deformed.copy_(self._to_output(curve(values, _FLOAT_NODES)).view(deformed.shape))
-            return
+            return applies
         levels = self._to_unit(torch.arange(first, last + 1, dtype=torch.float64, device=images.device)).expand(
             size, -1
         )
         for table, source, result in ((levels, images, target), (curve(levels, _TABLE_NODES), shuffled, deformed)):
             level = source.flatten(1).long().clamp_(first, last).sub_(first)
             result.copy_(self._to_output(table).float().gather(1, level).view(result.shape))
+        return applies
 
     def _draw_noise_mask(self, size: int, shape: Sequence[int]) -> Tensor:
         """Where painting puts noise, (B, V)."""
@@ -242,6 +281,19 @@ class BatchGenesisDeform:
             covers = (position >= corner.unsqueeze(2)) & (position < (corner + side).unsqueeze(2))
             in_box = (in_box.unsqueeze(3) & covers.unsqueeze(2)).flatten(2)
         return paints & (in_box.any(dim=1) ^ outside)
+
+    def _draw_masked(self, size: int, shape: Sequence[int]) -> Tensor:
+        """Which voxels lie in masked patches, (B, V)."""
+        grid, sides = patch_grid(shape, self.mask_patch)
+        # sorting random keys permutes the patches uniformly; exactly so many of them have the first ranks
+        keys = draw_bits(self.generator, size, math.prod(grid))
+        masked = keys.argsort(dim=1).argsort(dim=1) < count_masked(grid, self.mask_ratio)
+        masked = masked & self._happens(self.rates["mask_prob"], size)
+        index = torch.zeros(1, dtype=torch.long, device=masked.device)
+        for length, count, side in zip(shape, grid, sides, strict=True):
+            position = torch.arange(length, device=masked.device).div(side, rounding_mode="floor")
+            index = (index.unsqueeze(1) * count + position).flatten()
+        return masked[:, index]
 
     def _to_unit(self, images: Tensor) -> Tensor:
         """The intensity range as [0, 1]; values outside count as its nearest end, NaN as low; float64 stays float64."""

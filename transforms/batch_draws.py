@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["draw_integers", "draw_uniform"]
+__all__ = ["draw_bits", "draw_integers", "draw_uniform"]
 
 _BITS = 31
 
@@ -22,6 +22,19 @@ def draw_uniform(generator: torch.Generator, *shape: int) -> Tensor:
         The floats.
     """
     return torch.rand(shape, generator=generator, device=generator.device)
+
+
+def draw_bits(generator: torch.Generator, *shape: int) -> Tensor:
+    """Draw 62 random bits each, as keys to sort by: two of n are equal once in 2**63 / n**2 times.
+
+    Args:
+        generator: of all draws; its device is the result's.
+        shape: of the result.
+
+    Returns:
+        int64 integers, not negative.
+    """
+    return torch.randint(0, 1 << 62, shape, generator=generator, device=generator.device)
 
 
 def draw_integers(generator: torch.Generator, low: int, high: Tensor | int, *shape: int) -> Tensor:

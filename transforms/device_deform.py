@@ -29,6 +29,8 @@ class RandGenesisDeformOnDeviced(RandomizableTransform, MapTransform):
         keys: keys of the images, tensors (C, x[, y[, z]]); put ``EnsureTyped(device=...)`` before.
         target_keys: keys of the targets, one for each image.
         allow_missing_keys: whether a missing key is passed over.
+        kinds_key: key under which the item gets the map of what was done to each voxel, see
+            :attr:`BatchGenesisDeform.kinds`; None: no map.
         deform: arguments of :class:`BatchGenesisDeform` but for seed and device.
 
     Example:
@@ -45,13 +47,15 @@ class RandGenesisDeformOnDeviced(RandomizableTransform, MapTransform):
         keys: KeysCollection,
         target_keys: KeysCollection = "label",
         allow_missing_keys: bool = False,
+        kinds_key: str | None = None,
         **deform: Any,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, 1.0)
         self.target_keys = ensure_tuple_rep(target_keys, len(self.keys))
-        self.arguments = deform
-        self.deform = BatchGenesisDeform(**deform)
+        self.kinds_key = kinds_key
+        self.arguments = {**deform, "record_kinds": kinds_key is not None}
+        self.deform = BatchGenesisDeform(**self.arguments)
         self.seed = 0
 
     def randomize(self, data: Any | None = None) -> None:
@@ -70,6 +74,8 @@ class RandGenesisDeformOnDeviced(RandomizableTransform, MapTransform):
             self.deform.generator.manual_seed(self.seed)
             deformed, target = self.deform(image.unsqueeze(0))
             d[key], d[target_key] = deformed[0], target[0]
+            if self.kinds_key is not None and self.deform.kinds is not None:
+                d[self.kinds_key] = self.deform.kinds[0]
         return d
 
 

@@ -19,24 +19,37 @@ from monai.utils.enums import TransformBackends
 from .arguments import check_image_shape, check_intensity_range, check_probability, check_whole_number
 from .backend import resolve_backend
 from .local_shuffle import draw_seed, local_pixel_shuffle
+from .masking import check_patch, check_value, draw_masked_patches, mask_patches
 from .nonlinear_intensity import IntensityMap, draw_control_points
 from .painting import copy_boxes, draw_in_painting_boxes, draw_noise, draw_out_painting_boxes, fill_boxes
+from .voxel_kinds import KEPT, MAPPED, MASKED, PAINTED, SHUFFLED, inside_boxes
 
-__all__ = ["GENESIS_VARIANTS", "GenesisParameters", "RandGenesisDeform", "RandGenesisDeformd", "genesis_deform"]
+__all__ = [
+    "GENESIS_VARIANTS",
+    "GenesisParameters",
+    "RandGenesisDeform",
+    "RandGenesisDeformd",
+    "genesis_deform",
+    "voxel_kind_map",
+]
 
 NdArray = np.ndarray[Any, Any]
 
-_NOTHING = {"shuffle_prob": 0.0, "nonlinear_prob": 0.0, "paint_prob": 0.0, "out_paint_prob": 0.8}
+_NOTHING = {"shuffle_prob": 0.0, "nonlinear_prob": 0.0, "paint_prob": 0.0, "out_paint_prob": 0.8, "mask_prob": 0.0}
 
 GENESIS_VARIANTS: dict[str, dict[str, float]] = {
-    "genesis": {"shuffle_prob": 0.5, "nonlinear_prob": 0.9, "paint_prob": 0.9, "out_paint_prob": 0.8},
+    "genesis": {**_NOTHING, "shuffle_prob": 0.5, "nonlinear_prob": 0.9, "paint_prob": 0.9},
     "autoencoder": _NOTHING,
     "nonlinear": {**_NOTHING, "nonlinear_prob": 0.9},
     "shuffle": {**_NOTHING, "shuffle_prob": 0.5},
     "out_painting": {**_NOTHING, "paint_prob": 0.9, "out_paint_prob": 1.0},
     "in_painting": {**_NOTHING, "paint_prob": 0.9, "out_paint_prob": 0.0},
+    "masking": {**_NOTHING, "mask_prob": 1.0},
 }
-"""The rates of the paper's variants, each with some deformations switched off, and of the whole (``"genesis"``)."""
+"""The rates of the paper's variants, each with some deformations switched off, and of the whole (``"genesis"``).
+
+``"masking"`` is the proxy task of masked autoencoders, which the paper does not have, see :mod:`.masking`.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,7 @@ class GenesisParameters:
         boxes: of the painting, in voxels of the flipped image, shape (boxes, spatial axes, 2); None: no painting.
         out_painting: whether the boxes are spared instead of filled.
         seed: 64-bit seed of the shuffled blocks and of the noise.
+        masked: the masked patches, in voxels of the flipped image, shape (patches, spatial axes, 2); None: no masking.
     """
 
     flips: tuple[bool, ...]
@@ -60,6 +74,7 @@ class GenesisParameters:
     boxes: NdArray | None
     out_painting: bool
     seed: int
+    masked: NdArray | None = None
 
 
 def genesis_deform(
@@ -70,6 +85,7 @@ def genesis_deform(
     intensity_range: tuple[float, float] = (0.0, 1.0),
     output_range: tuple[float, float] | None = None,
     backend: str = "auto",
+    mask_value: float | None = None,
 ) -> tuple[NdArray, NdArray]:
     """Deform one image with given parameters.
 
@@ -81,6 +97,7 @@ def genesis_deform(
         intensity_range: (low, high) of the input; values outside count as the nearest end.
         output_range: (low, high) of both results; None: the intensity range.
         backend: see :func:`.backend.resolve_backend`.
+        mask_value: what masked voxels show, in the output range; None: noise.
 
     Returns:
         The deformed image and the target (the flipped original), both float32, mapped to the output range.
@@ -89,16 +106,61 @@ def genesis_deform(
     output_range = intensity_range if output_range is None else output_range
     curve = IntensityMap(parameters.control_points, parameters.reverse, intensity_range, output_range, backend)
     source = _as_kernel_dtype(img, curve.levels())
-    shuffled = source
-    if parameters.shuffle:
-        # shuffling looks the same in a mirror, so it runs before the flip; what will be noise needs none
-        spared = parameters.boxes if parameters.out_painting else None
-        regions = None if spared is None else _mirror_boxes(spared, parameters.flips, img.shape[1:])
-        shuffled = local_pixel_shuffle(source, parameters.seed, num_blocks, max_block_fraction, backend, regions)
+    shuffled = _shuffle(source, parameters, num_blocks, max_block_fraction, backend)
     if backend == "numba":
-        return _render_compiled(source, shuffled, parameters, curve)
-    line = IntensityMap(None, False, intensity_range, output_range, backend)
-    return _render_vectorised(source, shuffled, parameters, curve, line)
+        deformed, target = _render_compiled(source, shuffled, parameters, curve)
+    else:
+        line = IntensityMap(None, False, intensity_range, output_range, backend)
+        deformed, target = _render_vectorised(source, shuffled, parameters, curve, line)
+    if parameters.masked is not None:
+        seed = parameters.seed ^ 0x6D61736B  # unrelated to the noise of the painting
+        mask_patches(deformed, parameters.masked, mask_value, output_range, seed, backend)
+    return deformed, target
+
+
+def _shuffle(
+    img: NdArray, parameters: GenesisParameters, num_blocks: int, max_block_fraction: float, backend: str
+) -> NdArray:
+    """Shuffle an image where the parameters say so; which voxel goes where does not depend on its values."""
+    if not parameters.shuffle:
+        return img
+    # shuffling looks the same in a mirror, so it runs before the flip; what will be noise needs none
+    spared = parameters.boxes if parameters.out_painting else None
+    regions = None if spared is None else _mirror_boxes(spared, parameters.flips, img.shape[1:])
+    return local_pixel_shuffle(img, parameters.seed, num_blocks, max_block_fraction, backend, regions)
+
+
+def voxel_kind_map(
+    shape: Sequence[int],
+    parameters: GenesisParameters,
+    num_blocks: int = 10_000,
+    max_block_fraction: float = 0.1,
+    backend: str = "auto",
+) -> NdArray:
+    """Tell what :func:`genesis_deform` with the same arguments does to each voxel.
+
+    Exact: an image of voxel numbers is shuffled by the same seed, and what does not keep its number has moved.
+
+    Args:
+        shape: spatial shape in voxels.
+        parameters: what was drawn.
+        num_blocks: as for the image.
+        max_block_fraction: as for the image.
+        backend: as for the image; the two shuffle differently.
+
+    Returns:
+        Numbers of :data:`.voxel_kinds.VOXEL_KINDS`, uint8, with one channel, in the frame of the flipped image.
+    """
+    kinds = np.full(tuple(shape), KEPT if parameters.control_points is None else MAPPED, np.uint8)
+    place = np.arange(kinds.size, dtype=np.int32).reshape(1, *shape)
+    moved = _shuffle(place, parameters, num_blocks, max_block_fraction, resolve_backend(backend)) != place
+    axes = tuple(axis for axis, flip in enumerate(parameters.flips) if flip)
+    kinds[np.flip(moved[0], axes)] = SHUFFLED
+    if parameters.boxes is not None:
+        kinds[inside_boxes(shape, parameters.boxes) != parameters.out_painting] = PAINTED
+    if parameters.masked is not None:
+        kinds[inside_boxes(shape, parameters.masked)] = MASKED
+    return kinds[None]
 
 
 def _as_kernel_dtype(img: NdArray, levels: tuple[int, int]) -> NdArray:
@@ -187,8 +249,9 @@ def _render_vectorised(
 class RandGenesisDeform(RandomizableTransform):
     """Deform an image as Models Genesis does, and give the undeformed target with it (arXiv:2004.07882, section 3).
 
-    In this order: flip (image and target alike), local pixel shuffling, non-linear intensity map, painting. Painting
-    shows the image after the first three steps. Both results are mapped linearly from the intensity range to the output
+    In this order: flip (image and target alike), local pixel shuffling, non-linear intensity map, painting, masking.
+    Painting shows the image after the first three steps; the grid of masked patches begins at the first voxel of the
+    flipped image. Both results are mapped linearly from the intensity range to the output
     range in the same pass, so int16 HU go in and float32 in [0, 1] come out at no further cost.
 
     All parameters are drawn from ``self.R`` in :meth:`randomize`, but for the shuffled blocks and the noise values:
@@ -212,6 +275,10 @@ class RandGenesisDeform(RandomizableTransform):
             end**, NaN as low.
         output_range: (low, high) of both results and of the noise; None: the intensity range.
         backend: ``"auto"``, ``"numba"`` or ``"numpy"``; see :func:`.backend.resolve_backend`.
+        mask_prob: probability of masking; None: the variant's, 1 for ``"masking"``, 0 for all others.
+        mask_patch: sides of a masked patch in voxels, see :class:`.masking.RandPatchMasking`.
+        mask_ratio: share of the patches that is masked, in [0, 1]; exactly so many patches in each image.
+        mask_value: what masked voxels show, in the output range; None: noise as in painting.
 
     Raises:
         ValueError: for an argument outside its range; at the call for an axis too short for the boxes of the painting
@@ -242,6 +309,10 @@ class RandGenesisDeform(RandomizableTransform):
         intensity_range: Sequence[float] = (0.0, 1.0),
         output_range: Sequence[float] | None = None,
         backend: str = "auto",
+        mask_prob: float | None = None,
+        mask_patch: Sequence[int] | int = 16,
+        mask_ratio: float = 0.6,
+        mask_value: float | None = None,
     ) -> None:
         RandomizableTransform.__init__(self, 1.0)
         if variant not in GENESIS_VARIANTS:
@@ -251,6 +322,7 @@ class RandGenesisDeform(RandomizableTransform):
             "nonlinear_prob": nonlinear_prob,
             "paint_prob": paint_prob,
             "out_paint_prob": out_paint_prob,
+            "mask_prob": mask_prob,
         }
         rates = GENESIS_VARIANTS[variant] | {name: rate for name, rate in given.items() if rate is not None}
         self.rates = {name: check_probability(name, rate) for name, rate in rates.items()}
@@ -264,6 +336,9 @@ class RandGenesisDeform(RandomizableTransform):
         self.max_block_fraction = float(max_block_fraction)
         self.intensity_range = check_intensity_range("intensity_range", intensity_range)
         self.output_range = check_intensity_range("output_range", output_range or intensity_range)
+        self.mask_patch = check_patch("mask_patch", mask_patch)
+        self.mask_ratio = check_probability("mask_ratio", mask_ratio)
+        self.mask_value = check_value("mask_value", mask_value, self.output_range)
         self.code_path = resolve_backend(backend)
         self.parameters: GenesisParameters | None = None
 
@@ -283,6 +358,9 @@ class RandGenesisDeform(RandomizableTransform):
         boxes = None
         if paints < self.rates["paint_prob"]:
             boxes = (draw_out_painting_boxes if out_painting else draw_in_painting_boxes)(img_size, self.R)
+        masked = None
+        if self.rates["mask_prob"] > 0 and self.R.random_sample() < self.rates["mask_prob"]:
+            masked = draw_masked_patches(img_size, self.R, self.mask_patch, self.mask_ratio)
         self.parameters = GenesisParameters(
             flips=flips,
             shuffle=shuffle < self.rates["shuffle_prob"],
@@ -291,6 +369,7 @@ class RandGenesisDeform(RandomizableTransform):
             boxes=boxes,
             out_painting=out_painting,
             seed=seed,
+            masked=masked,
         )
 
     def _draw_flips(self, axes: int) -> tuple[bool, ...]:
@@ -305,6 +384,19 @@ class RandGenesisDeform(RandomizableTransform):
             axis = allowed[math.floor(which * len(allowed))]
             flips[axis] = not flips[axis]
         return tuple(flips)
+
+    def kinds(self, img_size: Sequence[int]) -> NdArray:
+        """Tell what the last call did to each voxel, see :func:`voxel_kind_map`.
+
+        Args:
+            img_size: spatial shape of that image in voxels.
+
+        Returns:
+            Numbers of :data:`.voxel_kinds.VOXEL_KINDS`, uint8, shape (1, x[, y[, z]]).
+        """
+        if self.parameters is None:
+            raise RuntimeError("please call the `randomize()` function first.")
+        return voxel_kind_map(img_size, self.parameters, self.num_blocks, self.max_block_fraction, self.code_path)
 
     def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> tuple[NdarrayOrTensor, NdarrayOrTensor]:
         """Apply the transform.
@@ -332,6 +424,7 @@ class RandGenesisDeform(RandomizableTransform):
             self.intensity_range,
             self.output_range,
             self.code_path,
+            self.mask_value,
         )
         deformed, target = (convert_to_dst_type(result, dst=img, dtype=np.float32)[0] for result in results)
         for result in (deformed, target):
@@ -372,6 +465,11 @@ class RandGenesisDeformd(RandomizableTransform, MapTransform):
         output_range: see :class:`RandGenesisDeform`.
         backend: see :class:`RandGenesisDeform`.
         allow_missing_keys: whether a missing key is passed over.
+        mask_prob: see :class:`RandGenesisDeform`.
+        mask_patch: see :class:`RandGenesisDeform`.
+        mask_ratio: see :class:`RandGenesisDeform`.
+        mask_value: see :class:`RandGenesisDeform`.
+        kinds_key: key under which the item gets the map of :func:`voxel_kind_map`; None: no map.
 
     Example:
         >>> deform = RandGenesisDeformd(keys="image").set_random_state(0)
@@ -400,12 +498,18 @@ class RandGenesisDeformd(RandomizableTransform, MapTransform):
         output_range: Sequence[float] | None = None,
         backend: str = "auto",
         allow_missing_keys: bool = False,
+        mask_prob: float | None = None,
+        mask_patch: Sequence[int] | int = 16,
+        mask_ratio: float = 0.6,
+        mask_value: float | None = None,
+        kinds_key: str | None = None,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, 1.0)
         self.target_keys = ensure_tuple_rep(target_keys, len(self.keys))
         if len(set(self.target_keys)) != len(self.keys):
             raise ValueError(f"target_keys: expected one key for each of {self.keys}, found {self.target_keys}")
+        self.kinds_key = kinds_key
         self.deform = RandGenesisDeform(
             variant,
             flip_prob,
@@ -421,6 +525,10 @@ class RandGenesisDeformd(RandomizableTransform, MapTransform):
             intensity_range,
             output_range,
             backend,
+            mask_prob,
+            mask_patch,
+            mask_ratio,
+            mask_value,
         )
 
     def set_random_state(
@@ -443,4 +551,6 @@ class RandGenesisDeformd(RandomizableTransform, MapTransform):
             if tuple(d[key].shape[1:]) != shape[1:]:
                 raise ValueError(f"{key}: expected the spatial shape of {first}, {shape[1:]}, found {d[key].shape[1:]}")
             d[key], d[target_key] = self.deform(d[key], randomize=False)
+        if self.kinds_key is not None:
+            d[self.kinds_key] = self.deform.kinds(shape[1:])
         return d

@@ -12,7 +12,7 @@ import numpy as np
 
 from .random_bits import GOLDEN, compile_loop, mix
 
-__all__ = ["bucket_curve", "paint", "render", "tabulate"]
+__all__ = ["bucket_curve", "fill", "paint", "render", "tabulate"]
 
 NdArray = np.ndarray[Any, Any]
 Bits = Any  # numpy.uint64
@@ -406,3 +406,28 @@ def paint(
             painted[first + np.uint64(j)] = source[first + np.uint64(j)]
         if noise_first < noise_stop:
             _noise_run(noisy, noise_first * size_z, noise_stop * size_z, painted, at, low, scale, seed)
+
+
+@compile_loop
+def fill(out: NdArray, shape: tuple[int, ...], boxes: NdArray, span: tuple[float, float], seed: Bits) -> None:
+    """Fill boxes with uniform noise, in place; each value depends on the seed and on its place alone.
+
+    Args:
+        out: flat float32 image.
+        shape: voxels along the three axes of one channel.
+        boxes: start and stop (boxes, 3, 2).
+        span: (low, high) of the noise.
+        seed: of the noise, 64 bits.
+    """
+    size_x, size_y, size_z = shape
+    low = np.float32(span[0])
+    scale = np.float32(span[1] - span[0])
+    for channel in range(out.size // (size_x * size_y * size_z)):
+        for box in range(boxes.shape[0]):
+            for x in range(boxes[box, 0, 0], boxes[box, 0, 1]):
+                for y in range(boxes[box, 1, 0], boxes[box, 1, 1]):
+                    line = np.uint64(((channel * size_x + x) * size_y + y) * size_z + boxes[box, 2, 0])
+                    for z in range(boxes[box, 2, 1] - boxes[box, 2, 0]):
+                        place = line + np.uint64(z)
+                        bits = mix(seed + place * GOLDEN)
+                        out[place] = low + scale * (np.float32(np.int32(bits >> _U40)) * _TO_UNIT)

@@ -275,6 +275,7 @@ def test_variants() -> None:
         "shuffle": {"shuffle"},
         "out_painting": {"out"},
         "in_painting": {"in"},
+        "masking": {"mask"},
     }
     assert set(expected) == set(GENESIS_VARIANTS)
     for variant, parts in expected.items():
@@ -288,6 +289,7 @@ def test_variants() -> None:
             here |= {"curve"} if drawn.control_points is not None else set()
             if drawn.boxes is not None:
                 here |= {"out" if drawn.out_painting else "in"}
+            here |= {"mask"} if drawn.masked is not None else set()
             if not here:
                 assert np.array_equal(deformed, target)
             seen |= here

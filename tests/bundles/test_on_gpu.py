@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundles on a GPU: each place of the deformations, and a resumed run that is the uninterrupted one to the bit."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models_genesis.networks import GenesisUNet, save_weights
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+
+PRETRAINING = "genesis_chest_ct_pretraining"
+SEGMENTATION, CLASSIFICATION = "genesis_msd_segmentation", "genesis_luna16_nodule_ct_classification"
+FEATURES = [8, 16, 32]
+SMALL: dict[str, Any] = {
+    "features": FEATURES, "cube_size": [32, 32, 16], "batch_size": 4, "warmup_epochs": 1, "learning_rate": 0.01,
+}  # fmt: skip
+
+
+def history(folder: Path) -> list[tuple[str, str, str]]:
+    with (folder / "eval" / "history.csv").open() as file:
+        return [(row["epoch"], row["train_loss"], row["val_metric"]) for row in csv.DictReader(file)]
+
+
+def folders(folder: Path) -> dict[str, Path]:
+    return {"output_dir": folder / "eval", "ckpt_dir": folder / "models"}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "models" / "model.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("deform_on", ["cpu", "device", "step"])
+def test_pretraining_resumes_to_the_bit_in_each_place(deform_on, run_bundle, chest_scans, tmp_path):
+    given = {**SMALL, "epochs": 3, "cubes_per_scan": 8, "val_cubes_per_scan": 6, "dataset_dir": chest_scans}
+    given |= {"deform_on": deform_on}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    done = run_bundle(PRETRAINING, ["train"], **given, **folders(whole))
+    assert "cuda trains in" in done.stdout
+    losses = [float(loss) for _, loss, _ in history(whole)]
+    assert len(losses) == 3 and losses[-1] < 0.9 * losses[0]
+    # the schedule is that of three epochs, the run ends after the first
+    run_bundle(PRETRAINING, ["train"], **given, **folders(parts), **{"train#trainer#max_epochs": 1})
+    assert len(history(parts)) == 1
+    run_bundle(PRETRAINING, ["train"], **given, **folders(parts), resume=True)
+    assert history(parts) == history(whole)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(parts)[name]), name
+
+
+@pytest.mark.parametrize(
+    ("bundle", "given"),
+    [
+        (SEGMENTATION, {"epochs": 2, "val_interval": 2, "cubes_per_case": 4, "overlap": 0.25}),
+        (CLASSIFICATION, {"epochs": 2, "val_interval": 2, "cube_size": [16, 16, 16], "batch_size": 8}),
+    ],
+)
+def test_fine_tuning_trains_resumes_and_evaluates(bundle, given, run_bundle, data_of, tmp_path):
+    torch.manual_seed(0)
+    save_weights(GenesisUNet(features=FEATURES).state_dict(), tmp_path / "pretrained.pt")
+    given = {**SMALL, **data_of(bundle), "pretrained": tmp_path / "pretrained.pt", **given}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert "cuda trains in" in run_bundle(bundle, ["train"], **given, **folders(whole)).stdout
+    run_bundle(bundle, ["train"], **given, **folders(parts), **{"train#trainer#max_epochs": 1})
+    run_bundle(bundle, ["train"], **given, **folders(parts), resume=True)
+    assert history(parts) == history(whole)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(parts)[name]), name
+    own = {key: value for key, value in given.items() if key in ("features", "cube_size", "overlap", *data_of(bundle))}
+    run_bundle(bundle, ["train", "evaluate"], **own, ckpt_dir=whole / "models", output_dir=whole / "evaluated")
+    assert list((whole / "evaluated").glob("*.json"))

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Worker processes that are kept from run to run: importing MONAI takes longer than a short run."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from .plan import Run
+from .results import Results
+from .study import load_study
+from .subsets import read_cohort
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker needs to know once.
+
+    Attributes:
+        study: path of the study's file.
+        dataset_dir: where the data are.
+        out: folder of the results.
+        device: device of the runs.
+        keep_weights: see :class:`~models_genesis.transfer.workflow.Execution`.
+        threads: threads of a worker.
+    """
+
+    study: str
+    dataset_dir: str
+    out: str
+    device: str | None
+    keep_weights: bool
+    threads: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run with what its row says besides."""
+
+    run: Run
+    weights_sha256: str | None = None
+    earlier: tuple[str, ...] = field(default=())
+
+
+def make_execution(setup: Setup) -> Any:
+    """Make what does the runs, in the process that does them."""
+    from .workflow import Execution
+
+    study = load_study(setup.study, setup.dataset_dir)
+    return Execution(study, read_cohort(study), Results(setup.out), setup.device, setup.keep_weights)
+
+
+def _work(connection: Connection, setup: Setup, parent: int) -> None:
+    """Do the runs that come over the connection, until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # progress bars and prints of a bundle: each run has its log
+        os.dup2(null, stream)
+    import torch
+
+    torch.set_num_threads(setup.threads)
+    execution = make_execution(setup)
+    connection.send(None)
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        connection.send(execution(job.run, job.weights_sha256, job.earlier))
+        # what is imported by now stays; going through it again after each training takes half a second
+        gc.freeze()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, killed perhaps, in the middle of a run."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+class Worker:
+    """A process that does one run at a time.
+
+    Args:
+        setup: what it needs to know.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_work, args=(other, setup, os.getpid()))
+        with _thread_limit(setup.threads):
+            self.process.start()
+        other.close()
+        self.ready = False
+        self.job: Job | None = None
+
+    def give(self, job: Job) -> None:
+        """Give it a run."""
+        self.job = job
+        self.connection.send(job)
+
+    def stop(self) -> None:
+        """End it, whatever it does."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+@contextlib.contextmanager
+def _thread_limit(threads: int) -> Iterator[None]:
+    """Let processes that start now use so many threads; libraries read it when they are loaded."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def wait_for(workers: list[Worker], timeout: float) -> list[Worker]:
+    """Wait until a worker says something or ends.
+
+    Args:
+        workers: the workers.
+        timeout: seconds to wait at most.
+
+    Returns:
+        Those that did.
+    """
+    objects: dict[Any, Worker] = {worker.connection: worker for worker in workers}
+    objects |= {worker.process.sentinel: worker for worker in workers}
+    return list(dict.fromkeys(objects[each] for each in wait(list(objects), max(timeout, 0))))
