@@ -62,6 +62,10 @@ def is_expression(value: Any) -> bool:
     return isinstance(value, str) and value[:1] in ("$", "@", "%") and len(value) > 1
 
 
+def _is_switch_word(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lower() in ("true", "false")
+
+
 def _describe(value: Any) -> str:
     return f"the text {value!r}" if isinstance(value, str) else f"{value!r} ({type(value).__name__})"
 
@@ -302,6 +306,6 @@ def convert_option(key: str, value: Any, default: Any = None) -> Any:
         (None, False)
     """
     kind = OPTION_KINDS.get(key) or kind_like(default)
-    if kind is None:
-        return _WORDS.get(value.strip().lower(), value) if isinstance(value, str) else value
+    if kind is None:  # "none" stays a text here: torch's losses have a reduction of this name
+        return value.strip().lower() == "true" if _is_switch_word(value) else value
     return kind.convert(key, value)

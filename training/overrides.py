@@ -34,6 +34,9 @@ _RUN_ARGUMENTS = frozenset(
 _PROGRAM = frozenset({"imports", "initialize", "run", "finalize", "_meta_"})
 """Keys of a config that hold what is done, not settings."""
 
+_LARGEST_CONFIG = 2**20
+"""Bytes of a config at most; a data list may lie in the same folder."""
+
 _MISSING = object()
 
 
@@ -119,14 +122,20 @@ def convert_settings(workflow: ConfigWorkflow, given: Mapping[str, str | None] |
 
 
 def _bundle_configs(folder: Path) -> list[dict[str, Any]]:
-    """Read a bundle's own configs, with the macros of each in place."""
-    contents = []
+    """Read a bundle's own configs, with the macros of each in place; other files of the folder are passed over."""
+    contents: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.json")):
-        if path.stem != "metadata" and not path.stem.startswith("monailabel"):
+        if path.stem == "metadata" or path.stem.startswith("monailabel") or path.stat().st_size > _LARGEST_CONFIG:
+            continue
+        try:
             parser = ConfigParser(json.loads(path.read_text(encoding="utf-8")))
             parser.resolve_macro_and_relative_ids()
-            contents.append(parser.config)
-    return contents  # type: ignore[return-value]
+        except (OSError, ValueError, KeyError, RecursionError):
+            continue
+        content: Any = parser.config
+        if isinstance(content, dict):
+            contents.append(content)
+    return contents
 
 
 def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -108,6 +108,7 @@ def test_the_type_of_a_default_counts_where_nothing_is_declared():
     with pytest.raises(OptionTypeError, match="a whole number"):
         convert_option("a_new_count", "many", 3)
     assert convert_option("unknown", "True") is True and convert_option("unknown", "text") == "text"
+    assert convert_option("reduction", "none") == "none"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")

@@ -100,6 +100,7 @@ CONVERTED = [
     ({"train#trainer#max_epochs": "7"}, {"train#trainer#max_epochs": 7}),
     ({"optimizer#weight_decay": 0.1, "optimizer#amsgrad": "True"}, {"optimizer#amsgrad": True}),
     ({"loss": {"_target_": "DiceLoss", "softmax": "False"}}, {"loss#softmax": False}),
+    ({"loss": {"_target_": "DiceLoss", "reduction": "none"}}, {}),
 ]
 
 
@@ -159,3 +160,14 @@ def test_conversion_comes_before_anything_uses_the_value():
 def test_the_command_lines_single_dash_counts_too(configs):
     with pytest.raises(UnknownOverrideError, match="did you mean --epochs"):
         refuse_unknown_overrides([PROGRAM, "run", "--config_file", str(configs[0]), "-epoch", "1"])
+
+
+def test_other_files_next_to_the_configs_do_not_matter(tmp_path):
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "train.json").write_text((BUNDLES / LITS / "configs" / "train.json").read_text())
+    (folder / "list.json").write_text("[1, 2]")
+    (folder / "broken.json").write_text("{")
+    (folder / "macro.json").write_text(json.dumps({"a": "%gone.json::b"}))
+    checked = ConfigWorkflow(config_file=str(folder / "train.json"), logging_file=False, tumour="false")
+    assert convert_settings(checked) == {"tumour": False}
