@@ -160,6 +160,20 @@ def read_configs(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[st
     return configs
 
 
+def trained_settings(weights: Path) -> dict[str, Any]:
+    """Read the settings that training wrote next to weights, empty where it wrote none.
+
+    Args:
+        weights: the file.
+
+    Raises:
+        ValueError: when they describe other weights.
+    """
+    from models_genesis.training import read_model_settings
+
+    return read_model_settings(weights.parent, weights.name)
+
+
 def check_weights(weights: Path, folder: Path, settings: Mapping[str, Any]) -> None:
     """Refuse weights that do not fit the network of ``inference.json`` and ``train.json`` exactly.
 
@@ -191,8 +205,11 @@ def check_weights(weights: Path, folder: Path, settings: Mapping[str, Any]) -> N
         )
     if wrong := non_finite(state):
         raise ValueError(f"{weights}: {wrong}, expected finite weights")
+    recorded = trained_settings(weights)
     for file, config in read_configs(folder, settings).items():
         if file in ("train.json", "inference.json"):
+            if file == "inference.json":
+                config["model_settings"] = recorded
             try:
                 ConfigParser(config).get_parsed_content("network_def").load_state_dict(state, strict=True)
             except RuntimeError as error:
@@ -267,12 +284,17 @@ def contents(folder: Path, settings: Mapping[str, Any], weights: Weights | None 
         ValueError: when metadata, configs, README or weights are not as they must be.
     """
     metadata = check_bundle(folder)
+    carried: dict[str, Any] = {}
     if weights is not None:
-        check_weights(weights.path, folder, settings)
+        # training goes on with the network of the weights; inference and evaluation read their settings themselves
+        carried = trained_settings(weights.path)
+        check_weights(weights.path, folder, {**carried, **settings})
     texts = vendored_code(folder.parents[1])
     own = (folder / "scripts").glob("*.py")
     texts |= {f"scripts/{path.name}": rename(path.read_text(encoding="utf-8")) for path in own}
-    for file, config in portable_configs(read_configs(folder, settings)).items():
+    configs = read_configs(folder, settings)
+    configs["train.json"].update({key: value for key, value in carried.items() if key not in settings})
+    for file, config in portable_configs(configs).items():
         texts[f"configs/{file}"] = layout(config) + "\n"
     texts["configs/metadata.json"] = layout({**metadata, **provenance(folder.parents[1])}) + "\n"
     listed = large_files(folder, weights)
@@ -286,6 +308,8 @@ def contents(folder: Path, settings: Mapping[str, Any], weights: Weights | None 
     files |= {path.relative_to(folder).as_posix(): path.read_bytes() for path in plain}
     if weights is not None and weights.path.stat().st_size <= MAX_WEIGHTS:
         files["models/model.pt"] = weights.path.read_bytes()
+    if carried:
+        files["models/model.json"] = weights.path.with_suffix(".json").read_bytes()  # type: ignore[union-attr]
     return files
 
 

@@ -13,6 +13,7 @@ from .candidate_survey import survey_candidates
 from .candidates import BadRow, BadRowError, CandidateTable, read_candidates
 from .case_checks import check_cases
 from .case_dataset import CaseDataset
+from .case_names import OutputName, output_names
 from .cube_dataset import CubeDataset
 from .datalist import FoundScan, Survey, load_datalist, write_datalist
 from .fumpe import survey_fumpe

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from monai.data import Dataset
+from monai.data import Dataset, MetaTensor
 from monai.utils import ensure_tuple
 
 from ..transforms.segmentation_case import BadCaseError
+from .case_names import OUTPUT_NAME, output_names
 from .scan_header import brief
 
 logger = logging.getLogger(__name__)
@@ -25,14 +27,16 @@ ERROR_KEY = "error"
 class CaseDataset(Dataset):
     """MONAI's ``Dataset`` that names its cases, and either raises for a broken one or hands on what was wrong with it.
 
-    Items get their name as ``"case"``, the path of the image (of its first channel). With ``on_bad_case="skip"`` a case
-    that cannot be loaded or prepared gives an item of its name and an ``"error"`` alone, which
+    Items get their name as ``"case"``, the path of the image (of its first channel), and as ``"output_name"`` what
+    their results are called, see :func:`~models_genesis.datasets.output_names`. With ``on_bad_case="skip"`` a case that
+    cannot be loaded or prepared gives an item of its names and an ``"error"`` alone, which
     :class:`~models_genesis.training.CaseEvaluator` counts as failed; the work goes on with the next case.
 
     Args:
         data: entries of a data list.
         transform: loads and prepares an entry.
         on_bad_case: ``"raise"`` an error that names the case, or ``"skip"`` it.
+        root: folder of the data set, below which cases of one name keep their path.
 
     Raises:
         ValueError: when there are no entries, or two images that predictions would be saved for under one name.
@@ -43,6 +47,7 @@ class CaseDataset(Dataset):
         data: Sequence[Mapping[str, Any]],
         transform: Callable | Sequence[Callable],
         on_bad_case: Literal["raise", "skip"] = "raise",
+        root: str | os.PathLike[str] | None = None,
     ) -> None:
         if on_bad_case not in ("raise", "skip"):
             raise ValueError(f"on_bad_case must be 'raise' or 'skip', got {on_bad_case!r}.")
@@ -50,6 +55,7 @@ class CaseDataset(Dataset):
             raise ValueError("expected cases, found an empty data list.")
         super().__init__(list(data), transform)
         self.on_bad_case = on_bad_case
+        self.output_names = output_names([case_path(entry) for entry in self.data], root)
 
     def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
         """Prepare a case.
@@ -64,13 +70,18 @@ class CaseDataset(Dataset):
             BadCaseError: when it is broken and ``on_bad_case="raise"``.
         """
         name = case_path(self.data[index])
+        results = self.output_names[index]
         try:
-            return {**super().__getitem__(index), CASE_KEY: name}
+            item = {**super().__getitem__(index), CASE_KEY: name, OUTPUT_NAME: results}
         except Exception as error:
             bad = _first_cause(name, error)
             if self.on_bad_case == "raise":
                 raise bad from error
-            return {CASE_KEY: name, ERROR_KEY: str(bad)}
+            return {CASE_KEY: name, OUTPUT_NAME: results, ERROR_KEY: str(bad)}
+        for value in item.values():
+            if isinstance(value, MetaTensor):
+                value.meta[OUTPUT_NAME] = results
+        return item
 
 
 def case_path(entry: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from monai.bundle import ConfigParser
 
+from models_genesis.training import check_model_settings, convert_option, read_model_settings
 from models_genesis.transforms.brats_regions import BRATS_REGIONS, brats_labels
 
 CONFIGS = ("train", "inference")
@@ -37,17 +38,25 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
         source: folder of the bundle.
         target: folder of the copy, which must not exist.
         settings: values by key; each must be a top-level key of ``train.json`` or of ``inference.json``.
-        weights: the copy's ``models/model.pt``; by default those of the bundle, if it has any.
+        weights: the copy's ``models/model.pt``; by default those of the bundle, if it has any. The settings that they
+            were trained with come along, and fine-tuning goes on with them.
 
     Raises:
         FileExistsError: when the copy exists.
         FileNotFoundError: when the bundle or the weights are missing.
-        ValueError: when no config has a key.
+        ValueError: when no config has a key, a value has another type than its key, or the weights were trained with
+            other settings.
     """
     configs = {name: source / "configs" / f"{name}.json" for name in (*CONFIGS, "metadata")}
     if missing := [str(path) for path in (*configs.values(), weights) if path is not None and not path.is_file()]:
         raise FileNotFoundError(f"{source}: expected {missing}, found no such files")
     contents = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in configs.items()}
+    trained = weights if weights is not None else source / "models" / "model.pt"
+    recorded = read_model_settings(trained.parent, trained.name)
+    settings = {key: convert_option(key, value, contents["train"].get(key)) for key, value in settings.items()}
+    checked = contents["inference"].get("settings_check", {}).get("given", {})
+    check_model_settings(recorded, {key: value for key, value in settings.items() if key in checked})
+    contents["train"].update({key: value for key, value in recorded.items() if key in contents["train"]})
     for key, value in settings.items():
         owners = [name for name in CONFIGS if key in contents[name]]
         if not owners:
@@ -55,12 +64,9 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
                 f"{source}: expected {key!r} to be a key of train.json or inference.json, found no such key"
             )
         for name in owners:
-            # names such as the "2023" of BraTS look like numbers
-            default = contents[name][key]
-            is_name = isinstance(default, str) and not default.startswith("$") and type(value) is int
-            contents[name][key] = str(value) if is_name else value
+            contents[name][key] = value
     if source.name.endswith("_segmentation"):
-        describe_channels(contents["inference"], contents["metadata"])
+        describe_channels({**contents["inference"], "model_settings": recorded}, contents["metadata"])
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("eval", "__pycache__"))
     for name, content in contents.items():
         text = json.dumps(content, indent=4, ensure_ascii=False)
@@ -68,6 +74,9 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
     if weights is not None:
         (target / "models").mkdir(exist_ok=True)
         shutil.copy(weights, target / "models" / "model.pt")
+        (target / "models" / "model.json").unlink(missing_ok=True)
+        if recorded:
+            shutil.copy(weights.with_suffix(".json"), target / "models" / "model.json")
 
 
 def describe_channels(inference: Mapping[str, Any], metadata: dict[str, Any]) -> None:

@@ -19,6 +19,16 @@ from .froc import FALSE_POSITIVE_RATES, Froc, ScanMarks, compute_froc, froc_curv
 from .history import TrainingHistory
 from .layer_rates import LayerRates, layer_groups
 from .lesions import HIT_RULES, Lesions, mark_candidates, read_lesions
+from .model_settings import (
+    ModelSettingsError,
+    ModelSettingsGuard,
+    check_model_settings,
+    read_model_settings,
+    save_trained_weights,
+    settings_of_load,
+    trained_task,
+)
+from .option_types import OptionTypeError, convert_option
 from .overlay_picture import OverlayPicture, draw_overlay
 from .overrides import UnknownOverrideError, refuse_unknown_overrides
 from .precision import AutocastInferer, Precision, choose_precision
@@ -30,6 +40,7 @@ from .restoration_loss import RestorationLoss
 from .restoration_picture import RestorationPicture, draw_restoration
 from .restoration_report import RestorationReport
 from .run_lock import FolderInUseError, FolderLock
+from .run_settings import ChangedSettingsError
 from .schedule_step import ScheduleStep
 from .score_candidates import CandidateScorer, CandidateScores, score_candidates
 from .segmentation_report import SegmentationReport
@@ -57,6 +68,7 @@ __all__ = [
     "CandidatesNotScoredError",
     "CaseEvaluator",
     "CasesFailedError",
+    "ChangedSettingsError",
     "CollapseGuard",
     "DeformationPlace",
     "EpochSetter",
@@ -68,6 +80,9 @@ __all__ = [
     "Froc",
     "LayerRates",
     "Lesions",
+    "ModelSettingsError",
+    "ModelSettingsGuard",
+    "OptionTypeError",
     "OverlayPicture",
     "Precision",
     "Ranking",
@@ -86,8 +101,10 @@ __all__ = [
     "WeightLoader",
     "bootstrap_mean",
     "calibrated",
+    "check_model_settings",
     "choose_precision",
     "compute_froc",
+    "convert_option",
     "draw_candidate_curves",
     "draw_overlay",
     "draw_restoration",
@@ -101,11 +118,15 @@ __all__ = [
     "mask_scores",
     "prediction_store",
     "read_lesions",
+    "read_model_settings",
     "read_temperature",
     "refuse_unknown_overrides",
     "region_masks",
     "rows_not_scored",
+    "save_trained_weights",
     "score_candidates",
     "score_ranking",
+    "settings_of_load",
     "thin_candidates",
+    "trained_task",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,20 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..datasets.whole_file import sweep_temporary
 from ..networks.weight_files import save_weights
 from .last_states import check_room, read_last_state, state_before, write_last_state
+from .model_settings import save_trained_weights
 from .run_lock import FolderLock, hold_folder
+from .run_settings import (
+    ChangedSettingsError,
+    changed_settings,
+    data_facts,
+    describe_changes,
+    measure_changed,
+    rate_factor,
+    schedule_changes,
+    settings_of_run,
+    steps_of_schedule,
+    take_over_schedule,
+)
 
 __all__ = ["TrainingCheckpoint"]
 
@@ -50,6 +64,11 @@ class TrainingCheckpoint:
         resume: whether to go on from ``last_epoch.pt``.
         rank: this process's rank; rank 0 alone writes.
         keep_last: number of states to keep, ``last_epoch.pt`` included, 1 or more.
+        resume_changed: whether to resume with other settings too. The schedule is then this run's own at the epoch that
+            was reached, and the history notes what has changed. Without it other settings are refused.
+        settings: those that the result depends on; None takes them from the bundle's config.
+        model_settings: those that inference has to know; they are written to ``model.json`` with the weights. None
+            writes the weights alone.
 
     Raises:
         ValueError: when ``keep_last`` is below 1.
@@ -66,11 +85,16 @@ class TrainingCheckpoint:
         resume: bool = False,
         rank: int = 0,
         keep_last: int = 2,
+        resume_changed: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        model_settings: Mapping[str, Any] | None = None,
     ) -> None:
         if isinstance(keep_last, bool) or not isinstance(keep_last, int) or not 1 <= keep_last <= 100:
             raise ValueError(f"keep_last: expected a whole number from 1 to 100, found {keep_last!r}")
         self.keep_last = keep_last
         self._lock: FolderLock | None = None
+        if resume_changed and not resume:
+            raise ValueError("--resume_changed True goes with --resume True")
         self.best_path = Path(ckpt_dir) / "model.pt"
         self.last_path = Path(ckpt_dir) / "last_epoch.pt"
         self.network = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
@@ -80,6 +104,9 @@ class TrainingCheckpoint:
         self.early_stop = early_stop
         self.resume = resume
         self.rank = rank
+        self.resume_changed = resume_changed
+        self.model_settings = model_settings
+        self.settings = settings_of_run() if settings is None else dict(settings)
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer.
@@ -124,7 +151,11 @@ class TrainingCheckpoint:
         if self.rank == 0 and evaluator.state.best_metric_epoch == evaluator.state.epoch:
             if self._lock is not None:
                 self._lock.check()
-            save_weights(self.network.state_dict(), self.best_path)
+            if self.model_settings is None:
+                save_weights(self.network.state_dict(), self.best_path)
+            else:
+                facts = {"epoch": evaluator.state.epoch}
+                save_trained_weights(self.network.state_dict(), self.best_path, self.model_settings, facts)
             logger.info("saved %s (epoch %d)", self.best_path, evaluator.state.epoch)
 
     def save_last(self, engine: Engine) -> None:
@@ -149,6 +180,7 @@ class TrainingCheckpoint:
             "early_stop": dict(stopping.state_dict()) if stopping is not None else None,
             "random_states": _random_states(),
             "history": list(getattr(engine.state, "history", [])),
+            "settings": self._all_settings(engine),
         }
         if self._lock is not None:
             self._lock.check()
@@ -156,10 +188,13 @@ class TrainingCheckpoint:
 
     def _load(self, engine: Engine) -> None:
         state = read_last_state(self.last_path)
+        changes: dict[str, tuple[Any, Any]] = {}
         try:
+            changes = self._refuse_changes(state, engine)
             self.network.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+            self._load_schedule(state, engine, changes)
+        except ChangedSettingsError:
+            raise
         except Exception as error:
             raise ValueError(
                 f"{self.last_path} does not fit this training: it is not damaged, but the network, the optimizer and "
@@ -176,10 +211,56 @@ class TrainingCheckpoint:
             stopping.load_state_dict(state["early_stop"])
         self.evaluator.state.best_metric = state["best_metric"]
         self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
-        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+        engine.state.epoch, engine.state.iteration = state["epoch"], state["epoch"] * engine.state.epoch_length
         engine.state.history = list(state.get("history", []))
-        _restore_random_states(state["random_states"])
+        if "seed" not in changes:
+            _restore_random_states(state["random_states"])
+        if changes:
+            self._note_changes(engine, changes)
         logger.info("resumed from %s: %d epochs done", self.last_path, state["epoch"])
+
+    def _all_settings(self, engine: Engine) -> dict[str, Any]:
+        """The settings of the run, with what only its data sets tell."""
+        facts = data_facts(getattr(getattr(engine, "data_loader", None), "dataset", None))
+        validated = getattr(getattr(self.evaluator, "data_loader", None), "dataset", None)
+        return {**self.settings, **facts, **data_facts(validated, "validation_"), "epochs": engine.state.max_epochs}
+
+    def _refuse_changes(self, state: dict[str, Any], engine: Engine) -> dict[str, tuple[Any, Any]]:
+        """Compare the settings with those of the checkpoint, and refuse others unless they are asked for."""
+        new = self._all_settings(engine)
+        old = state.get("settings", {key: value for key, value in new.items() if key != "epochs"})
+        changes = changed_settings(old, new)
+        epochs = changes.pop("epochs", None)
+        of_schedule = schedule_changes(self.optimizer, self.lr_scheduler, state)
+        if of_schedule and epochs:  # a schedule that does not end goes on exactly for more of them
+            changes = {"epochs": epochs, **changes}
+        changes = changes or of_schedule
+        if changes and not self.resume_changed:
+            raise ChangedSettingsError(
+                f"{self.last_path} was written with other settings: {describe_changes(changes)}. Give them as they "
+                "were to go on exactly, or --resume_changed True to go on with the new ones"
+            )
+        return changes
+
+    def _load_schedule(self, state: dict[str, Any], engine: Engine, changes: dict[str, tuple[Any, Any]]) -> None:
+        if not changes:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+            return
+        by_epoch = self.settings.get("lr_step_per_epoch")
+        steps = steps_of_schedule(state, int(engine.state.epoch_length or 1), by_epoch)
+        factor = rate_factor(state.get("settings", {}), self.settings)
+        take_over_schedule(self.optimizer, self.lr_scheduler, state, steps, factor)
+
+    def _note_changes(self, engine: Engine, changes: dict[str, tuple[Any, Any]]) -> None:
+        """Log what has changed, hand it to the history, and begin a new best where the measure has changed."""
+        text = describe_changes(changes)
+        engine.state.changed_settings = text
+        rate = self.optimizer.param_groups[0]["lr"]
+        logger.warning("resumed with other settings: %s; the learning rate goes on from %.3g", text, rate)
+        if measure_changed(changes):
+            self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = -1, -1
+            logger.warning("validations before cannot be compared with those to come: the next one counts as the best")
 
 
 def _random_states() -> dict[str, Any]:

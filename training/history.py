@@ -27,13 +27,15 @@ __all__ = ["TrainingHistory"]
 logger = logging.getLogger(__name__)
 
 _PROBE_COLUMNS = ("probe", "probe_random")
+_MAY_BE_MISSING = ("changed", *_PROBE_COLUMNS)
 
 
 class TrainingHistory:
     """Keep ``history.csv`` and ``history.png``, and log each epoch with the time that is left.
 
     A resumed run keeps the lines of the epochs before it: those that ``last_epoch.pt`` holds, where ``history.csv`` is
-    damaged or was edited. Attach it after validation.
+    damaged or was edited. The first line of a run that was resumed with other settings says which (``changed``). Attach
+    it after validation.
 
     Args:
         output_dir: folder of the two files.
@@ -45,7 +47,15 @@ class TrainingHistory:
             without a data list: no such columns.
     """
 
-    columns: tuple[str, ...] = ("epoch", "train_loss", "val_metric", "learning_rate", "seconds", "cubes_per_second")
+    columns: tuple[str, ...] = (
+        "epoch",
+        "train_loss",
+        "val_metric",
+        "learning_rate",
+        "seconds",
+        "cubes_per_second",
+        "changed",
+    )
 
     def __init__(
         self,
@@ -107,6 +117,8 @@ class TrainingHistory:
         seconds = time.monotonic() - self._begin
         state = self.evaluator.state
         validated = state.epoch == engine.state.epoch
+        changed = getattr(engine.state, "changed_settings", "")
+        engine.state.changed_settings = ""
         row = {
             "epoch": engine.state.epoch,
             "train_loss": f"{float(self._loss_sum) / self._cubes:.6f}",
@@ -114,6 +126,7 @@ class TrainingHistory:
             "learning_rate": f"{self.optimizer.param_groups[0]['lr']:.3g}",
             "seconds": f"{seconds:.1f}",
             "cubes_per_second": f"{self._cubes / seconds:.2f}",
+            "changed": changed,
         }
         if self.probe is not None:
             values = {"probe": self.probe.value, "probe_random": self.probe.baseline}
@@ -155,8 +168,9 @@ def read_history(path: Path, before: int) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) not in (columns, (*columns, *_PROBE_COLUMNS)):
-                raise ValueError(f"expected the columns {','.join(columns)}, found {reader.fieldnames}")
+            found = list(reader.fieldnames or ())
+            if found != [name for name in (*columns, *_PROBE_COLUMNS) if name in found or name not in _MAY_BE_MISSING]:
+                raise ValueError(f"expected the columns {','.join(columns)}, found {found}")
             rows = []
             for number, row in enumerate(reader, 1):
                 _check_row(row, number, reader.line_num)
@@ -171,7 +185,7 @@ def _check_row(row: dict[str, Any], number: int, line: int) -> None:
     if row["epoch"] != str(number):
         raise ValueError(f"line {line}: expected epoch {number}, found {row['epoch']!r}")
     for name, text in row.items():
-        if name == "epoch" or (text == "" and name in ("val_metric", *_PROBE_COLUMNS)):
+        if name in ("epoch", "changed") or (text == "" and name in ("val_metric", *_PROBE_COLUMNS)):
             continue
         try:
             good = math.isfinite(float(text))

@@ -15,7 +15,7 @@ from monai.data.utils import affine_to_spacing
 from monai.transforms import Orientation
 from monai.utils.enums import CommonKeys
 
-from ..datasets.case_dataset import CASE_KEY
+from ..datasets.case_names import OUTPUT_NAME
 from .files import write_figure
 from .region_masks import region_masks
 
@@ -25,7 +25,7 @@ COLOURS = ("tab:green", "tab:red", "tab:blue", "tab:orange", "tab:purple", "tab:
 
 
 class OverlayPicture:
-    """Write ``<case>.png`` for each case that is evaluated or predicted.
+    """Write ``<name>.png`` for each case that is evaluated or predicted, under the name of its prediction.
 
     Args:
         output_dir: folder of the pictures.
@@ -53,22 +53,11 @@ class OverlayPicture:
         batch: Any = engine.state.batch
         outputs: Any = engine.state.output
         for item, output in zip(batch, outputs or [], strict=False):
-            name = str(item[CASE_KEY])
+            name = str(item[OUTPUT_NAME])
             figure = draw_overlay(
                 output[CommonKeys.IMAGE], output[CommonKeys.PRED], self.regions, output.get(CommonKeys.LABEL), name
             )
-            write_figure(self.output_dir / f"{picture_name(name)}.png", figure)
-
-
-def picture_name(case: str) -> str:
-    """Name a case's picture by its file.
-
-    Example:
-        >>> picture_name("/data/volume-3.nii.gz")
-        'volume-3'
-    """
-    name = Path(case).name
-    return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else (Path(name).stem or "case")
+            write_figure(self.output_dir / f"{name}.png", figure)
 
 
 def draw_overlay(
@@ -119,7 +108,7 @@ def draw_overlay(
             if kind in masks:
                 axes.plot([], [], color=colour, linestyle=style, label=f"{name}, {kind}")
     axes.set(xticks=[], yticks=[])
-    axes.set_title(f"{picture_name(title)}, slice {z}" if title else f"slice {z}", fontsize=8)
+    axes.set_title(f"{title}, slice {z}" if title else f"slice {z}", fontsize=8)
     figure.legend(loc="outside lower center", ncols=2, fontsize=7)
     return figure
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..datasets.candidates import inside, voxels_of
 from ..networks import load_pretrained
+from .option_types import convert_option
 from .temperature import calibrated, read_temperature
 
 __all__ = ["CandidateScorer", "CandidateScores", "score_candidates"]
@@ -47,7 +48,8 @@ class CandidateScorer:
 
     Raises:
         FileNotFoundError: when the bundle or its weights are missing.
-        ValueError: when the weights do not fit the network, or the bundle has no such key.
+        ValueError: when the weights do not fit the network, were trained with other settings than the overrides', or
+            the bundle has no such key.
     """
 
     def __init__(
@@ -65,12 +67,13 @@ class CandidateScorer:
                 raise FileNotFoundError(f"{path}: expected a file of a classification bundle, found none")
         content = ConfigParser.load_config_file(str(config))
         parser = ConfigParser(content)
-        given = {"bundle_root": str(bundle_root), **(overrides or {})}
+        given = {"bundle_root": str(bundle_root), "ckpt_dir": str(weights.parent), **(overrides or {})}
         if device is not None:
             given["device"] = torch.device(device)
         if unknown := sorted(set(given) - set(content)):
             raise ValueError(f"overrides: expected keys of {config}, found {unknown}")
-        parser.update(given)
+        parser.update({key: convert_option(key, value, content[key]) for key, value in given.items()})
+        parser.get_parsed_content("settings_check", default=None)
         self.device = torch.device(parser.get_parsed_content("device"))
         load_pretrained(parser.get_parsed_content("network_def"), weights, strict=True, need_checksums=True)
         self.network = parser.get_parsed_content("network").eval()

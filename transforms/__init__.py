@@ -27,7 +27,7 @@ from .genesis_deform import (
     genesis_deform,
     voxel_kind_map,
 )
-from .hounsfield import ClipHounsfield, ClipHounsfieldd
+from .hounsfield import ClipHounsfield, ClipHounsfieldd, ScaleHounsfield, ScaleHounsfieldd, whole_number_dtype
 from .local_shuffle import RandLocalPixelShuffle, RandLocalPixelShuffled, local_pixel_shuffle
 from .masking import RandPatchMasking, RandPatchMaskingd, draw_masked_patches
 from .nonlinear_intensity import RandNonlinearIntensity, RandNonlinearIntensityd, bezier_curve, bezier_map

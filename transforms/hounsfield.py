@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scan as it is cached: checked, clipped to its intensity range, and in the smallest type that keeps it exact."""
+"""A scan as it is cached: checked, clipped to its intensity range, and in the smallest type that keeps it exact.
+
+:class:`ClipHounsfieldd` and then :class:`ScaleHounsfieldd` are how every stage of every bundle prepares CT: training
+clips the cached scan and scales the cubes cut from it, validation and inference do both to whole scans.
+"""
 
 from __future__ import annotations
 
@@ -142,6 +146,89 @@ class ClipHounsfieldd(MapTransform):
         for key in self.key_iterator(item):
             item[key] = self.clip(item[key])
         return item
+
+
+class ScaleHounsfield(Transform):
+    """Map an intensity range to [0, 1] as float32; values outside count as its nearest end.
+
+    MONAI's ``ScaleIntensityRange`` subtracts in the scan's own type, so that of an int16 scan every voxel from 31,768
+    HU on (metal) wraps around to the value of air. Here each voxel is computed in float64 and rounded once.
+
+    Args:
+        intensity_range: lowest and highest value, in the scan's units (HU for CT); they become 0 and 1.
+
+    Raises:
+        ValueError: When the range is empty or not finite.
+
+    Example:
+        >>> ScaleHounsfield()(np.array([[-32768, 0, 500, 32767]], dtype=np.int16))
+        array([[0.  , 0.5 , 0.75, 1.  ]], dtype=float32)
+    """
+
+    def __init__(self, intensity_range: tuple[float, float] = (-1000.0, 1000.0)) -> None:
+        low, high = intensity_range
+        if not (np.isfinite([low, high]).all() and low < high):
+            raise ValueError(f"intensity_range must be two finite numbers, low < high, got {intensity_range}.")
+        self.intensity_range = (float(low), float(high))
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """Scale one scan or cube.
+
+        Args:
+            img: shape ``(C, X[, Y, Z])``, any real type; it is not changed.
+
+        Returns:
+            The scaled image, of the same kind and shape, float32.
+        """
+        low, high = self.intensity_range
+        volume: np.ndarray = convert_data_type(img, np.ndarray)[0]
+        scaled = np.empty(volume.shape, dtype=np.float32)
+        for target, plane in zip(_planes(scaled), _planes(volume), strict=True):
+            target[...] = (np.clip(plane.astype(np.float64), low, high) - low) / (high - low)
+        return convert_to_dst_type(scaled, dst=img, dtype=np.float32)[0]
+
+
+class ScaleHounsfieldd(MapTransform):
+    """Dictionary form of :class:`ScaleHounsfield`.
+
+    Args:
+        keys: keys of the scans.
+        intensity_range: lowest and highest value, in the scan's units (HU for CT); they become 0 and 1.
+        allow_missing_keys: whether an item may lack a key.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        intensity_range: tuple[float, float] = (-1000.0, 1000.0),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.scale = ScaleHounsfield(intensity_range)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of the item with its scans scaled."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.scale(item[key])
+        return item
+
+
+def whole_number_dtype(intensity_range: tuple[float, float]) -> str:
+    """Name the smallest signed integer type, of at least 16 bits, in which a scan of this range can be written.
+
+    Args:
+        intensity_range: lowest and highest value.
+
+    Returns:
+        ``"int16"`` or ``"int32"``.
+
+    Example:
+        >>> whole_number_dtype((-1000, 1000)), whole_number_dtype((-1024, 64000))
+        ('int16', 'int32')
+    """
+    low, high = intensity_range
+    return "int16" if INT16.min <= low and high <= INT16.max else "int32"
 
 
 def check_affine(affine: np.ndarray, name: str = "scan") -> None:

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from models_genesis.networks import GenesisUNet, save_weights
+from models_genesis.training import read_model_settings, save_trained_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = ROOT / "bundles"
@@ -172,6 +173,22 @@ def test_weights_that_fit_go_with_the_package(build, tmp_path):
     for file in ("train", "inference"):
         assert json.loads(archive.read(f"{PRETRAINING}/configs/{file}.json"))["features"] == SMALL["features"]
     assert json.loads(archive.read(f"{PRETRAINING}/large_files.json"))["large_files"] == []
+
+
+def test_the_settings_of_weights_go_with_them_and_need_no_key(build, tmp_path):
+    """Weights of another width, by any name; fine-tuning of the package goes on with their settings."""
+    trained = {"features": list(SMALL["features"]), "axcodes": "LPS"}
+    path = tmp_path / "best.pt"
+    save_trained_weights(GenesisUNet(features=SMALL["features"]).state_dict(), path, trained)
+    archive = packed(build, tmp_path / "out", weights=build.Weights(path))
+    assert json.loads(archive.read(f"{PRETRAINING}/models/model.json"))["settings"] == trained
+    train = json.loads(archive.read(f"{PRETRAINING}/configs/train.json"))
+    assert {key: train[key] for key in trained} == trained
+    archive.extractall(tmp_path / "unpacked")
+    assert read_model_settings(tmp_path / "unpacked" / PRETRAINING / "models") == trained
+    save_weights(GenesisUNet(features=SMALL["features"]).state_dict(), path)
+    with pytest.raises(ValueError, match=r"best\.json: expected the settings of best\.pt"):
+        build.build(PRETRAINING, tmp_path / "out", build.Weights(path))
 
 
 def test_large_weights_are_listed_by_url_and_checksum(build, tmp_path, monkeypatch):

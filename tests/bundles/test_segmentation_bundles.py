@@ -97,7 +97,7 @@ def test_it_learns_what_an_untrained_network_does_not_know(trained, run_bundle, 
     assert ("adapted" in log and "input channels 1 -> 4" in log) == (bundle == BRATS)
     made = {path.name for path in (folder / "eval").iterdir() if "tfevents" not in path.name}
     assert made == {"history.csv", "history.png"}
-    assert {path.name for path in (folder / "models").iterdir()} == {"model.pt", "last_epoch.pt"}
+    assert {path.name for path in (folder / "models").iterdir()} == {"model.pt", "model.json", "last_epoch.pt"}
     own = {**SHAPE, **OWN[bundle], **data_of(bundle)}
     run_bundle(bundle, ["train", "evaluate"], **own, ckpt_dir=folder / "models", output_dir=folder / "evaluated")
     summary = json.loads((folder / "evaluated" / "segmentation.json").read_text())

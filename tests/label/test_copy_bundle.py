@@ -9,6 +9,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+
+from models_genesis.training import read_model_settings, save_trained_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 LITS, LIDC = "genesis_lits_liver_ct_segmentation", "genesis_lidc_nodule_ct_segmentation"
@@ -90,3 +93,24 @@ def test_what_cannot_be_done_is_refused(tool, tmp_path):
 
 def test_examples(tool):
     assert doctest.testmod(tool).failed == 0
+
+
+def test_the_settings_of_weights_come_along(tool, tmp_path):
+    """Inference takes them from ``model.json``, fine-tuning from the copy's ``train.json``."""
+    trained = {"features": [4, 8], "tumour": True, "classes": [0, 1, 2], "in_channels": 1, "out_channels": 3}
+    weights = tmp_path / "best.pt"
+    save_trained_weights({"head.weight": torch.zeros(1)}, weights, {**trained, "spacing": [1, 1, 2]})
+    tool.copy_bundle(ROOT / "bundles" / LITS, tmp_path / "a_segmentation", {}, weights)
+    assert (tmp_path / "a_segmentation/models/model.pt").read_bytes() == weights.read_bytes()
+    assert read_model_settings(tmp_path / "a_segmentation/models") == {**trained, "spacing": [1, 1, 2]}
+    train = read(tmp_path / "a_segmentation", "train")
+    assert {key: train[key] for key in trained} == trained and train["spacing"] == [1, 1, 2]
+    metadata = read(tmp_path / "a_segmentation", "metadata")
+    assert metadata["network_data_format"]["outputs"]["pred"]["num_channels"] == 3
+    with pytest.raises(ValueError, match="--tumour: trained with true, given false"):
+        tool.copy_bundle(ROOT / "bundles" / LITS, tmp_path / "b_segmentation", {"tumour": "false"}, weights)
+
+
+def test_a_setting_of_another_type_is_refused(tool, tmp_path):
+    with pytest.raises(ValueError, match="--tumour: expected True or False"):
+        tool.copy_bundle(ROOT / "bundles" / LITS, tmp_path / "c_segmentation", {"tumour": "maybe"})

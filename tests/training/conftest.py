@@ -60,12 +60,17 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         data: Sequence[dict] | None = None,
         patience: int = 50,
         probe: FeatureProbe | None = None,
+        batch_size: int = 4,
+        schedule: Callable[[torch.optim.Optimizer, int], Any] | None = None,
+        **checkpoint: Any,
     ) -> Run:
         torch.manual_seed(0)
         network = nn.Conv3d(1, 1, 3, padding=1) if network is None else network
         optimizer = torch.optim.SGD(network.parameters(), lr=learning_rate, momentum=0.9)
-        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-        train = DataLoader(Dataset(list(data or cubes(8))), batch_size=4, shuffle=True, num_workers=0)
+        train = DataLoader(Dataset(list(data or cubes(8))), batch_size=batch_size, shuffle=True, num_workers=0)
+        scheduler = (
+            torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9) if schedule is None else schedule(optimizer, epochs)
+        )
         early_stop = EarlyStopHandler(patience, lambda engine: -engine.state.metrics["val_mse"])
         evaluator = SupervisedEvaluator(
             device=torch.device("cpu"),
@@ -90,7 +95,9 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
                 ValidationHandler(1, evaluator),
                 *([] if probe is None else [probe]),
                 TrainingHistory(folder, optimizer, evaluator, probe=probe),
-                TrainingCheckpoint(folder, network, optimizer, scheduler, evaluator, early_stop, resume=resume),
+                TrainingCheckpoint(
+                    folder, network, optimizer, scheduler, evaluator, early_stop, resume=resume, **checkpoint
+                ),
             ],
         )
         early_stop.set_trainer(trainer)

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import logging
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 
-from models_genesis.transforms import ClipHounsfield, ClipHounsfieldd
+from models_genesis.transforms import ClipHounsfield, ClipHounsfieldd, ScaleHounsfield, ScaleHounsfieldd
 from models_genesis.transforms.hounsfield import check_affine
+from models_genesis.transforms.nonlinear_intensity import IntensityMap
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint16, np.int32, np.int64, np.float32, np.float64])
@@ -117,3 +119,56 @@ def test_rounding_makes_a_resampled_scan_int16() -> None:
     np.testing.assert_array_equal(item["image"], rounded)
     with pytest.raises(ValueError, match="finite"):
         ClipHounsfield(round_values=True)(np.full((1, 2, 2, 2), np.nan))
+
+
+EXTREMES = {
+    np.int16: [-32768, -1001, -1000, -999, 0, 999, 1000, 1001, 31767, 31768, 32767],
+    np.uint16: [0, 1, 999, 1000, 1001, 32767, 32768, 65535],
+    np.int32: [-(2**31), -32769, -1000, 0, 1000, 32768, 2**31 - 1],
+    np.float64: [-1.7e308, -1000.25, -0.125, 0.1, 999.999999, 1e-300, 1.7e308],
+    np.uint8: [0, 1, 255],
+}
+
+
+def exact(value: float, low: int, high: int) -> np.float32:
+    """The scaled value by fractions, rounded once."""
+    clipped = min(max(Fraction(value), Fraction(low)), Fraction(high))
+    return np.float32(float((clipped - low) / (high - low)))
+
+
+@pytest.mark.parametrize("limits", [(-1000, 1000), (-32768, 32767), (0, 65535)])
+@pytest.mark.parametrize("dtype", EXTREMES)
+def test_scaling_is_exact_to_the_extremes_of_every_type(dtype, limits):
+    values = np.array(EXTREMES[dtype], dtype=dtype).reshape(1, -1, 1, 1)
+    scaled = ScaleHounsfield(limits)(values)
+    assert scaled.dtype == np.float32
+    expected = [exact(value.item(), *limits) for value in values.ravel()]
+    np.testing.assert_array_max_ulp(scaled.ravel(), np.array(expected, np.float32), 1)
+
+
+@pytest.mark.parametrize("dtype", EXTREMES)
+def test_clipping_first_changes_no_voxel_of_whole_numbers(dtype):
+    values = np.array(EXTREMES[dtype], dtype=dtype).reshape(1, -1, 1, 1)
+    if np.dtype(dtype).kind == "f":
+        values = np.rint(values)
+    scale = ScaleHounsfield()
+    np.testing.assert_array_equal(scale(ClipHounsfield()(values)), scale(values))
+
+
+def test_scaling_keeps_the_kind_and_leaves_the_input():
+    img = MetaTensor(torch.tensor([[[[32767, -32768]]]], dtype=torch.int16))
+    scaled = ScaleHounsfieldd("image")({"image": img})["image"]
+    assert isinstance(scaled, MetaTensor) and scaled.dtype == torch.float32
+    assert scaled.flatten().tolist() == [1.0, 0.0] and img.flatten().tolist() == [32767, -32768]
+
+
+@pytest.mark.parametrize("limits", [(0, 0), (5, -5), (0, float("nan"))])
+def test_scaling_refuses_an_empty_range(limits):
+    with pytest.raises(ValueError, match="intensity_range"):
+        ScaleHounsfield(limits)
+
+
+def test_the_deformations_target_is_scaled_alike():
+    values = np.arange(-1200, 1200, dtype=np.int16).reshape(1, -1, 1, 1)
+    line = IntensityMap(None, False, (-1000.0, 1000.0), (0.0, 1.0), "numpy")
+    np.testing.assert_allclose(line(values), ScaleHounsfield()(values), rtol=0, atol=6e-8)

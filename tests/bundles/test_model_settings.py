@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of a training reach inference, evaluation, ``monai.bundle.load`` and MONAI Label with its weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, load
+
+from models_genesis.networks import save_weights
+from models_genesis.training import CandidateScorer, ModelSettingsError, save_trained_weights
+from models_genesis.training.run_settings import settings_of_run
+
+ROOT = Path(__file__).resolve().parents[2] / "bundles"
+LITS, LIDC = "genesis_lits_liver_ct_segmentation", "genesis_lidc_nodule_ct_segmentation"
+BRATS, MSD = "genesis_brats_mri_segmentation", "genesis_msd_segmentation"
+LUNA, PECAD = "genesis_luna16_nodule_ct_classification", "genesis_pecad_embolism_ct_classification"
+PRETRAINING = "genesis_chest_ct_pretraining"
+
+SMALL: dict[str, Any] = {"features": [4, 8, 16], "cube_size": [32, 32, 16]}
+CT = {**SMALL, "intensity_range": [-200, 300], "spacing": [2, 2, 2.5]}
+TRAINED: dict[str, dict[str, Any]] = {
+    LITS: {**CT, "tumour": True},
+    LIDC: CT,
+    BRATS: {**SMALL, "channels": ["t2", "flair"], "targets": ["whole tumour"], "normalise": "zscore"},
+    MSD: {**CT, "task": "Task02_Heart", "normalise": "minmax"},
+    LUNA: CT,
+    PECAD: {**CT, "vessel": True, "vessel_voxel_mm": 0.5},
+    PRETRAINING: {**SMALL, "axcodes": "LPS", "intensity_range": [-200, 300], "variant": "nonlinear"},
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    LITS: {"tumour": False, "spacing": None, "intensity_range": [-1000, 1000], "features": [4, 8]},
+    LIDC: {"spacing": None},
+    BRATS: {"channels": ["flair", "t2"], "normalise": "minmax", "targets": ["tumour core"]},
+    MSD: {"task": "Task09_Spleen", "normalise": "zscore"},
+    LUNA: {"cube_size": [64, 64, 32], "spacing": [1, 1, 1]},
+    PECAD: {"vessel": False, "vessel_voxel_mm": 1.0},
+    PRETRAINING: {"axcodes": "RAS", "intensity_range": [-1000, 1000]},
+}
+NAMES = sorted(TRAINED)
+STAGES = [["inference"], ["train", "evaluate"]]
+
+
+def parser(bundle: str, stages: list[str], **settings: Any) -> ConfigParser:
+    found = ConfigParser()
+    found.read_config([str(ROOT / bundle / "configs" / f"{stage}.json") for stage in stages])
+    found.update({"bundle_root": str(ROOT / bundle), "device": torch.device("cpu"), **settings})
+    return found
+
+
+@pytest.fixture
+def trained(request, tmp_path) -> tuple[ConfigParser, Path]:
+    """What a training with other settings than the default's leaves, and its config."""
+    config = parser(request.param, ["train"], **TRAINED[request.param])
+    state = config.get_parsed_content("network_def").state_dict()
+    save_trained_weights(state, tmp_path / "models" / "model.pt", config.get_parsed_content("model_settings"))
+    return config, tmp_path / "models"
+
+
+@pytest.mark.parametrize("stages", STAGES, ids="+".join)
+@pytest.mark.parametrize(("bundle", "trained"), [(name, name) for name in NAMES], indirect=["trained"], ids=NAMES)
+def test_keys_that_are_not_given_are_the_weights(bundle, trained, stages):
+    config, folder = trained
+    now = parser(bundle, stages, ckpt_dir=str(folder))
+    for key in [*TRAINED[bundle], *now.get_parsed_content("model_settings")]:
+        assert now.get_parsed_content(key) == config.get_parsed_content(key), key
+    now.get_parsed_content("settings_check")
+    state = torch.load(folder / "model.pt", weights_only=True)
+    now.get_parsed_content("network_def").load_state_dict(state)
+
+
+@pytest.mark.parametrize("stages", STAGES, ids="+".join)
+@pytest.mark.parametrize(("bundle", "trained"), [(name, name) for name in NAMES], indirect=["trained"], ids=NAMES)
+def test_a_given_key_that_differs_is_refused_by_name(bundle, trained, stages):
+    _, folder = trained
+    for key, value in OTHERS[bundle].items():
+        given = {"ckpt_dir": str(folder), key: value}
+        with pytest.raises(RuntimeError) as error:
+            parser(bundle, stages, **given).get_parsed_content("settings_check")
+        assert isinstance(error.value.__cause__, ModelSettingsError)
+        assert f"--{'task_facts' if key == 'task' else key}: trained with" in str(error.value.__cause__)
+        allowed = parser(bundle, stages, **given, allow_changed_settings=True)
+        allowed.get_parsed_content("settings_check")
+        assert allowed.get_parsed_content(key) == value
+
+
+@pytest.mark.parametrize("stages", STAGES, ids="+".join)
+@pytest.mark.parametrize("bundle", NAMES)
+def test_weights_without_settings_go_by_the_bundles_keys(bundle, stages, tmp_path):
+    """The defaults are those of training, and any key may be given."""
+    train = parser(bundle, ["train"])
+    now = parser(bundle, stages, ckpt_dir=str(tmp_path))
+    assert now.get_parsed_content("model_settings") == {}
+    recorded = train.get_parsed_content("model_settings")
+    assert {key: now.get_parsed_content(key) for key in recorded} == recorded
+    given = parser(bundle, stages, ckpt_dir=str(tmp_path), **TRAINED[bundle])
+    given.get_parsed_content("settings_check")
+    assert all(given.get_parsed_content(key) == value for key, value in TRAINED[bundle].items())
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_run_checks_before_anything_is_read(bundle):
+    for stage in ("inference", "evaluate"):
+        content = json.loads((ROOT / bundle / "configs" / f"{stage}.json").read_text())
+        assert content["run"][:2] == ["$refuse_unknown_overrides()", "$@settings_check"]
+        checked = set(content["settings_check"]["given"])
+        assert checked <= set(json.loads((ROOT / bundle / "configs" / "train.json").read_text())["model_settings"])
+
+
+@pytest.mark.parametrize("kind", ["train", "inference"])
+@pytest.mark.parametrize("bundle", NAMES)
+def test_load_gives_the_network_of_the_weights_from_anywhere(bundle, kind, tmp_path, monkeypatch):
+    """Also where the process stands in a folder with weights and settings of something else."""
+    config = parser(bundle, ["train"], **TRAINED[bundle])
+    state = config.get_parsed_content("network_def").state_dict()
+    shutil.copytree(ROOT / bundle / "configs", tmp_path / bundle / "configs")
+    weights = tmp_path / bundle / "models" / "model.pt"
+    save_trained_weights(state, weights, config.get_parsed_content("model_settings"))
+    save_trained_weights(state, tmp_path / "other" / "models" / "model.pt", {"features": [2, 4]})
+    monkeypatch.chdir(tmp_path / "other")
+    network = load(bundle, bundle_dir=str(tmp_path), source="github", workflow_type=kind, device="cpu")
+    loaded = network.state_dict()
+    assert list(loaded) == list(state) and all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("trained", [LITS], indirect=True)
+def test_monai_labels_parts_of_the_config_carry_the_check(trained):
+    """It asks for the network, the preprocessing, the inferer and the postprocessing, and runs nothing else."""
+    config, folder = trained
+    now = parser(LITS, ["inference"], ckpt_dir=str(folder))
+    assert now.get_parsed_content("inferer").inferer.inferer.roi_size == config.get_parsed_content("cube_size")
+    scale = now.get_parsed_content("preprocessing").transforms[-2]
+    assert scale.scale.intensity_range == (-200, 300)
+    with pytest.raises(RuntimeError) as error:
+        parser(LITS, ["inference"], ckpt_dir=str(folder), spacing=[1, 1, 1]).get_parsed_content("preprocessing")
+    causes = [error.value]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    assert isinstance(causes[-1], ModelSettingsError) and "--spacing" in str(causes[-1])
+
+
+@pytest.mark.parametrize("trained", [LUNA], indirect=True)
+def test_scoring_from_python_takes_them_too(trained):
+    _, folder = trained
+    scorer = CandidateScorer(ROOT / LUNA, ckpt_dir=folder, device="cpu")
+    assert scorer.cubes.transforms[0].cube_size == tuple(SMALL["cube_size"])
+    with pytest.raises(RuntimeError) as error:
+        CandidateScorer(ROOT / LUNA, ckpt_dir=folder, device="cpu", overrides={"intensity_range": [-1000, 1000]})
+    assert isinstance(error.value.__cause__, ModelSettingsError)
+
+
+def cases(folder: Path) -> Path:
+    """Three small livers in the layout of LiTS."""
+    rng = np.random.default_rng(0)
+    for number in (0, 1, 100):
+        image = rng.normal(40, 5, (40, 40, 24)).astype(np.int16)
+        image[:, :, :4] = -1000
+        image[10:25, 12:28, 8:16] = 160
+        for name, array in (("volume", image), ("segmentation", (image > 100).astype(np.uint8))):
+            folder.mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(array, np.diag([-1.0, -1, 2, 1])), folder / f"{name}-{number}.nii.gz")
+    return folder
+
+
+def run(stages: list[str], folder: Path, **settings: Any) -> ConfigWorkflow:
+    given = {
+        "bundle_root": str(ROOT / LITS), "dataset_dir": str(folder / "data"), "ckpt_dir": str(folder / "models"),
+        "output_dir": str(folder / "eval"), "device": torch.device("cpu"), "overlap": 0.1, **settings,
+    }  # fmt: skip
+    files = [str(ROOT / LITS / "configs" / f"{stage}.json") for stage in stages]
+    workflow = ConfigWorkflow(config_file=files, workflow_type="train", logging_file=False, **given)
+    workflow.initialize()
+    workflow.run()
+    return workflow
+
+
+def test_from_training_to_prediction_and_on(tmp_path):
+    """A training of its own, inference and evaluation without a key, and two ways of going on."""
+    cases(tmp_path / "data")
+    own = {"features": [4, 8], "cube_size": [16, 16, 16], "intensity_range": [-1000, 600]}
+    training = {
+        "val_interval": 1, "warmup_epochs": 0, "cubes_per_case": 2, "batch_size": 2, "pretrained": "none",
+        "amp": "false",
+    }  # fmt: skip
+    workflow = run(["train"], tmp_path, epochs="2", **own, **training)
+    assert workflow.parser.get_parsed_content("amp") is False
+    run(["inference"], tmp_path)
+    taken = {path.name: path.read_bytes() for path in (tmp_path / "eval").rglob("*_seg.nii.gz")}
+    run(["inference"], tmp_path, **own)
+    given = {path.name: path.read_bytes() for path in (tmp_path / "eval").rglob("*_seg.nii.gz")}
+    assert taken == given and len(taken) == 3
+    run(["train", "evaluate"], tmp_path)
+    state = torch.load(tmp_path / "models" / "last_epoch.pt", weights_only=True)
+    assert state["settings"]["epochs"] == 2 and state["settings"]["intensity_range"] == [-1000, 600]
+    with pytest.raises(RuntimeError) as error:
+        run(["train"], tmp_path, epochs=4, resume=True, **own, **training)
+    assert "last_epoch.pt was written with other settings: epochs 2 -> 4" in str(error.value.__cause__)
+    run(["train"], tmp_path, epochs=4, resume=True, resume_changed=True, **own, **training)
+    with (tmp_path / "eval" / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["changed"] for row in rows] == ["", "", "epochs 2 -> 4", ""]
+    rates = [float(row["learning_rate"]) for row in rows[2:]]
+    assert rates == sorted(rates, reverse=True) and rates[-1] == 0
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_every_key_of_a_training_is_kept_with_it_or_known_not_to_matter(bundle):
+    """What is not among the settings is a place, hardware, or says what is done with the result."""
+    files = [str(ROOT / bundle / "configs" / "train.json")]
+    workflow = ConfigWorkflow(config_file=files, workflow_type="train", logging_file=False)
+    content = workflow.parser.config
+    gathered: list[dict[str, Any]] = []
+    content["run"] = ["$gather()"]
+    workflow.parser.globals["gather"] = lambda: gathered.append(settings_of_run())
+    workflow.initialize()
+    workflow.run()
+    left_out = {key for key in content if key not in gathered[0]}
+    assert left_out <= {
+        "bundle_root", "dataset_dir", "datalist", "candidates", "output_dir", "ckpt_dir", "cache_dir", "cache_gib",
+        "pretrained", "split", "device", "rank", "num_workers", "network", "precision", "inferer", "sw_batch_size",
+        "imports", "initialize", "run", "resume", "resume_changed", "on_bad_case", "on_bad_scan", "epochs",
+        "metric_name", "tolerance_mm", "eval_batch_size", "model_settings", "loaded_settings", "_meta_", "keep_last",
+    }  # fmt: skip
+    assert {"batch_size", "learning_rate", "warmup_epochs", "seed", "features"} <= set(gathered[0])
+    assert json.loads(json.dumps(gathered[0])) == gathered[0]
+
+
+def test_stale_settings_stop_inference(tmp_path):
+    config = parser(LIDC, ["train"], **TRAINED[LIDC])
+    network = config.get_parsed_content("network_def")
+    save_trained_weights(network.state_dict(), tmp_path / "model.pt", config.get_parsed_content("model_settings"))
+    save_weights({key: value + 1 for key, value in network.state_dict().items()}, tmp_path / "model.pt")
+    with pytest.raises(RuntimeError) as error:
+        parser(LIDC, ["inference"], ckpt_dir=str(tmp_path)).get_parsed_content("settings_check")
+    assert isinstance(error.value.__cause__, ModelSettingsError) and "SHA-256" in str(error.value.__cause__)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+
+import pytest
+import torch
+
+from models_genesis.networks import save_weights
+from models_genesis.training import (
+    ModelSettingsError,
+    ModelSettingsGuard,
+    check_model_settings,
+    read_model_settings,
+    save_trained_weights,
+    trained_task,
+)
+
+SETTINGS = {"features": [8, 16], "spacing": None, "intensity_range": [-1000, 600], "tumour": False}
+
+
+def weights(value: float) -> dict[str, torch.Tensor]:
+    return {"head.weight": torch.full((2, 1), value)}
+
+
+def test_what_training_writes_is_what_inference_reads(tmp_path):
+    save_trained_weights(weights(1.0), tmp_path / "model.pt", SETTINGS, {"epoch": 3})
+    assert read_model_settings(tmp_path) == SETTINGS
+    content = json.loads((tmp_path / "model.json").read_text())
+    assert content["weights"] == {
+        "file": "model.pt",
+        "sha256": hashlib.sha256((tmp_path / "model.pt").read_bytes()).hexdigest(),
+    }
+    assert content["epoch"] == 3
+    assert torch.equal(torch.load(tmp_path / "model.pt", weights_only=True)["head.weight"], weights(1.0)["head.weight"])
+    assert {path.name for path in tmp_path.iterdir()} == {"model.pt", "model.json"}
+
+
+def test_weights_from_elsewhere_have_no_settings(tmp_path):
+    save_weights(weights(1.0), tmp_path / "model.pt")
+    assert read_model_settings(tmp_path) == {}
+
+
+def test_settings_of_other_weights_are_refused(tmp_path):
+    save_trained_weights(weights(1.0), tmp_path / "model.pt", SETTINGS)
+    save_weights(weights(2.0), tmp_path / "model.pt")
+    with pytest.raises(ModelSettingsError, match=r"model\.json: expected the settings of model\.pt, whose SHA-256 is"):
+        read_model_settings(tmp_path)
+
+
+@pytest.mark.parametrize("step", ["before the JSON", "between the two"])
+def test_a_process_that_ends_while_writing_leaves_weights_with_their_settings(tmp_path, monkeypatch, step):
+    """Kill it where the JSON is about to be written, and where it is written and the weights are not yet there."""
+    save_trained_weights(weights(1.0), tmp_path / "model.pt", SETTINGS)
+    replace, calls = os.replace, []
+
+    def die(source, target):
+        calls.append(str(target))
+        if str(target).endswith("model.json" if step == "before the JSON" else "/model.pt"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        save_trained_weights(weights(2.0), tmp_path / "model.pt", {**SETTINGS, "tumour": True})
+    assert read_model_settings(tmp_path) == SETTINGS
+    monkeypatch.undo()
+    save_trained_weights(weights(3.0), tmp_path / "model.pt", {**SETTINGS, "tumour": True})
+    assert read_model_settings(tmp_path)["tumour"] is True
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"format": 1, "settings": {}}',
+        '{"format": 2, "settings": {}, "weights": {"sha256": ""}}',
+        '{"format": 1, "settings": [], "weights": {"sha256": ""}}',
+        '{"format": 1, "settings": {}, "weights": {"sha256": ""}, "previous": 3}',
+        "[" * 100000,
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, text):
+    save_weights(weights(1.0), tmp_path / "model.pt")
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(ModelSettingsError, match=r"model\.json: expected the settings"):
+        read_model_settings(tmp_path)
+
+
+def test_a_given_key_that_differs_is_refused_by_name_or_allowed(caplog):
+    check_model_settings(SETTINGS, {**SETTINGS, "intensity_range": (-1000.0, 600.0), "amp": True})
+    other = {**SETTINGS, "intensity_range": [-1000, 1000], "tumour": True}
+    with pytest.raises(ModelSettingsError, match=r"--intensity_range: .*\[-1000, 600\].*\[-1000, 1000\].*--tumour"):
+        check_model_settings(SETTINGS, other)
+    check_model_settings(SETTINGS, other, allow=True)
+    assert "--intensity_range" in caplog.text
+    check_model_settings({}, other)  # weights that say nothing
+
+
+def test_a_server_that_would_prepare_scans_for_other_weights_stops(tmp_path):
+    save_trained_weights(weights(1.0), tmp_path / "model.pt", SETTINGS)
+    guard = ModelSettingsGuard(tmp_path, read_model_settings(tmp_path))
+    item = {"image": 1}
+    assert guard(item) == item and guard(item) is not item
+    save_trained_weights(weights(2.0), tmp_path / "model.pt", SETTINGS)  # better weights of the same training
+    assert guard(item) == item
+    save_trained_weights(weights(3.0), tmp_path / "model.pt", {**SETTINGS, "spacing": [1, 1, 2]})
+    with pytest.raises(ModelSettingsError, match="has changed"):
+        guard(item)
+
+
+def test_a_task_described_by_a_file_is_known_without_it(tmp_path):
+    facts = {"name": "Own", "in_channels": 1, "labels": {"0": "background", "1": "cyst"}}
+    settings = {"task": "/gone/dataset.json", "task_facts": facts}
+    assert trained_task(settings, "/gone/dataset.json") == facts
+    assert trained_task(settings, "Task09_Spleen")["regions"] == {"spleen": [1]}
+    assert trained_task({}, "Task09_Spleen")["regions"] == {"spleen": [1]}
