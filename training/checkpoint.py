@@ -187,7 +187,7 @@ class TrainingCheckpoint:
         write_last_state(self.last_path, state, self.keep_last)
 
     def _load(self, engine: Engine) -> None:
-        state = read_last_state(self.last_path)
+        state = read_last_state(self.last_path, set_aside=self.rank == 0)
         changes: dict[str, tuple[Any, Any]] = {}
         try:
             changes = self._refuse_changes(state, engine)

@@ -70,11 +70,13 @@ def _shift(path: Path, keep: int) -> None:
         os.replace(path, first)
 
 
-def read_last_state(path: Path) -> dict[str, Any]:
+def read_last_state(path: Path, set_aside: bool = False) -> dict[str, Any]:
     """Read the newest state that is whole.
 
     Args:
         path: the file; where it is damaged or missing, those before it are tried, with a warning.
+        set_aside: whether to rename damaged files to ``NAME.damaged`` where an older one is taken, so that none of them
+            counts among the states that are kept.
 
     Returns:
         The state.
@@ -89,14 +91,16 @@ def read_last_state(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"--resume needs {path}, and there is no such file")
     if existing[0] != path:
         logger.warning("%s is missing, expected next to %s", path, existing[0])
-    faults = []
+    faults: dict[Path, str] = {}
     for candidate in existing:
         try:
             state = _read(candidate)
         except ValueError as error:
             logger.warning("%s", error)
-            faults.append(str(error))
+            faults[candidate] = str(error)
             continue
+        for damaged in faults if set_aside else ():
+            os.replace(damaged, damaged.with_name(f"{damaged.name}.damaged"))
         if candidate != path:
             logger.warning(
                 "RESUMING FROM AN OLDER STATE: %s, %d epochs done, for %s is damaged or missing; the epochs after it "
@@ -106,7 +110,7 @@ def read_last_state(path: Path) -> dict[str, Any]:
         return state
     raise DamagedFileError(
         "--resume found no state that is whole; train again, or from the best weights with --pretrained:\n  "
-        + "\n  ".join(faults)
+        + "\n  ".join(faults.values())
     )
 
 

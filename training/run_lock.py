@@ -94,7 +94,7 @@ class FolderLock:
             # on one machine the system's lock, which this run has got, says that its holder has gone
             if not (self.system_lock and before.get("machine") == _machine()) and self._is_alive(before):
                 raise FolderInUseError(self._refusal(_describe(before)))
-            logger.warning("%s: a training (%s) ended without a word; this one takes over", self.folder, before)
+            logger.warning("%s: a training (%s) was killed; this one takes over", self.folder, _describe(before))
         mark = {
             "run": self.run,
             "machine": _machine(),

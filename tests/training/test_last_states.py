@@ -89,6 +89,9 @@ def test_a_training_goes_on_exactly_from_the_state_before(make_run, tmp_path):
         torch.equal(value, rest.network.state_dict()[name]) for name, value in whole.network.state_dict().items()
     )
     assert history(tmp_path / "parts") == history(tmp_path / "whole")
+    # the damaged file took no sound one's place
+    assert read_last_state(tmp_path / "parts" / "last_epoch_before_1.pt")["epoch"] == 3
+    assert (tmp_path / "parts" / "last_epoch.pt.damaged").is_file()
 
 
 def history(folder):
