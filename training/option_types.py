@@ -200,7 +200,9 @@ SIZES = list_of(COUNT, 3)
 OPTION_KINDS: dict[str, Kind] = {
     # folders and files
     **dict.fromkeys(("bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "pretrained"), TEXT),
-    **dict.fromkeys(("datalist", "candidates", "seriesuid", "cache_dir", "calibrate", "modality"), optional(TEXT)),
+    **dict.fromkeys(
+        ("datalist", "probe_datalist", "candidates", "seriesuid", "cache_dir", "calibrate", "modality"), optional(TEXT)
+    ),
     "temperature": optional(either(POSITIVE, TEXT)),
     **dict.fromkeys(("normalise", "axcodes", "variant", "convention", "task"), TEXT),
     # switches

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 # counts where the schedule depends on it, see `schedule_changes`; the scans count themselves, see `data_facts`.
 _PLACES = (
     "bundle_root", "dataset_dir", "datalist", "candidates", "output_dir", "ckpt_dir", "cache_dir", "cache_gib",
-    "pretrained", "split",
+    "pretrained", "probe_datalist", "split",
 )  # fmt: skip
 _HARDWARE = ("device", "rank", "backend", "num_workers", "network", "precision", "inferer", "sw_batch_size")
 _DEEDS = (
