@@ -39,6 +39,14 @@ class BatchStatisticsNorm(nn.Module):
         self.running_var = nn.Buffer(torch.ones(num_features))
         self.num_batches_tracked = nn.Buffer(torch.tensor(0, dtype=torch.long))
 
+    def reset_parameters(self) -> None:
+        """Set weight, bias and running statistics to what they are at first, as torch's batch norms can."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+        self.num_batches_tracked.zero_()
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each channel of the batch to weight * standard score + bias."""
         if not self.training:

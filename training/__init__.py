@@ -12,6 +12,7 @@ from .checkpoint import TrainingCheckpoint
 from .collapse_guard import CollapseGuard
 from .deformation_place import DEFORM_ON, BatchDeformation, DeformationPlace
 from .epoch_setter import EpochSetter
+from .feature_probe import FeatureProbe
 from .finite_loss import FiniteLossGuard, TrainingCollapsedError
 from .flip_inferer import FlipInferer
 from .froc import FALSE_POSITIVE_RATES, Froc, ScanMarks, compute_froc, froc_curve, mark_scan
@@ -57,6 +58,7 @@ __all__ = [
     "CollapseGuard",
     "DeformationPlace",
     "EpochSetter",
+    "FeatureProbe",
     "FiniteLossGuard",
     "FlipInferer",
     "Froc",

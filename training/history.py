@@ -16,6 +16,7 @@ from monai.utils.enums import CommonKeys
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .feature_probe import FeatureProbe
 from .files import write_csv, write_figure
 
 __all__ = ["TrainingHistory"]
@@ -34,18 +35,29 @@ class TrainingHistory:
         evaluator: the evaluator that validates; its key metric is noted.
         rank: this process's rank; rank 0 alone writes.
         metric: what the key metric is called, where it is another quantity than the training loss.
+        probe: adds the columns ``probe`` and ``probe_random``, see :class:`.feature_probe.FeatureProbe`; None or one
+            without a data list: no such columns.
     """
 
-    columns = ("epoch", "train_loss", "val_metric", "learning_rate", "seconds", "cubes_per_second")
+    columns: tuple[str, ...] = ("epoch", "train_loss", "val_metric", "learning_rate", "seconds", "cubes_per_second")
 
     def __init__(
-        self, output_dir: str | Path, optimizer: Optimizer, evaluator: Engine, rank: int = 0, metric: str | None = None
+        self,
+        output_dir: str | Path,
+        optimizer: Optimizer,
+        evaluator: Engine,
+        rank: int = 0,
+        metric: str | None = None,
+        probe: FeatureProbe | None = None,
     ) -> None:
         self.path = Path(output_dir) / "history.csv"
         self.optimizer = optimizer
         self.evaluator = evaluator
         self.rank = rank
         self.metric = metric
+        self.probe = probe if probe is not None and probe.enabled else None
+        if self.probe is not None:
+            self.columns = (*TrainingHistory.columns, "probe", "probe_random")
         self._rows: list[dict[str, Any]] = []
         self._loss_sum: Tensor | float = 0.0
         self._cubes = 0
@@ -70,7 +82,9 @@ class TrainingHistory:
         if not self.path.is_file():
             return []
         with self.path.open(newline="") as file:
-            return [row for row in csv.DictReader(file) if int(row["epoch"]) < before]
+            rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < before]
+        # the run before may have had a probe where this one has none, or the other way round
+        return [{name: row.get(name, "") for name in self.columns} for row in rows]
 
     def _count(self, engine: Engine) -> None:
         # summed where it lies: reading it in each iteration would let a GPU wait
@@ -93,6 +107,9 @@ class TrainingHistory:
             "seconds": f"{seconds:.1f}",
             "cubes_per_second": f"{self._cubes / seconds:.2f}",
         }
+        if self.probe is not None:
+            values = {"probe": self.probe.value, "probe_random": self.probe.baseline}
+            row |= {name: "" if value is None else f"{value:.6f}" for name, value in values.items()}
         self._rows.append(row)
         write_csv(self.path, self.columns, self._rows)
         write_figure(self.path.with_suffix(".png"), draw_history(self._rows, self.metric))

@@ -129,17 +129,18 @@ class RestorationReport:
             ]
             self._sums[str(self.data[int(item["scan"])]["image"])].add(*cubes)
             if self.kinds_key is not None:
-                self._add_kinds(item, cubes)
+                self._add_kinds(item, self.kinds_key, *cubes)
 
-    def _add_kinds(self, item: Mapping[str, Any], cubes: Sequence[np.ndarray]) -> None:
-        if self.kinds_key not in item:
+    def _add_kinds(
+        self, item: Mapping[str, Any], key: str, restored: np.ndarray, deformed: np.ndarray, original: np.ndarray
+    ) -> None:
+        if key not in item:
             raise ValueError(
-                f"{self.kinds_key}: expected in each item, found {sorted(item)}; the deformation must have the same "
-                "kinds_key"
+                f"{key}: expected in each item, found {sorted(item)}; the deformation must have the same kinds_key"
             )
-        kinds = np.broadcast_to(np.asarray(torch.as_tensor(item[self.kinds_key]).cpu()), cubes[0].shape)
+        kinds = np.broadcast_to(np.asarray(torch.as_tensor(item[key]).cpu()), original.shape)
         for number, name in enumerate(VOXEL_KINDS):
-            self._kinds[name].add(*cubes, kinds == number)
+            self._kinds[name].add(restored, deformed, original, kinds == number)
 
     def _write(self, engine: Engine) -> None:
         rows = restoration_rows(self._sums)

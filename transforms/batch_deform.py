@@ -167,7 +167,10 @@ class BatchGenesisDeform:
         in_work += [listed_voxels(sides, self.num_blocks) if self.rates["shuffle_prob"] > 0 else 0]
         group = max(1, _GROUP_VOXELS // max(in_work))
         parts = (images.reshape(*images.shape[:2], -1).split(group) for images in (batch, deformed, target))
-        kinds = [self._deform(*part, shape, sides) for part in zip(*parts, strict=True)]
+        kinds = [
+            self._deform(images, deformed_part, target_part, shape, sides)
+            for images, deformed_part, target_part in zip(*parts, strict=True)
+        ]
         if self.record_kinds:
             self.kinds = torch.cat(kinds).reshape(len(batch), 1, *shape)
         return deformed, target

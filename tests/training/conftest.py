@@ -17,7 +17,7 @@ from monai.handlers import EarlyStopHandler, LrScheduleHandler, MeanSquaredError
 from monai.transforms import Activationsd, Compose
 from torch import nn
 
-from models_genesis.training import RestorationLoss, TrainingCheckpoint, TrainingHistory
+from models_genesis.training import FeatureProbe, RestorationLoss, TrainingCheckpoint, TrainingHistory
 
 
 def cubes(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -59,6 +59,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         network: nn.Module | None = None,
         data: Sequence[dict] | None = None,
         patience: int = 50,
+        probe: FeatureProbe | None = None,
     ) -> Run:
         torch.manual_seed(0)
         network = nn.Conv3d(1, 1, 3, padding=1) if network is None else network
@@ -87,7 +88,8 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
                 *handlers,
                 LrScheduleHandler(scheduler, print_lr=False),
                 ValidationHandler(1, evaluator),
-                TrainingHistory(folder, optimizer, evaluator),
+                *([] if probe is None else [probe]),
+                TrainingHistory(folder, optimizer, evaluator, probe=probe),
                 TrainingCheckpoint(folder, network, optimizer, scheduler, evaluator, early_stop, resume=resume),
             ],
         )
