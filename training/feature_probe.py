@@ -58,8 +58,8 @@ class FeatureProbe:
         axcodes: orientation of the cubes.
         dataset_dir: folder that the data list's paths start from; None: that of the list.
         interval: epochs from one probe to the next. The last epoch is always probed.
-        max_share: largest share of the time since the start of the training; a probe that would exceed it is left out; 1
-            for no limit.
+        max_share: largest share of the time since the start of the training: a probe that would exceed it is left out;
+            1 for no limit.
         voxels_per_case: how many voxels of a case are fitted to.
         inferer: runs the network, for the training's precision.
         seed: of the voxels and of the random weights.

@@ -65,8 +65,21 @@ def test_weights_load_into_the_network_strictly(trained):
 
 
 def test_the_same_seed_gives_the_same_run_whatever_the_number_of_workers(trained, run_bundle, chest_scans, tmp_path):
-    run_bundle(BUNDLE, ["train"], dataset_dir=chest_scans, num_workers=2, **SMALL, **folders(tmp_path))
+    """Nor does a probe of the features change anything: it fits to two labelled scans and scores the third."""
+    entries = []
+    for number in range(3):
+        scan = nib.load(chest_scans / f"patient{number}.nii.gz")
+        lung = (np.asarray(scan.dataobj) < -500).astype(np.uint8)
+        nib.save(nib.Nifti1Image(lung, scan.affine), tmp_path / f"lung{number}.nii.gz")
+        entries.append({"image": str(chest_scans / f"patient{number}.nii.gz"), "label": f"lung{number}.nii.gz"})
+    datalist = tmp_path / "probe.json"
+    datalist.write_text(json.dumps({"training": entries[:2], "validation": entries[2:]}))
+    probe = {"probe_datalist": datalist, "probe_interval": 1}
+    run_bundle(BUNDLE, ["train"], dataset_dir=chest_scans, num_workers=2, **probe, **SMALL, **folders(tmp_path))
     assert history(tmp_path) == history(trained)
+    last = list(csv.DictReader((tmp_path / "eval" / "history.csv").open()))[-1]
+    # air against the rest is linear in any features that keep the intensity
+    assert 0.5 < float(last["probe"]) <= 1 and 0.5 < float(last["probe_random"]) <= 1
 
 
 def test_resuming_equals_an_uninterrupted_run(trained, run_bundle, chest_scans, tmp_path):
@@ -120,6 +133,12 @@ def test_evaluation_compares_with_both_baselines(trained, run_bundle, chest_scan
     best = min(float(value) for *_, value in history(trained))
     assert float(rows[-1]["mse_restored"]) == pytest.approx(best, rel=1e-4)
     assert float(rows[-1]["mse_restored"]) < float(rows[-1]["mse_deformed"])
+    kinds = list(csv.DictReader((tmp_path / "restoration_kinds.csv").open()))
+    assert {"mapped", "painted"} <= {row["kind"] for row in kinds} <= {"kept", "mapped", "shuffled", "painted"}
+    assert sum(int(row["voxels"]) for row in kinds) == int(rows[-1]["cubes"]) * 32 * 32 * 16
+    for column in ("mse_restored", "mse_deformed", "mse_mean_image"):  # the kinds make up the whole
+        whole = sum(float(row[column]) * int(row["voxels"]) for row in kinds) / sum(int(row["voxels"]) for row in kinds)
+        assert whole == pytest.approx(float(rows[-1][column]), abs=2e-6)
 
 
 def test_inference_keeps_the_geometry(trained, run_bundle, chest_scans, tmp_path):
