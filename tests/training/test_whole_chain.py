@@ -40,9 +40,9 @@ def test_eight_cubes_are_learned_by_heart() -> None:
     deformed, original = (torch.stack(part) for part in zip(*pairs, strict=True))
     torch.manual_seed(0)
     network = GenesisUNet(features=(8, 16, 32))
-    steps, rate = 110, 0.02
+    steps, rate = 150, 0.02
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.27)
     loss_function = RestorationLoss()
     for _ in range(steps):
         loss = loss_function(network(deformed), original)
