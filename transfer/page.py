@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .analysis import RATE_KINDS, Analysis
+from .analysis import Analysis, rate_kinds
 from .answer import SCORE_NAMES, p_text, verdict
 from .figures import draw_cases, draw_curve, draw_dose, draw_slices, embed
 from .plan import Run
@@ -180,7 +180,7 @@ def _curves(study: Study, summary: Mapping[str, Any]) -> str:
         _figure(
             embed(draw_curve(study, summary["scores"], kind)), names[kind] + ". Bars: 95 % intervals; points: seeds."
         )
-        for kind in RATE_KINDS
+        for kind in rate_kinds(study)
         if any(line["rate_kind"] == kind and line["score"] is not None for line in summary["scores"])
     ]
     rows = [
@@ -257,7 +257,7 @@ def _pictures(analysis: Analysis) -> str:
 
 def _dose(study: Study, summary: Mapping[str, Any]) -> str:
     figures = []
-    for kind in RATE_KINDS:
+    for kind in rate_kinds(study):
         lines = [line for line in summary["dose_response"] if line["rate_kind"] == kind]
         if len({line["dose"] for line in lines}) > 1:
             caption = f"Dose-response, {'best' if kind == 'best' else 'common'} learning rate."
@@ -277,6 +277,7 @@ def _labels_saved(study: Study, summary: Mapping[str, Any]) -> str:
         most = f"more than {lines[-1]['patients']:g}"
         low, high = (most if line[end] is None else f"{line[end]:.1f}" for end in ("low", "high"))
         share = "-" if line["share"] is None else f"{line['share']:.0%}"
+        share = f"at least {share}" if line["at_smallest_count"] else share
         rows.append([f"{line['patients']:g}", needed, most if low == high == most else f"{low} to {high}", share])
     head = [f"labels of {arm}", f"labels {against} needs for the same score", "95 % interval", "share"]
     note = (

@@ -104,6 +104,25 @@ def two_level_bootstrap(
     return Interval(value, float(low), float(high), float(draws.std(ddof=1)))
 
 
+def with_t_quantiles(found: Interval, df: float) -> Interval:
+    """Put the interval at Student's quantiles of the bootstrap's standard error.
+
+    Percentiles of few seeds do not reach far enough: three seeds give a nominal 95 % interval that holds the truth in
+    some 80 % of studies where seeds differ more than patients.
+
+    Args:
+        found: the estimate with its standard error.
+        df: degrees of freedom, see :func:`degrees_of_freedom`.
+
+    Returns:
+        The estimate with the other interval.
+    """
+    if found.se is None:
+        return found
+    half = float(stats.t.ppf(0.975, df)) * found.se
+    return Interval(found.value, found.value - half, found.value + half, found.se)
+
+
 def _weights(generator: np.random.Generator, units: int, resamples: int) -> FloatArray:
     """Draw how often each unit is taken, scaled to a mean of one."""
     drawn = generator.multinomial(units - 1, np.full(units, 1 / units), size=resamples)
