@@ -312,10 +312,10 @@ class Analysis:
 
 METHOD = (
     "Differences are paired by case and averaged over seeds. Intervals: 95 %, Student's quantiles of the standard "
-    "error of a bootstrap in which patients (within folds) and seeds are drawn again, {resamples} samples, seed {seed}, "
-    "with Satterthwaite's degrees of freedom; with one seed they tell of other patients alone. p: sign flips of whole "
-    "patients, {resamples} patterns, two-sided, for the networks of these seeds; Holm over the label counts of a "
-    "contrast. A difference is shown where p is below 0.05 and the interval, which is for other seeds too, leaves out "
-    "zero. Spread: Pitman and Morgan. Smallest difference: the true one whose interval leaves out zero with 80 % "
+    "error of a bootstrap in which patients (within folds) and seeds are drawn again ({resamples} samples, seed "
+    "{seed}), with Satterthwaite's degrees of freedom; with one seed they tell of other patients alone. p: sign flips "
+    "of whole patients, {resamples} patterns, two-sided, for the networks of these seeds; Holm over the label counts "
+    "of a contrast. A difference is shown where p is below 0.05 and the interval, which is for other seeds too, leaves "
+    "out zero. Spread: Pitman and Morgan. Smallest difference: the true one whose interval leaves out zero with 80 % "
     "probability, from this study's own standard error. Labels saved: percentiles of the same bootstrap."
 )
