@@ -128,7 +128,8 @@ class Analysis:
         """Give a score or a difference with its interval."""
         estimator = scores.estimator(against)
         found = two_level_bootstrap(estimator, len(scores.seeds), scores.strata, self.num_resamples, self.seed)
-        return with_t_quantiles(found, degrees_of_freedom(estimator.by_patient, estimator.by_seed))
+        df = degrees_of_freedom(estimator.by_patient, estimator.by_seed)
+        return with_t_quantiles(found, df, (0.0 if against is None else -1.0, 1.0))
 
     @cached_property
     def score_table(self) -> list[dict[str, Any]]:
