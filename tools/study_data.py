@@ -40,8 +40,21 @@ def write_json(path: Path, content: Any) -> None:
     print(f"written: {path}")
 
 
+def unlabelled(entries: Sequence[dict[str, Any]], seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Make the lists of a pretraining on the images of training patients, every 15th patient for its validation."""
+    patients = ordered(sorted({entry["patient"] for entry in entries}), seed)
+    held_out = set(patients[: len(patients) // 15])
+    images = [{"image": entry["image"], "patient": entry["patient"]} for entry in entries]
+    return {
+        "training": [each for each in images if each["patient"] not in held_out],
+        "validation": [each for each in images if each["patient"] in held_out],
+    }
+
+
 def hippocampus(source: Path, out: Path, seed: int, test: int = 58) -> None:
     """Split the hippocampus task of the Decathlon; a case is a patient.
+
+    The images of the training patients alone are listed for pretraining in ``hippocampus.pretraining.json`` next to it.
 
     Args:
         source: folder of the task.
@@ -57,19 +70,12 @@ def hippocampus(source: Path, out: Path, seed: int, test: int = 58) -> None:
         for each in content["training"]
     }
     names = ordered(list(entries), seed)
-    lists = {"testing": names[:test], "training": names[test:]}
-    write_json(
-        out,
-        {
-            "name": content["name"],
-            "licence": content["licence"],
-            "reference": content["reference"],
-            "modality": content["modality"],
-            "labels": content["labels"],
-            "split_rule": f"patients by sha256('{seed}/NAME'), the first {test} for testing",
-            **{key: [{**entries[name], "patient": name} for name in sorted(each)] for key, each in lists.items()},
-        },
-    )
+    header = {key: content[key] for key in ("name", "licence", "reference", "modality")}
+    header["split_rule"] = f"patients by sha256('{seed}/NAME'), the first {test} for testing"
+    parts = {"testing": names[:test], "training": names[test:]}
+    lists = {key: [{**entries[name], "patient": name} for name in sorted(each)] for key, each in parts.items()}
+    write_json(out, {**header, "labels": content["labels"], **lists})
+    write_json(out.with_name("hippocampus.pretraining.json"), {**header, **unlabelled(lists["training"], seed)})
 
 
 def nodules(source: Path, out: Path, seed: int) -> None:
@@ -113,8 +119,7 @@ def nodules(source: Path, out: Path, seed: int) -> None:
         "left_out": left_out,
     }
     write_json(out / "dataset.json", {**header, **lists})
-    pretraining = [{"image": entry["image"], "patient": entry["patient"]} for entry in lists["training"]]
-    write_json(out / "pretraining.json", {**header, "training": pretraining, "validation": pretraining[::20]})
+    write_json(out / "pretraining.json", {**header, **unlabelled(lists["training"], seed)})
 
 
 def _field(source: Path, out: Path, seed: int, name: str) -> int:

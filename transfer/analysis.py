@@ -23,10 +23,14 @@ from .statistics import (
     smallest_difference,
     spread_ratio,
     two_level_bootstrap,
+    with_t_quantiles,
 )
 from .study import Contrast, Labels, RateKind, Study
 
-RATE_KINDS: tuple[RateKind, ...] = ("best", "common")
+
+def rate_kinds(study: Study) -> tuple[RateKind, ...]:
+    """Kinds of rates that a study tells apart: one where its grid has a single rate."""
+    return ("best", "common") if len(study.all_rates) > 1 else (study.primary.rate,)
 
 
 @dataclass(frozen=True)
@@ -123,13 +127,15 @@ class Analysis:
     def interval(self, scores: Scores, against: Scores | None = None) -> Interval:
         """Give a score or a difference with its interval."""
         estimator = scores.estimator(against)
-        return two_level_bootstrap(estimator, len(scores.seeds), scores.strata, self.num_resamples, self.seed)
+        found = two_level_bootstrap(estimator, len(scores.seeds), scores.strata, self.num_resamples, self.seed)
+        df = degrees_of_freedom(estimator.by_patient, estimator.by_seed)
+        return with_t_quantiles(found, df, (0.0 if against is None else -1.0, 1.0))
 
     @cached_property
     def score_table(self) -> list[dict[str, Any]]:
         """Mean score of each arm at each label count and kind of rate."""
         table = []
-        for kind in RATE_KINDS:
+        for kind in rate_kinds(self.study):
             for arm in self.study.arms:
                 for labels in self.study.labels:
                     cell = self.cell(arm, labels, kind)
@@ -156,7 +162,7 @@ class Analysis:
         """Difference of each contrast at each label count, for both kinds of rate, adjusted by Holm over counts."""
         table = []
         for contrast in self.study.contrasts:
-            for kind in dict.fromkeys((contrast.rate, *RATE_KINDS)):
+            for kind in dict.fromkeys((contrast.rate, *rate_kinds(self.study))):
                 primary = contrast == self.study.primary and kind == contrast.rate
                 lines = [self._difference(contrast, labels, kind) for labels in contrast.labels or self.study.labels]
                 tested = [line for line in lines if line["p"] is not None]
@@ -306,8 +312,11 @@ class Analysis:
 
 
 METHOD = (
-    "Differences are paired by case and averaged over seeds. Intervals: 95 %, percentile bootstrap in which patients "
-    "(within folds) and seeds are drawn again, {resamples} samples, seed {seed}. p: sign flips of whole patients, "
-    "{resamples} patterns, two-sided; Holm over the label counts of a contrast. Spread: Pitman and Morgan. Smallest "
-    "difference: found with 80 % probability at the 5 % level, from this study's own standard error."
+    "Differences are paired by case and averaged over seeds. Intervals: 95 %, Student's quantiles of the standard "
+    "error of a bootstrap in which patients (within folds) and seeds are drawn again ({resamples} samples, seed "
+    "{seed}), with Satterthwaite's degrees of freedom; with one seed they tell of other patients alone. p: sign flips "
+    "of whole patients, {resamples} patterns, two-sided, for the networks of these seeds; Holm over the label counts "
+    "of a contrast. A difference is shown where p is below 0.05 and the interval, which is for other seeds too, leaves "
+    "out zero. Spread: Pitman and Morgan. Smallest difference: the true one whose interval leaves out zero with 80 % "
+    "probability, from this study's own standard error. Labels saved: percentiles of the same bootstrap."
 )

@@ -47,17 +47,23 @@ def sentence(study: Study, line: Mapping[str, Any]) -> str:
     p = line["p"] if line["p_holm"] is None else line["p_holm"]
     scope = f"{line['patients']} test patients, {line['seeds']} {'seed' if line['seeds'] == 1 else 'seeds'}"
     found = f"{start}{name} {line['difference']:+.3f}{interval}, p = {p_text(p)}, {scope}: {verdict(line)}."
-    if p >= LEVEL and line["smallest_difference"] is not None:
+    if verdict(line).startswith("no difference") and line["smallest_difference"] is not None:
         found += f" The smallest difference that this study could have shown is {line['smallest_difference']:.3f}"
         found += " (80 % power)."
     return found
 
 
 def verdict(line: Mapping[str, Any]) -> str:
-    """Say whether a difference is shown, in a few words."""
+    """Say whether a difference is shown, in a few words.
+
+    The test is about other patients, for the networks that were trained; the interval is about other seeds too. Both
+    have to tell.
+    """
     p = line["p"] if line["p_holm"] is None else line["p_holm"]
-    if p is None or p >= LEVEL:
+    if p is None or p >= LEVEL or line["low"] is None:
         return "no difference shown"
+    if line["low"] <= 0 <= line["high"]:
+        return "no difference shown beyond these seeds"
     return f"{line['arm']} is {'better' if line['difference'] > 0 else 'worse'}"
 
 

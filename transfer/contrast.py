@@ -130,8 +130,8 @@ class AucEstimator:
         self.patients = len(scores.names)
         self.folds: list[tuple[NDArray[np.int64], NDArray[np.int64], FloatArray]] = []
         self.contributions = np.zeros(self.patients)
-        """(P,) what each patient adds to the difference where its cases keep their arms, with the other sign where they
-        change them: the test of Venkatraman and Begg (1996), by whole patients."""
+        """(P,) what each patient adds. Of a difference it is added with the other sign where the patient's cases change
+        their arms: the test of Venkatraman and Begg (1996), by whole patients."""
         folds = np.unique(scores.folds)
         for fold in folds:
             members = scores.folds == fold
@@ -141,14 +141,15 @@ class AucEstimator:
                 raise ValueError(f"fold {fold}: expected cases of both classes for an AUC, found one class")
             first = _ranks(scores.values, members)
             wins = _wins(first[:, positive], first[:, negative])  # (S, positives, negatives)
+            mixed = np.zeros(wins.shape)
             if against is not None:
                 second = _ranks(against.values, members)
                 other = _wins(second[:, positive], second[:, negative])
                 mixed = _wins(first[:, positive], second[:, negative]) - _wins(second[:, positive], first[:, negative])
                 wins = wins - other
-                pairs = len(folds) * wins[0].size * 2
-                self._add(positive, (wins + mixed).mean(axis=0).sum(axis=1) / pairs)
-                self._add(negative, (wins - mixed).mean(axis=0).sum(axis=0) / pairs)
+            pairs = len(folds) * wins[0].size * 2
+            self._add(positive, (wins + mixed).mean(axis=0).sum(axis=1) / pairs)
+            self._add(negative, (wins - mixed).mean(axis=0).sum(axis=0) / pairs)
             self.folds.append((positive, negative, wins))
 
     def _add(self, cases: NDArray[np.int64], values: FloatArray) -> None:

@@ -66,6 +66,8 @@ def draw_curve(study: Study, scores: Sequence[Mapping[str, Any]], kind: str) -> 
         axes.errorbar(places, means, ends, color=colour, marker="o", ms=5, capsize=3, lw=1.5, label=arm)
         for place, line in zip(places, own, strict=True):
             axes.plot([place * 1.015] * len(line["by_seed"]), line["by_seed"], ".", color=colour, alpha=0.45, ms=5)
+    if lines:
+        axes.set_ylim(*_limits(lines))
     counts = sorted({line["patients"] for line in lines})
     axes.set_xscale("log")
     axes.set_xticks(counts, [f"{count:g}" for count in counts])
@@ -75,6 +77,16 @@ def draw_curve(study: Study, scores: Sequence[Mapping[str, Any]], kind: str) -> 
     if arms:
         figure.legend(loc="outside upper center", ncols=min(3, len(arms)), fontsize=9, frameon=False)
     return figure
+
+
+def _limits(lines: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Show all seeds, and of wide intervals no more than as much again on either side."""
+    seeds = [value for line in lines for value in (*line["by_seed"], line["score"])]
+    span = max(max(seeds) - min(seeds), 0.02)
+    lows = [line["low"] for line in lines if line["low"] is not None] + [min(seeds)]
+    highs = [line["high"] for line in lines if line["high"] is not None] + [max(seeds)]
+    low, high = max(min(lows), min(seeds) - span), min(max(highs), max(seeds) + span)
+    return low - 0.05 * span, high + 0.05 * span
 
 
 def draw_cases(study: Study, cases: Sequence[Mapping[str, Any]], labels: Any) -> Figure:
@@ -130,6 +142,8 @@ def draw_dose(study: Study, lines: Sequence[Mapping[str, Any]]) -> Figure:
         ]
         name = "all labels" if labels == "all" else f"{labels} labels"
         axes.errorbar(doses, means, ends, color=COLOURS[number % len(COLOURS)], marker="o", ms=5, capsize=3, label=name)
+    if lines:
+        axes.set_ylim(*_limits(lines))
     smallest = min((line["dose"] for line in lines if line["dose"] > 0), default=1.0)
     axes.set_xscale("symlog", linthresh=smallest)
     doses = sorted({line["dose"] for line in lines})
@@ -151,7 +165,7 @@ def draw_slices(chosen: Sequence[tuple[str, Slice]], regions: Sequence[str]) -> 
     Returns:
         The figure.
     """
-    figure = Figure(figsize=(2.3 * len(chosen), 2.9), layout="constrained")
+    figure = Figure(figsize=(1.8 * len(chosen), 2.5), layout="constrained")
     for axes, (title, each) in zip(np.atleast_1d(figure.subplots(1, len(chosen))), chosen, strict=True):
         # x grows to the patient's right, which is drawn on the left
         aspect = each.sides[1] / each.sides[0]
@@ -163,5 +177,5 @@ def draw_slices(chosen: Sequence[tuple[str, Slice]], regions: Sequence[str]) -> 
                     colour = REGION_COLOURS[(number - 1) % len(REGION_COLOURS)]
                     axes.contour(mask, levels=[0.5], colors=[colour], linestyles=style, linewidths=1.4)
         axes.set(xticks=[], yticks=[])
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, fontsize=10)
     return figure

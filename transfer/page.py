@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .analysis import RATE_KINDS, Analysis
+from .analysis import Analysis, rate_kinds
 from .answer import SCORE_NAMES, p_text, verdict
 from .figures import draw_cases, draw_curve, draw_dose, draw_slices, embed
 from .plan import Run
@@ -29,8 +29,8 @@ p { overflow-wrap: anywhere; }
 .answer p { margin: .35rem 0; }
 .note { color: var(--soft); font-size: .88rem; }
 .warn { background: #fff6e5; border-left: 4px solid #d08700; padding: .6rem 1rem; margin: 1rem 0; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
-.figures.pictures { grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); gap: 1rem; }
+.figures.pictures { grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); }
 figure { margin: 0; }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { font-size: .85rem; color: var(--soft); }
@@ -39,6 +39,7 @@ table { border-collapse: collapse; font-size: .86rem; width: 100%; }
 th, td { text-align: right; padding: .25rem .55rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal; min-width: 4rem; }
 th:first-child, td:first-child { text-align: left; }
+td:last-child { white-space: normal; min-width: 7rem; }
 tr.primary td { background: #eaf4fa; font-weight: 600; }
 tr.failed td { background: #fdeeee; }
 code, pre { font-size: .78rem; }
@@ -180,7 +181,7 @@ def _curves(study: Study, summary: Mapping[str, Any]) -> str:
         _figure(
             embed(draw_curve(study, summary["scores"], kind)), names[kind] + ". Bars: 95 % intervals; points: seeds."
         )
-        for kind in RATE_KINDS
+        for kind in rate_kinds(study)
         if any(line["rate_kind"] == kind and line["score"] is not None for line in summary["scores"])
     ]
     rows = [
@@ -207,13 +208,13 @@ def _contrasts(study: Study, summary: Mapping[str, Any]) -> str:
             [
                 f"{line['arm']} - {line['against']}", _labels(line["labels"]), line["rate_kind"],
                 _number(line["difference"], 4, True), _range(line["low"], line["high"], True, 4), p_text(line["p"]),
-                "-" if line["p_holm"] is None else p_text(line["p_holm"]), verdict(line),
-                _number(line["smallest_difference"], 4), str(line["patients"]), str(line["seeds"]),
+                "-" if line["p_holm"] is None else p_text(line["p_holm"]),
+                _number(line["smallest_difference"], 4), str(line["patients"]), str(line["seeds"]), verdict(line),
             ]
         )  # fmt: skip
         classes.append("primary" if line["primary"] else "")
     head = ["contrast", "labels", "rate", f"difference ({SCORE_NAMES.get(study.score, study.score)})", "95 % interval"]
-    head += ["p", "p, Holm", "verdict", "could have shown", "patients", "seeds"]
+    head += ["p", "p, Holm", "could have shown", "patients", "seeds", "verdict"]
     note = '<p class="note">The shaded lines are the primary contrast; all others are secondary.</p>'
     return f"<h2>Differences, and what the study could have shown</h2>{_table(head, rows, classes)}{note}"
 
@@ -257,7 +258,7 @@ def _pictures(analysis: Analysis) -> str:
 
 def _dose(study: Study, summary: Mapping[str, Any]) -> str:
     figures = []
-    for kind in RATE_KINDS:
+    for kind in rate_kinds(study):
         lines = [line for line in summary["dose_response"] if line["rate_kind"] == kind]
         if len({line["dose"] for line in lines}) > 1:
             caption = f"Dose-response, {'best' if kind == 'best' else 'common'} learning rate."
@@ -277,6 +278,7 @@ def _labels_saved(study: Study, summary: Mapping[str, Any]) -> str:
         most = f"more than {lines[-1]['patients']:g}"
         low, high = (most if line[end] is None else f"{line[end]:.1f}" for end in ("low", "high"))
         share = "-" if line["share"] is None else f"{line['share']:.0%}"
+        share = f"at least {share}" if line["at_smallest_count"] else share
         rows.append([f"{line['patients']:g}", needed, most if low == high == most else f"{low} to {high}", share])
     head = [f"labels of {arm}", f"labels {against} needs for the same score", "95 % interval", "share"]
     note = (

@@ -104,6 +104,27 @@ def two_level_bootstrap(
     return Interval(value, float(low), float(high), float(draws.std(ddof=1)))
 
 
+def with_t_quantiles(found: Interval, df: float, limits: tuple[float, float] = (-1.0, 1.0)) -> Interval:
+    """Put the interval at Student's quantiles of the bootstrap's standard error.
+
+    Percentiles of few seeds do not reach far enough: three seeds give a nominal 95 % interval that holds the truth in
+    some 80 % of studies where seeds differ more than patients.
+
+    Args:
+        found: the estimate with its standard error.
+        df: degrees of freedom, see :func:`degrees_of_freedom`.
+        limits: values that are possible; the interval is cut there.
+
+    Returns:
+        The estimate with the other interval.
+    """
+    if found.se is None:
+        return found
+    half = float(stats.t.ppf(0.975, df)) * found.se
+    low, high = max(found.value - half, limits[0]), min(found.value + half, limits[1])
+    return Interval(found.value, low, high, found.se)
+
+
 def _weights(generator: np.random.Generator, units: int, resamples: int) -> FloatArray:
     """Draw how often each unit is taken, scaled to a mean of one."""
     drawn = generator.multinomial(units - 1, np.full(units, 1 / units), size=resamples)

@@ -142,10 +142,12 @@ class Worker:
         self.connection.send(job)
 
     def stop(self) -> None:
-        """End it, whatever it does."""
+        """End it; what it does is dropped."""
+        self.connection.close()
+        if self.job is None and self.ready:  # it ends by itself, and clears away what it shares with its children
+            self.process.join(10)
         self.process.kill()
         self.process.join()
-        self.connection.close()
 
 
 @contextlib.contextmanager

@@ -68,7 +68,7 @@ def test_scores_and_dose(finished):
     assert line["by_seed"] == pytest.approx(scores(out, study, "scratch", 4).mean(axis=1))
     assert {each["dose"] for each in results["dose_response"]} == {0, 1}
     with (out / "scores.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == len(results["scores"]) == 2 * 3 * 3
+        assert len(list(csv.DictReader(file))) == len(results["scores"]) == 3 * 3
 
 
 class Links(HTMLParser):
@@ -121,7 +121,9 @@ def test_no_difference_is_told_with_what_could_have_been_seen(make_study):
         " 58 test patients, 3 seeds: no difference shown. The smallest difference that this study could have shown is "
         "0.028 (80 % power)."
     )
-    worse = sentence(study, {**line, "difference": -0.05, "p": 0.0001})
+    seeds_differ = sentence(study, {**line, "p": 0.001})
+    assert "no difference shown beyond these seeds. The smallest" in seeds_differ
+    worse = sentence(study, {**line, "difference": -0.05, "low": -0.07, "high": -0.03, "p": 0.0001})
     assert worse.endswith("p = below 0.001, 58 test patients, 3 seeds: pretrained is worse.")
 
 

@@ -16,6 +16,7 @@ from models_genesis.transfer.statistics import (
     smallest_difference,
     spread_ratio,
     two_level_bootstrap,
+    with_t_quantiles,
 )
 
 
@@ -67,6 +68,20 @@ def test_bootstrap_of_three_seeds_is_not_too_narrow():
     values = np.repeat(seeds, 30, axis=1)
     found = two_level_bootstrap(mean_of(values), 3, np.zeros(30, int), 20000)
     assert found.se == pytest.approx(seeds.std(ddof=1) / math.sqrt(3), rel=0.03)
+
+
+def test_intervals_of_three_seeds_hold_the_truth_as_often_as_they_say():
+    generator, held, studies = np.random.default_rng(8), {"t": 0, "percentile": 0}, 300
+    for _ in range(studies):
+        seeds, patients = generator.normal(0, 0.03, (3, 1)), generator.normal(0, 0.04, (1, 40))
+        values = seeds + patients + generator.normal(0, 0.04, (3, 40))
+        found = two_level_bootstrap(mean_of(values), 3, np.zeros(40, int), 300)
+        df = degrees_of_freedom(values.mean(axis=0), values.mean(axis=1))
+        for name, each in (("percentile", found), ("t", with_t_quantiles(found, df))):
+            held[name] += each.low <= 0 <= each.high
+    # binomial(300, 0.95): mean 285, s.d. 3.8; the bootstrap is on the safe side
+    assert held["t"] >= 285 - 3 * 3.8
+    assert held["percentile"] < 270  # why percentiles are not taken
 
 
 def test_bootstrap_draws_patients_within_their_folds():
