@@ -204,13 +204,15 @@ def _without_localizers(scan: str, slices: list[DicomSlice]) -> list[DicomSlice]
 
 def _check_alike(scan: str, slices: list[DicomSlice]) -> None:
     """Refuse a series whose slices are not of one volume. Description, date and thickness may differ."""
-    for what, values in {
-        "patient": Counter(each.patient for each in slices),
-        "study": Counter(each.study for each in slices),
-        "frame of reference": Counter(each.space for each in slices),
-        "number of columns and rows": Counter(each.shape for each in slices),
-        "modality": Counter(each.modality for each in slices),
-    }.items():
+    shared: dict[str, list[object]] = {
+        "patient": [each.patient for each in slices],
+        "study": [each.study for each in slices],
+        "frame of reference": [each.space for each in slices],
+        "number of columns and rows": [each.shape for each in slices],
+        "modality": [each.modality for each in slices],
+    }
+    for what, found_values in shared.items():
+        values = Counter(found_values)
         if len(values) > 1:
             found = ", ".join(f"{number} of {value}" for value, number in values.most_common(3))
             raise BadScanError(scan, "mixed slices", f"expected one {what} in the series, found {found}")

@@ -369,9 +369,14 @@ def _frames(base: DicomSlice, dataset: Any, frames: int) -> list[DicomSlice]:
 
     slices = []
     for number, each in enumerate(groups):
-        parts = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-        values = group(each, "PixelValueTransformationSequence")
-        slices.append(replace(_place(base, *(group(each, part) for part in parts), values), frame=number))
+        place = _place(
+            base,
+            plane=group(each, "PlanePositionSequence"),
+            orientation=group(each, "PlaneOrientationSequence"),
+            measures=group(each, "PixelMeasuresSequence"),
+            values=group(each, "PixelValueTransformationSequence"),
+        )
+        slices.append(replace(place, frame=number))
     return slices
 
 

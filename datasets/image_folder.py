@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from .datalist import FoundScan, Survey
+from .datalist import NAME_EXCLUDED, FoundScan, Survey
 from .dicom_slice import is_dicom
 from .file_walk import walk_folders
 from .scan_header import SCAN_SUFFIXES, SERIES_SEPARATOR, BadScanError, ScanHeader, list_series, read_scan_header
@@ -81,6 +81,7 @@ def build_datalist(
     survey = survey_luna16(dataset_dir, **rules) if layout == "luna16" else survey_folder(dataset_dir, **rules)
     for line in survey.table().splitlines():
         logger.info(line)
+    survey.warn_of_names()
     return survey.datalist()
 
 
@@ -152,7 +153,7 @@ def find_scans(root: Path) -> Iterator[str]:
 def _check(root: Path, image: str, rules: FolderRules) -> tuple[str, ScanHeader | None, FoundScan]:
     """Decide by its name and header whether a scan is kept."""
     if rules.exclude and re.search(rules.exclude, image, re.IGNORECASE):
-        return image, None, FoundScan(image, reason="name excluded", detail="matches the pattern of --exclude")
+        return image, None, FoundScan(image, reason=NAME_EXCLUDED, detail="matches the pattern of --exclude")
     try:
         header = read_scan_header(os.path.normpath(root / image))
     except BadScanError as error:

@@ -164,6 +164,7 @@ def _voxels(scan: str, fields: dict[str, str], shape: tuple[int, ...], end: int)
     if not re.fullmatch(r"-1|\d{1,9}", skip) or (skip == "-1" and encoding != "raw"):
         raise BadScanError(scan, "bad header", f"expected a HeaderSize in bytes, found {skip[:40]!r}")
     named = fields[DATA_FIELD].split()
+    files: tuple[Path, ...]
     if named and named[0].upper() == "LOCAL":
         files, skip = (Path(scan),), str(end)
     elif named and named[0] == "LIST":

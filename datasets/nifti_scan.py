@@ -37,6 +37,9 @@ SCANNER = 1
 QUATERNION_EXCESS = 1e-3
 """How much longer than 1 rounding may make a quaternion's three parts; what is longer is damage."""
 
+WRITTEN_LENGTH = 1 + 1e-7
+"""Of a quaternion's three parts where they are all of it: the fourth comes out as 0, and not as the root of a rounding."""
+
 ITK_ORTHONORMAL = 1e-4
 """How far from orthonormal ITK lets the axes of an sform be before it looks at the qform instead."""
 
@@ -267,7 +270,8 @@ def copy_geometry(source: Any, target: Any) -> None:
         target[name] = source[name]
     target["pixdim"][:4] = source["pixdim"][:4]
     parts = np.array([source[name] for name in ("quatern_b", "quatern_c", "quatern_d")], np.float64)
-    # a length a hair above 1, which nibabel refuses, must not be handed on
-    if np.linalg.norm(parts) > 1:
-        parts = np.nextafter(np.float32(1), np.float32(0)).astype(np.float64) * parts / np.linalg.norm(parts)
+    length = np.linalg.norm(parts)
+    if length > 1:
+        # nibabel refuses a hair more; for this length both libraries take the fourth part to be zero, in float32 too
+        parts = parts / length * WRITTEN_LENGTH
     target["quatern_b"], target["quatern_c"], target["quatern_d"] = parts

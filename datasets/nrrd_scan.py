@@ -159,6 +159,7 @@ def _voxels(scan: str, fields: dict[str, str], listed: list[str], shape: tuple[i
         found = f"{skip[:20]!r} and {fields.get('line skip', '0')[:20]!r}"
         raise BadScanError(scan, "bad header", f"expected a byte skip of raw voxels, and no line skip, found {found}")
     named = fields.get("data file", "").split()
+    files: tuple[Path, ...]
     if not named:
         files, skip = (Path(scan),), str(end + int(skip)) if skip != "-1" else skip
     elif named[0] == "LIST":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .brats import MODALITIES, survey_brats
-from .datalist import Survey, load_datalist
+from .datalist import NAME_EXCLUDED, Survey, load_datalist
 from .image_folder import survey_folder
 from .lits import survey_lits
 from .msd import survey_msd
@@ -107,7 +107,8 @@ def _images(layout: Layout, dataset_dir: str | Path, channels: Sequence[str] | N
     if layout == "brats":
         return [scan.entry(root) for scan in _survey(layout, dataset_dir, channels).scans]
     survey = survey_folder(dataset_dir, min_size=(1, 1, 1), modality="any")
-    return [scan.entry(root) for scan in survey.scans if scan.reason != "name excluded"]
+    survey.warn_of_names()
+    return [scan.entry(root) for scan in survey.scans if scan.reason != NAME_EXCLUDED]
 
 
 def _survey(layout: Layout, root: str | Path, channels: Sequence[str] | None) -> Survey:
