@@ -38,7 +38,7 @@ QUATERNION_EXCESS = 1e-3
 """How much longer than 1 rounding may make a quaternion's three parts; what is longer is damage."""
 
 WRITTEN_LENGTH = 1 + 1e-7
-"""Of a quaternion's three parts where they are all of it: the fourth comes out as 0, and not as the root of a rounding."""
+"""Of a quaternion's three parts where they are all of it: the fourth comes out as 0, not as the root of a rounding."""
 
 ITK_ORTHONORMAL = 1e-4
 """How far from orthonormal ITK lets the axes of an sform be before it looks at the qform instead."""

@@ -35,12 +35,10 @@ def write(path, sform, sform_code, qform, qform_code, **fields):
     header.set_data_shape(SHAPE)
     header.set_qform(qform, 1)
     header.set_sform(sform, 1)
-    header["sform_code"], header["qform_code"], header["vox_offset"], header["magic"] = (
-        sform_code,
-        qform_code,
-        352,
-        b"n+1",
-    )
+    header["sform_code"], header["qform_code"] = sform_code, qform_code
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    if qform_code == 0 and sform is SHEARED:
+        header["pixdim"][1:4] = np.linalg.norm(sform[:3, :3], axis=0)
     for name, value in fields.items():
         header[name] = value
     path.write_bytes(header.binaryblock + bytes(4) + VOXELS.tobytes("F"))
@@ -71,7 +69,7 @@ def readings(path):
     return found
 
 
-@pytest.mark.parametrize(("sform", "qform"), itertools.product(AFFINES, ["plain", "turned", "moved"]))
+@pytest.mark.parametrize(("sform", "qform"), [*itertools.product(AFFINES, ["plain", "turned", "moved"])])
 @pytest.mark.parametrize("codes", [*itertools.product((0, 1, 2, 4), (0, 1, 2))])
 def test_the_rule_is_that_on_which_nibabel_and_itk_agree(sform, qform, codes, tmp_path):
     path = write(tmp_path / "scan.nii", AFFINES[sform], codes[0], AFFINES[qform], codes[1])
@@ -82,7 +80,7 @@ def test_the_rule_is_that_on_which_nibabel_and_itk_agree(sform, qform, codes, tm
         assert sform == "sheared" and codes[1] == 0
         np.testing.assert_allclose(read_scan_header(path).affine, nibabels, atol=1e-5)
     else:
-        with pytest.raises(BadScanError, match="no orientation|contradictory header"):
+        with pytest.raises(BadScanError, match=r"no orientation|contradictory header"):
             read_scan_header(path)
 
 
@@ -92,10 +90,7 @@ def test_codes_that_are_both_zero_say_nothing(tmp_path):
         read_scan_header(path)
 
 
-@pytest.mark.parametrize(
-    ("code", "factor"), [(0, 1), (1, 1000), (2, 1), (3, 0.001), (4, 1), (2 + 8, 1), (3 + 16, 0.001)]
-)
-@pytest.mark.parametrize("forms", [(1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize(("code", "factor"), [(0, 1), (1, 1000), (2, 1), (3, 0.001), (4, 1), (10, 1), (19, 0.001)])
 def test_units_are_turned_into_mm(code, factor, forms, tmp_path):
     affine = np.diag([1 / factor] * 3 + [1]) @ PLAIN
     path = write(tmp_path / "scan.nii", affine, forms[0], affine, forms[1], xyzt_units=code)
@@ -158,7 +153,9 @@ def test_an_sform_that_is_none_is_refused(fields, tmp_path):
 @pytest.mark.parametrize("tail", [(), (1,), (1, 1)])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_byte_order_version_and_trailing_axes(kind, version, tail, suffix, tmp_path):
-    image = version(VOXELS.reshape(*SHAPE, *tail), PLAIN, version.header_class(endianness=kind))
+    header = version.header_class(endianness=kind)
+    header.set_data_dtype(np.int16)
+    image = version(VOXELS.reshape(*SHAPE, *tail), PLAIN, header)
     path = str(tmp_path / f"scan{suffix}")
     nib.save(image, path)
     header, load = open_scan(path)
