@@ -68,7 +68,10 @@ class FoundSeries:
                 continue
             names.append(name)
             for each in found:
-                self.series.setdefault(each.series or UNNAMED, []).append(each)
+                if each.reason and not each.series:  # cut off before it says whose it is
+                    self.strays.append(each)
+                else:
+                    self.series.setdefault(each.series or UNNAMED, []).append(each)
         # a file called as the slices are, but for its number, may be one of them that was damaged
         patterns = {_pattern(name) for name in names}
         for name in unread:

@@ -91,6 +91,7 @@ def test_codes_that_are_both_zero_say_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("code", "factor"), [(0, 1), (1, 1000), (2, 1), (3, 0.001), (4, 1), (10, 1), (19, 0.001)])
+@pytest.mark.parametrize("forms", [(1, 0), (0, 1), (1, 1)])
 def test_units_are_turned_into_mm(code, factor, forms, tmp_path):
     affine = np.diag([1 / factor] * 3 + [1]) @ PLAIN
     path = write(tmp_path / "scan.nii", affine, forms[0], affine, forms[1], xyzt_units=code)
