@@ -139,9 +139,8 @@ def read_slices(file: str) -> list[DicomSlice] | None:
             warnings.simplefilter("ignore")
             dataset: Any = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(KEYWORDS), force=True)
             start = stream.tell()
-            known = _text(dataset, "SOPClassUID") or str(
-                getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID", "")
-            )
+            meta = getattr(dataset, "file_meta", {})
+            known = str(meta.get("MediaStorageSOPClassUID", "")) or _text(dataset, "SOPClassUID")
             if known == DIRECTORY_CLASS or _text(dataset, "Modality") in NOT_SCANS:
                 return None
             if not known and "Rows" not in dataset:
@@ -156,9 +155,7 @@ def read_slices(file: str) -> list[DicomSlice] | None:
                 modality=_text(dataset, "Modality"),
                 image_type=_text(dataset, "ImageType"),
             )
-            if "Rows" not in dataset and not any(
-                known == kind or known.startswith(f"{kind}.") for kind in IMAGE_CLASSES
-            ):
+            if "Rows" not in dataset and not _image_class(known):
                 return None  # a report, a plan: DICOM without pixels
             try:
                 return _describe(base, dataset, stream, start)
@@ -166,6 +163,11 @@ def read_slices(file: str) -> list[DicomSlice] | None:
                 return [replace(base, reason=error.reason, detail=error.detail)]
     except Exception as error:
         raise SliceError("unreadable", f"expected a DICOM file, found {brief(error)}") from error
+
+
+def _image_class(known: str) -> bool:
+    """Say whether a SOP class is one of images, or the beginning of one that was cut off."""
+    return any(known == kind or known.startswith(f"{kind}.") or kind.startswith(known) for kind in IMAGE_CLASSES)
 
 
 def _text(dataset: Any, keyword: str) -> str:
