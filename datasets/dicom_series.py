@@ -329,14 +329,15 @@ def load_slices(scan: str, slices: list[DicomSlice]) -> NDArray:
     planes: dict[int, NDArray] = {}
     for numbers in by_file.values():
         try:
-            found = read_voxels([slices[number] for number in numbers])
+            planes.update(zip(numbers, read_voxels([slices[number] for number in numbers]), strict=True))
         except SliceError as error:
             raise BadScanError(scan, error.reason, f"{Path(slices[numbers[0]].file).name}: {error.detail}") from error
-        planes.update({number: found[..., place] for place, number in enumerate(numbers)})
     dtype = np.result_type(*(plane.dtype for plane in planes.values()))
-    volume = np.empty((*slices[0].shape, len(slices)), dtype)
-    for number, plane in planes.items():
-        volume[..., number] = plane
+    columns, rows = slices[0].shape
+    # slice by slice as in the files, and seen as (columns, rows, slices)
+    volume = np.empty((len(slices), rows, columns), dtype).T
+    for number in range(len(slices)):
+        volume[..., number] = planes.pop(number)
     return _fill_padding(volume, slices)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,7 +31,9 @@ LITTLE_ENDIAN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 
-PIXEL_TAGS = (0x7FE00010, 0x7FE00008, 0x7FE00009)
+PIXEL_TAG = 0x7FE00010
+"""Of whole numbers; those of floats have other tags and are not read here."""
+
 UNDEFINED_LENGTH = 0xFFFFFFFF
 ITEM, SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 
@@ -43,8 +46,11 @@ KEYWORDS = (
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SamplesPerPixel", "PhotometricInterpretation",
     "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
     "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope", "RescaleType",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
+
+
+WARNINGS = threading.Lock()
 
 
 class SliceError(ValueError):
@@ -135,7 +141,8 @@ def read_slices(file: str) -> list[DicomSlice] | None:
     import pydicom
 
     try:
-        with open(file, "rb") as stream, warnings.catch_warnings():
+        # the filters of warnings belong to the whole process: threads must not mix them up
+        with open(file, "rb") as stream, WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dataset: Any = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(KEYWORDS), force=True)
             start = stream.tell()
@@ -230,6 +237,8 @@ def _describe(base: DicomSlice, dataset: Any, stream: BinaryIO, start: int) -> l
     if kind != "MONOCHROME2":
         detail = f"expected MONOCHROME2, in which more is brighter, found {kind or 'none'}"
         raise SliceError("other photometric interpretation", detail)
+    if "ModalityLUTSequence" in dataset:
+        raise SliceError("bad scaling", "expected a rescale slope and intercept, found a table of values")
     syntax = str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID", "") or LITTLE_ENDIAN[0])
     if syntax == DEFLATED:
         raise SliceError("unreadable", "expected pixels that are not deflated as a whole file, found such")
@@ -253,7 +262,7 @@ def _check_pixels(stream: BinaryIO, start: int, syntax: str, frame_bytes: int, f
     stream.seek(start)
     head = stream.read(12)
     order: Any = "big" if syntax == BIG_ENDIAN else "little"
-    if len(head) < 8 or (int.from_bytes(head[:2], order) << 16 | int.from_bytes(head[2:4], order)) not in PIXEL_TAGS:
+    if len(head) < 8 or (int.from_bytes(head[:2], order) << 16 | int.from_bytes(head[2:4], order)) != PIXEL_TAG:
         raise SliceError("no pixels", "expected pixel data, found none")
     explicit = head[4:6].isalpha() and syntax != LITTLE_ENDIAN[0]
     wide = explicit and head[4:6] in (b"OB", b"OW", b"OF", b"OD", b"UN")
@@ -382,14 +391,14 @@ def _frames(base: DicomSlice, dataset: Any, frames: int) -> list[DicomSlice]:
     return slices
 
 
-def read_voxels(slices: Sequence[DicomSlice]) -> NDArray:
-    """Read the slices of one file.
+def read_voxels(slices: Sequence[DicomSlice]) -> Iterator[NDArray]:
+    """Read the slices of one file, one after the other.
 
     Args:
         slices: the slices, all of one file.
 
-    Returns:
-        (columns, rows, slices) of rescaled values, whole numbers where slope and intercept are whole.
+    Yields:
+        (columns, rows) of rescaled values, whole numbers where slope and intercept are whole.
 
     Raises:
         SliceError: When the pixels cannot be decoded.
@@ -398,17 +407,17 @@ def read_voxels(slices: Sequence[DicomSlice]) -> NDArray:
     plain = first.syntax in (*LITTLE_ENDIAN, BIG_ENDIAN)
     try:
         frames = _plain_frames(first, slices) if plain else _decoded_frames(first, slices)
+        for frame, each in zip(frames, slices, strict=True):
+            yield _rescaled(frame, each)
     except Exception as error:
         raise SliceError("unreadable", f"expected pixels, found {brief(error)}") from error
-    return np.stack([_rescaled(frame, each) for frame, each in zip(frames, slices, strict=True)], axis=-1)
 
 
-def _plain_frames(first: DicomSlice, slices: Sequence[DicomSlice]) -> list[NDArray]:
+def _plain_frames(first: DicomSlice, slices: Sequence[DicomSlice]) -> Iterator[NDArray]:
     """Read stored values, (columns, rows), without the bits beyond those that are stored."""
     allocated, stored, high, signed = first.stored
     dtype = np.dtype(f"u{allocated // 8}").newbyteorder(">" if first.syntax == BIG_ENDIAN else "<")
     count = math.prod(first.shape)
-    frames = []
     with open(first.file, "rb") as stream:
         for each in slices:
             stream.seek(first.start + (each.frame or 0) * count * dtype.itemsize)
@@ -416,11 +425,10 @@ def _plain_frames(first: DicomSlice, slices: Sequence[DicomSlice]) -> list[NDArr
             bits = bits >> (high + 1 - stored) & (2**stored - 1)
             if signed:
                 bits = np.where(bits >= 2 ** (stored - 1), bits - 2**stored, bits)
-            frames.append(bits.reshape(first.shape[::-1]).T)
-    return frames
+            yield bits.reshape(first.shape[::-1]).T
 
 
-def _decoded_frames(first: DicomSlice, slices: Sequence[DicomSlice]) -> list[NDArray]:
+def _decoded_frames(first: DicomSlice, slices: Sequence[DicomSlice]) -> Iterator[NDArray]:
     """Decompress stored values with ITK's GDCM, and take back the scaling that it applies."""
     import itk
 
@@ -433,8 +441,8 @@ def _decoded_frames(first: DicomSlice, slices: Sequence[DicomSlice]) -> list[NDA
     count = max((each.frame or 0) for each in slices) + 1
     if values.shape[1:] != first.shape[::-1] or len(values) < count:
         raise ValueError(f"{values.shape} pixels")
-    stored = np.rint((values.astype(np.float64) - intercept) / slope).astype(np.int64)
-    return [stored[each.frame or 0].T for each in slices]
+    for each in slices:
+        yield np.rint((values[each.frame or 0].T.astype(np.float64) - intercept) / slope).astype(np.int64)
 
 
 def _rescaled(frame: NDArray, each: DicomSlice) -> NDArray:

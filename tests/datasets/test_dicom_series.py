@@ -142,6 +142,7 @@ def test_positions_written_with_one_decimal_are_a_grid(scan, tmp_path, tools):
         (everywhere(NumberOfFrames=2), "too short|multi-frame"),
         (setting(PixelData=b"\0\0"), r"too short: slice\d+_003.dcm: expected 960 bytes of pixels, found 2"),
         (without("PixelData"), "no pixels"),
+        (everywhere(ModalityLUTSequence=[pydicom.Dataset()]), "bad scaling: .*found a table of values"),
         (everywhere(PhotometricInterpretation="MONOCHROME1"), "expected MONOCHROME2"),
         (setting(RescaleSlope=0), "bad scaling"),
         (without("RescaleSlope"), "bad scaling"),
