@@ -186,8 +186,8 @@ def straightened(affine: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def brief(error: BaseException) -> str:
-    """Name an error in one line: the first cause of a chain, and of a reader's long report the line that tells."""
-    while error.__cause__ is not None:
+    """Name an error in one line: the first cause of a chain, a bad scan as it is, and of a long report what tells."""
+    while error.__cause__ is not None and not isinstance(error, BadScanError):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [
