@@ -34,7 +34,7 @@ from .prefetch_loader import PrefetchDataLoader
 from .rspect import survey_rspect
 from .samplers import EpochSampler
 from .scan_cache import LeftOut, ScanCache
-from .scan_header import BadScanError, ScanHeader, read_scan_header
+from .scan_header import BadScanError, ScanHeader, open_scan, read_scan_header
 from .scan_reader import ScanReader
 from .scan_writer import ScanWriter
 from .segmentation_data import MSD_TASKS, load_cases, load_labelled_cases, msd_task

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..transforms.brats_regions import BRATS_LABELS, brats_sub_challenge, check_brats_convention
 from .case_checks import found_case
 from .datalist import FoundScan, Survey
+from .file_walk import find_files
 from .splits import RULE, add_split_arguments, split_patients
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
@@ -61,10 +62,10 @@ def find_cases(root: Path) -> list[Case]:
         ValueError: When two files stand for the same sequence of a case.
     """
     cases: dict[Path, Case] = {}
-    for path in sorted(root.rglob("*")):
+    for path in find_files(root, ".nii", ".nii.gz", ".mha"):
         nifti, metaimage = NIFTI_NAME.fullmatch(path.name), METAIMAGE_NAME.fullmatch(path.name)
         match = nifti or metaimage
-        if match is None or path.name.startswith(".") or not path.is_file():
+        if match is None:
             continue
         part, relative = match["part"].lower(), path.relative_to(root)
         key = relative.parent / match["case"] if nifti else _case_folder(relative)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from . import embolism_survey
 from .datalist import FoundScan, Survey
 from .embolism_survey import EmbolismCase, survey_emboli
+from .file_walk import find_files
 from .scan_header import read_scan_header
 from .scan_reader import ScanReader
 
@@ -41,10 +42,11 @@ def survey_cadpe(root: str | Path, out: str | Path, progress: bool = False, **ru
         ValueError: See ``survey_emboli``.
     """
     folder = Path(root)
-    images = sorted(path for path in folder.rglob("*.nrrd") if REFERENCE not in path.name)
+    images = [path for path in find_files(folder, ".nrrd") if REFERENCE not in path.name]
     if not images:
         raise FileNotFoundError(f"{folder}: expected CAD-PE's images/*.nrrd, found none.")
-    masks = {path.name.replace(f"{REFERENCE}.nrrd", ""): path for path in sorted(folder.rglob(f"*{REFERENCE}.nrrd"))}
+    references = [path for path in find_files(folder, ".nrrd") if path.name.endswith(f"{REFERENCE}.nrrd")]
+    masks = {path.name.replace(f"{REFERENCE}.nrrd", ""): path for path in references}
     cases, left_out = [], []
     for path in images:
         image = path.relative_to(folder).as_posix()

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from .dicom_series import list_series, series_name
 from .image_folder import find_scans
-from .scan_header import SCAN_SUFFIXES, BadScanError, list_series, split_series
+from .scan_header import SCAN_SUFFIXES, split_series
 
 
 def scan_name(image: str) -> str:
@@ -45,20 +46,10 @@ def scan_names(root: Path, image: str) -> set[str]:
         names |= {folder, without_suffix(folder), without_suffix(Path(folder).name)}
     path = root / split_series(image)[0]
     if path.is_dir():
-        found = [series] if series else list(list_series(str(path)))
-        # ITK appends details to the identifier proper, which is 64 characters at most
-        names |= {part for name in found for part in (name, _series_uid(path, name))}
+        found = list_series(str(path))
+        # data lists of earlier versions put details behind the identifier
+        names |= {name for name in [series_name(found, series)] if name} if series else set(found)
     return names - {""}
-
-
-def _series_uid(folder: Path, identifier: str) -> str:
-    """Read the DICOM series identifier of a series that ITK names."""
-    from .scan_header import read_scan_header
-
-    try:
-        return read_scan_header(f"{folder}::{identifier}").series
-    except BadScanError:
-        return ""
 
 
 def match_scans(root: Path, names: Iterable[str]) -> tuple[dict[str, str], dict[str, list[str]], list[str]]:

@@ -13,7 +13,7 @@ from monai.utils import ensure_tuple
 
 from ..transforms.segmentation_case import BadCaseError
 from .case_names import OUTPUT_NAME, output_names
-from .scan_header import brief
+from .scan_header import BadScanError, brief
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +91,10 @@ def case_path(entry: Mapping[str, Any]) -> str:
 
 def _first_cause(name: str, error: BaseException) -> BadCaseError:
     """Say in one line what lies at the bottom of MONAI's chain of errors."""
-    while not isinstance(error, BadCaseError) and error.__cause__ is not None:
+    while not isinstance(error, BadCaseError | BadScanError) and error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, BadScanError):
+        return BadCaseError(name, error.reason, error.detail if error.scan == name else f"{error.scan}: {error.detail}")
     if isinstance(error, BadCaseError):
         return error if name in str(error) else BadCaseError(name, error.reason, f"{error.case}: {error.detail}")
     return BadCaseError(name, "cannot be prepared", brief(error))

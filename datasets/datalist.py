@@ -22,6 +22,9 @@ from .whole_file import whole_text
 
 logger = logging.getLogger(__name__)
 
+NAME_EXCLUDED = "name excluded"
+"""Reason of scans that are passed over because they are called as label maps are."""
+
 PATH_KEYS = ("image", "label")
 """Keys of an entry that hold paths."""
 
@@ -148,6 +151,16 @@ class Survey:
             if number > names:
                 lines.append(f"      and {number - names} more")
         return printable("\n".join(lines + [f"  note: {note}" for note in self.notes]))
+
+    def warn_of_names(self) -> None:
+        """Log how many scans are passed over by their names, and which: one of them may be wanted after all."""
+        names = [scan.name for scan in self.scans if scan.reason == NAME_EXCLUDED]
+        if names:
+            logger.warning(
+                "%s: %d of %d scans are passed over, since they are called as label maps are; name them in a data list"
+                " to use them:\n  %s",
+                self.root, len(names), len(self.scans), "\n  ".join(names),
+            )  # fmt: skip
 
     def write_report(self, path: str | Path) -> None:
         """Write one row of CSV for each scan found, whole or not at all; no cell is a formula to a spreadsheet."""

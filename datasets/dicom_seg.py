@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 from monai.bundle import ConfigParser
 
+from .dicom_series import chosen_slices
 from .json_file import read_json
 from .scan_header import SERIES_SEPARATOR, BadScanError, ScanHeader, list_series, read_scan_header, split_series
 from .segment_terms import SegmentTerm, read_terms, segment_term
@@ -178,11 +179,10 @@ def _read_slices(series: str) -> list[Any]:
     """Read all but the voxels of each slice, in the order of the third axis."""
     import pydicom
 
-    folder, name = split_series(series)
-    found = list_series(folder)
-    slices = [pydicom.dcmread(file, stop_before_pixels=True) for file in found[name or next(iter(found))]]
-    if any(int(each.get("NumberOfFrames") or 1) > 1 for each in slices):
+    chosen = chosen_slices(series)
+    if any(each.frame is not None for each in chosen):
         raise BadScanError(series, "multi-frame", "expected one file a slice, found a file of several frames")
+    slices = [pydicom.dcmread(each.file, stop_before_pixels=True) for each in chosen]
     needed = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
     if missing := [tag for tag in needed if any(tag not in each for each in slices)]:
         raise BadScanError(series, "attributes missing", f"expected {', '.join(needed)}, found no {', '.join(missing)}")

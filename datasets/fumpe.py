@@ -19,9 +19,11 @@ from scipy.io import loadmat
 
 from . import embolism_survey
 from .datalist import FoundScan, Survey
+from .dicom_series import list_series, series_name
 from .embolism_survey import EmbolismCase, survey_emboli
+from .file_walk import find_files
 from .image_folder import find_scans
-from .scan_header import list_series, split_series
+from .scan_header import split_series
 
 
 def survey_fumpe(root: str | Path, out: str | Path, progress: bool = False, **rules: Any) -> Survey:
@@ -44,7 +46,7 @@ def survey_fumpe(root: str | Path, out: str | Path, progress: bool = False, **ru
     images = {_patient(image): image for image in find_scans(folder) if _patient(image)} if folder.is_dir() else {}
     if not images:
         raise FileNotFoundError(f"{folder}: expected FUMPE's folders PAT001, PAT002 and so on, found none.")
-    masks = {path.stem.upper(): path for path in sorted(folder.rglob("*.mat"))}
+    masks = {path.stem.upper(): path for path in find_files(folder, ".mat")}
     cases, left_out = [], []
     for patient, image in sorted(images.items()):
         if patient not in masks:
@@ -85,10 +87,13 @@ def read_mask(path: Path, scan: Path) -> NDArray:
     mask = next(iter(arrays.values())).transpose(1, 0, 2)
     folder, series = split_series(str(scan))
     found = list_series(folder)
-    files = found[series] if series else next(iter(found.values()))
+    name = series_name(found, series)
+    if name is None:
+        raise ValueError(f"{path.name}: expected one DICOM series in {folder}, found {len(found)}")
+    files = found[name]
     if mask.shape[2] != len(files):
         raise ValueError(f"{path.name}: expected {len(files)} slices, found {mask.shape[2]}")
-    # ITK orders slices by their place, MATLAB files by their names
+    # slices are ordered by their place, MATLAB files by their names
     by_name = {name: number for number, name in enumerate(sorted(files))}
     return np.ascontiguousarray(mask[:, :, [by_name[name] for name in files]])
 

@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from .datalist import FoundScan, Survey
+from .datalist import NAME_EXCLUDED, FoundScan, Survey
+from .dicom_slice import is_dicom
+from .file_walk import walk_folders
 from .scan_header import SCAN_SUFFIXES, SERIES_SEPARATOR, BadScanError, ScanHeader, list_series, read_scan_header
 from .splits import RULE, split_patients
 
@@ -23,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 LABEL_PATTERN = r"(^|[/_.\-])(segmentations?|seg|labels?|labels(Tr|Ts)|masks?|gt|annotations?)(?=[/_.\-]|\d*\.|\d*$)"
 """What label maps are called in the usual data sets; searched in the relative path, in upper and lower case."""
-
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def build_datalist(
     survey = survey_luna16(dataset_dir, **rules) if layout == "luna16" else survey_folder(dataset_dir, **rules)
     for line in survey.table().splitlines():
         logger.info(line)
+    survey.warn_of_names()
     return survey.datalist()
 
 
@@ -133,44 +134,26 @@ def find_scans(root: Path) -> Iterator[str]:
     """Walk through a folder tree and name its scans, in order: files by their suffix, DICOM one name a series.
 
     Args:
-        root: the folder; hidden files and folders are passed over, links are followed once.
+        root: the folder; see :func:`~models_genesis.datasets.file_walk.walk_folders`.
 
     Yields:
         Paths relative to the root, with forward slashes.
     """
-    visited = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:
-            subfolders.clear()
-            continue
-        visited.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__MACOSX")))
-        files = sorted(name for name in files if not name.startswith("."))
-        relative = Path(folder).relative_to(root)
+    for folder, files in walk_folders(root):
+        relative = folder.relative_to(root)
         yield from ((relative / name).as_posix() for name in files if name.lower().endswith(SCAN_SUFFIXES))
         others = [name for name in files if not name.lower().endswith(SCAN_SUFFIXES)]
-        if any(_is_dicom(Path(folder) / name) for name in others):
-            series = sorted(list_series(folder))
+        if any(name.upper() != "DICOMDIR" and is_dicom(folder / name) for name in others):
+            series = sorted(list_series(str(folder)))
             if len(series) < 2:
                 yield relative.as_posix()
             yield from (f"{relative.as_posix()}{SERIES_SEPARATOR}{name}" for name in series if len(series) > 1)
 
 
-def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() in DICOM_SUFFIXES:
-        return True
-    try:
-        with open(path, "rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
 def _check(root: Path, image: str, rules: FolderRules) -> tuple[str, ScanHeader | None, FoundScan]:
     """Decide by its name and header whether a scan is kept."""
     if rules.exclude and re.search(rules.exclude, image, re.IGNORECASE):
-        return image, None, FoundScan(image, reason="name excluded", detail="matches the pattern of --exclude")
+        return image, None, FoundScan(image, reason=NAME_EXCLUDED, detail="matches the pattern of --exclude")
     try:
         header = read_scan_header(os.path.normpath(root / image))
     except BadScanError as error:

@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from .csv_file import read_csv
 from .datalist import FoundScan, Survey
+from .dicom_series import chosen_slices, load_slices
+from .file_walk import find_files
 from .image_folder import find_scans
 from .lidc_cubes import (
     CUBE_SIZE,
@@ -32,7 +34,7 @@ from .lidc_cubes import (
 from .lidc_nodules import RULE as MATCHING_RULE
 from .lidc_nodules import Nodule, consensus, match_outlines, outline
 from .lidc_xml import Readings, read_lidc_xml
-from .scan_header import BadScanError, ScanHeader, brief, read_scan_header, scan_files
+from .scan_header import BadScanError, ScanHeader, brief, read_scan_header
 from .splits import RULE, add_split_arguments, split_patients
 
 READY_NAME = "<patient>_*.npz"
@@ -151,7 +153,7 @@ def find_readings(root: Path) -> tuple[dict[str, Readings], list[str]]:
     sources: dict[str, Path] = {}
     contradicted: set[str] = set()
     notes = []
-    for path in sorted(root.rglob("*.xml")):
+    for path in find_files(root, ".xml"):
         try:
             readings = read_lidc_xml(path)
         except ValueError as error:
@@ -266,11 +268,17 @@ def _nodule_cube(
     bounds = cube_bounds(nodule.voxels, header.shape, header.spacing, rules.cube)
     mark = cube_mark(header.series, header.affine, header.slices, nodule.voxels, bounds, rules.cube)
     if not (has_mark(out / image, mark) and has_mark(out / label, mark)):
-        files = [str(file) for file in scan_files(path)]
+        slices = chosen_slices(path)
         try:
-            cube = cut_series_cube(files, header.affine, nodule.voxels, bounds, rules.cube)
-        except RuntimeError as error:
-            return FoundScan(name, header.patient, reason="unreadable", detail=f"expected slices, found {brief(error)}")
+            cube = cut_series_cube(
+                lambda first, last: load_slices(path, slices[first:last]),
+                header.affine,
+                nodule.voxels,
+                bounds,
+                rules.cube,
+            )
+        except BadScanError as error:
+            return FoundScan(name, header.patient, reason=error.reason, detail=error.detail)
         write_cube(out, image, label, cube, mark)
     volume = len(nodule.voxels) * abs(float(np.linalg.det(header.affine[:3, :3])))
     facts = {

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import itk
 import nibabel as nib
 import numpy as np
 import torch
-from monai.data import ITKReader, MetaTensor
+from monai.data import MetaTensor
 from monai.transforms import SpatialResample
 from numpy.typing import NDArray
 
@@ -97,7 +96,7 @@ def share_in_cube(voxels: NDArray[np.int64], bounds: NDArray[np.float64]) -> flo
 
 
 def cut_series_cube(
-    files: Sequence[str],
+    read: Callable[[int, int], NDArray],
     affine: NDArray[np.float64],
     voxels: NDArray[np.int64],
     bounds: NDArray[np.float64],
@@ -109,7 +108,7 @@ def cut_series_cube(
     linearly and rounded to whole HU; the label likewise, 1 from a half on.
 
     Args:
-        files: the series' files in the order of the slices.
+        read: gives the voxels of the slices from a first to before a last, (columns, rows, slices).
         affine: (4, 4), voxels of the series to mm in RAS.
         voxels: (N, 3), the nodule's voxels.
         bounds: see :func:`cube_bounds`.
@@ -119,8 +118,7 @@ def cut_series_cube(
         The cube.
     """
     lowest = max(int(np.floor(bounds[0, 2])) - 1, 0)
-    highest = min(int(np.ceil(bounds[1, 2])) + 1, len(files) - 1)
-    slab = _read(files[lowest : highest + 1])
+    slab = read(lowest, int(np.ceil(bounds[1, 2])) + 2)
     label = np.zeros(slab.shape, dtype=np.uint8)
     shifted = voxels - [0, 0, lowest]
     seen = (shifted[:, 2] >= 0) & (shifted[:, 2] < slab.shape[2])
@@ -140,11 +138,6 @@ def cut_series_cube(
         label_cube.astype(np.uint8),
         to_cube,
     )
-
-
-def _read(files: Sequence[str]) -> NDArray:
-    """Read slices as (columns, rows, slices)."""
-    return np.asarray(ITKReader().get_data(itk.imread(list(files)))[0])
 
 
 def _crop(image: NDArray, label: NDArray, start: NDArray, size: Sequence[int]) -> tuple[NDArray, NDArray]:

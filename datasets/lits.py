@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from .case_checks import found_case
 from .datalist import FoundScan, Survey
+from .file_walk import find_files
 from .splits import RULE, add_split_arguments, split_patients
 
 LABELS = {0: "background", 1: "liver", 2: "tumour"}
@@ -91,9 +92,9 @@ def survey_lits(
 def _find(root: Path, kind: str) -> dict[str, list[str]]:
     """Find files by name, ``"7"`` or ``"test-7"``, in the order of their numbers."""
     found: dict[tuple[bool, int], list[str]] = {}
-    for path in sorted(root.rglob("*.nii*")):
+    for path in find_files(root, ".nii", ".nii.gz"):
         match = FILE_NAME.fullmatch(path.name)
-        if match and match["kind"].lower() == kind and path.is_file():
+        if match and match["kind"].lower() == kind:
             found.setdefault((bool(match["test"]), int(match["index"])), []).append(path.relative_to(root).as_posix())
     return {f"test-{index}" if test else str(index): found[test, index] for test, index in sorted(found)}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .datalist import FoundScan, Survey
+from .file_walk import find_files, walk_folders
 from .scan_header import BadScanError, read_scan_header
 
 FOLDS: Mapping[str, tuple[int, ...]] = {"training": (0, 1, 2, 3, 4), "validation": (5, 6), "testing": (7, 8, 9)}
@@ -35,7 +36,9 @@ def parse_folds(text: str) -> tuple[int, ...]:
 
 def find_subsets(root: Path) -> dict[int, Path]:
     """Find the folders ``subset0`` to ``subset9`` below a folder, by fold."""
-    folders = sorted(path for path in root.glob("**/subset[0-9]") if path.is_dir()) if root.is_dir() else []
+    folders = (
+        sorted(path for path, _ in walk_folders(root) if re.fullmatch(r"subset\d", path.name)) if root.is_dir() else []
+    )
     return {int(path.name[-1]): path for path in reversed(folders)}
 
 
@@ -93,7 +96,7 @@ def survey_luna16(
 
 
 def _images(subset: Path) -> list[Path]:
-    return sorted(subset.rglob("*.mhd"))
+    return find_files(subset, ".mhd")
 
 
 def _check(root: Path, path: Path, split: str) -> FoundScan:

@@ -11,6 +11,7 @@ from typing import Any
 from .candidate_survey import add_candidates, add_row_arguments
 from .candidates import OnBadRow, read_candidates
 from .datalist import Survey
+from .file_walk import find_files
 from .luna16 import FOLDS, find_subsets, parse_folds, survey_luna16
 from .splits import RULE, add_split_arguments, split_patients
 
@@ -111,7 +112,8 @@ def _find_table(root: Path) -> Path:
 
 def _find(root: Path, name: str) -> Path | None:
     """Find a file in a folder, or below it."""
-    return next(iter(sorted(root.rglob(name), key=lambda path: (len(path.parts), path))), None)
+    found = (path for path in find_files(root, name) if path.name == name)
+    return next(iter(sorted(found, key=lambda path: (len(path.parts), path))), None)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import itk
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -123,6 +122,8 @@ def write_metaimage(path: Path, phantom: Phantom, flipped: bool = False) -> None
         phantom: whose image.
         flipped: whether the first two axes point to the right and to the front, with the direction that says so.
     """
+    import itk
+
     image = phantom.image if flipped else phantom.image[::-1, ::-1]
     first = np.zeros(3) if flipped else np.array([*np.array(phantom.image.shape[:2]) - 1, 0])
     origin = (phantom.affine[:3, :3] @ first + phantom.affine[:3, 3]) * (-1, -1, 1)

@@ -4,76 +4,79 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import itk
 import numpy as np
 from monai.config import PathLike
-from monai.data import ITKReader, NibabelReader
 from monai.data.image_reader import ImageReader
-from monai.utils import ensure_tuple
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from .scan_header import NIFTI_SUFFIXES, list_series, split_series
+from .scan_geometry import TOLERANCE, BadScanError, ScanHeader, corner_distance
+from .scan_header import open_scan
 
 
 class ScanReader(ImageReader):
-    """Read NIfTI with MONAI's ``NibabelReader`` and everything else with its ``ITKReader``.
+    """Read a scan as :func:`~models_genesis.datasets.scan_header.open_scan` does, for MONAI's loaders.
 
-    ``ITKReader`` alone reads the first series of a DICOM folder only, and refuses NIfTI files whose axes are not quite
-    orthogonal. ``folder::series`` names one series of several, as the data lists written here do. Give it to MONAI's
-    loader as ``LoadImaged(keys="image", reader="models_genesis.datasets.ScanReader", dtype=None)``.
+    So a scan that a survey refuses is refused by training and inference too, and all of them take a voxel for the same
+    place. ``folder::series`` names one DICOM series of several, as the data lists written here do. Give it to MONAI as
+    ``LoadImaged(keys="image", reader="models_genesis.datasets.ScanReader", dtype=None)``.
 
     After an error of ``read``, ``LoadImage`` tries all other readers, one of which may make something of the file, such
     as the wrong series. So the file is read in :meth:`get_data`, whose errors count.
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Say yes to every file: what ITK cannot read, it says itself."""
+        """Say yes to every file: what cannot be read, :meth:`get_data` says."""
         return True
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
         """Note what is to be read.
 
         Args:
-            data: file, DICOM folder or ``folder::series``, or several of one format, to be stacked as channels.
-            kwargs: passed on to MONAI's reader.
+            data: file, DICOM folder or ``folder::series``, or several of one shape, to be stacked as channels.
+            kwargs: accepted as MONAI's readers do, and not used.
 
         Returns:
-            The names and ``kwargs``.
+            The names.
         """
-        return [str(name) for name in ensure_tuple(data)], kwargs
+        return [str(name) for name in ensure_tuple(data)]
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict]:
         """Read what :meth:`read` noted.
 
         Args:
-            img: the names and arguments.
+            img: the names.
 
         Returns:
-            Voxels and metadata, as MONAI's readers give them.
+            Voxels and metadata, as MONAI's readers give them: (X, Y, Z), (X, Y, Z, channels) of a file of several
+            volumes, or (channels, X, Y, Z) of several files.
 
         Raises:
-            FileNotFoundError: When a folder does not hold the named series, or several and none is named.
+            BadScanError: When a scan is bad, or several differ in shape or place.
         """
-        names, kwargs = img
-        # a new reader for each scan: MONAI's keep the names of the last one, and threads share this one
-        reader: ImageReader
-        if all(name.lower().endswith(NIFTI_SUFFIXES) for name in names):
-            reader = NibabelReader()
-            return reader.get_data(reader.read(names, **kwargs))
-        reader = ITKReader()
-        images = [self._read_itk(reader, name, **kwargs) for name in names]
-        return reader.get_data(images if len(images) > 1 else images[0])
+        opened = [(name, *open_scan(name)) for name in img]
+        header = opened[0][1]
+        for name, other, _ in opened[1:]:
+            _check_same_space(name, header, other)
+        volumes = [load() for _, _, load in opened]
+        channels = 0 if len(volumes) > 1 else -1 if header.components > 1 else float("nan")
+        meta = {
+            MetaKeys.AFFINE: header.affine.copy(),
+            MetaKeys.ORIGINAL_AFFINE: header.affine.copy(),
+            MetaKeys.SPATIAL_SHAPE: np.array(header.shape),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.ORIGINAL_CHANNEL_DIM: channels,
+        }
+        return np.stack(volumes) if len(volumes) > 1 else volumes[0], meta
 
-    def _read_itk(self, reader: ImageReader, name: str, **kwargs: Any) -> Any:
-        folder, series = split_series(name)
-        if not Path(folder).is_dir():
-            return reader.read(folder, **kwargs)
-        found = list_series(folder)
-        if not series and len(found) == 1:
-            series = next(iter(found))
-        if series not in found:
-            raise FileNotFoundError(f"{folder}: expected the DICOM series {series or 'alone'}, found {list(found)}.")
-        files = found[series]
-        return itk.imread(files if len(files) > 1 else files[0], **kwargs)
+
+def _check_same_space(name: str, header: ScanHeader, other: ScanHeader) -> None:
+    """Refuse a channel that does not lie on the first one."""
+    if header.components > 1 or other.components > 1 or header.shape != other.shape:
+        expected, found = (" x ".join(map(str, (*each.shape, each.components))) for each in (header, other))
+        raise BadScanError(name, "channel of another shape", f"expected {expected} as the first, found {found}")
+    apart = corner_distance(header.shape, header.affine, other.affine)
+    if apart > TOLERANCE * min(header.spacing):
+        detail = f"expected the voxels of the first channel, found them up to {apart:.3g} mm away"
+        raise BadScanError(name, "channel in another space", detail)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..transforms.brats_regions import check_brats_convention
 from .brats import MODALITIES, brats_images, survey_brats
-from .datalist import Survey, load_datalist
+from .datalist import NAME_EXCLUDED, Survey, load_datalist
 from .image_folder import survey_folder
 from .json_file import read_json
 from .lits import survey_lits
@@ -111,7 +111,8 @@ def _images(layout: Layout, dataset_dir: str | Path, channels: Sequence[str] | N
     if layout == "brats":
         return [scan.entry(root) for scan in brats_images(dataset_dir, MODALITIES if channels is None else channels)]
     survey = survey_folder(dataset_dir, min_size=(1, 1, 1), modality="any")
-    return [scan.entry(root) for scan in survey.scans if scan.reason != "name excluded"]
+    survey.warn_of_names()
+    return [scan.entry(root) for scan in survey.scans if scan.reason != NAME_EXCLUDED]
 
 
 def _label_path(case: Mapping[str, Any]) -> str:

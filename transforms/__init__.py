@@ -30,6 +30,7 @@ from .genesis_deform import (
 from .hounsfield import ClipHounsfield, ClipHounsfieldd, ScaleHounsfield, ScaleHounsfieldd, whole_number_dtype
 from .local_shuffle import RandLocalPixelShuffle, RandLocalPixelShuffled, local_pixel_shuffle
 from .masking import RandPatchMasking, RandPatchMaskingd, draw_masked_patches
+from .modality_check import CheckModalityd
 from .nonlinear_intensity import RandNonlinearIntensity, RandNonlinearIntensityd, bezier_curve, bezier_map
 from .painting import (
     RandInPainting,

@@ -118,7 +118,7 @@ def check_case(
         _check_label(
             name, convert_data_type(item[label_key], np.ndarray)[0], declared_values(labels), require_foreground
         )
-    _check_intensities(name, values, modality)
+    check_intensities(name, values, modality)
 
 
 def case_name(item: Mapping[Hashable, Any], image_key: Hashable = "image") -> str:
@@ -173,7 +173,17 @@ def _check_label(name: str, label: np.ndarray, declared: list[int], require_fore
         raise BadCaseError(name, "no foreground", f"expected voxels of {declared}, found background (0) only")
 
 
-def _check_intensities(name: str, image: np.ndarray, modality: Modality | None) -> None:
+def check_intensities(name: str, image: np.ndarray, modality: Modality | None) -> None:
+    """Refuse values that are not finite, or not those of a modality, see :func:`check_case`.
+
+    Args:
+        name: what the error calls the case.
+        image: the values.
+        modality: ``"CT"`` or ``"MR"``; ``None`` for no check of it.
+
+    Raises:
+        BadCaseError: For the first fault.
+    """
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         number = int(image.size - np.isfinite(image).sum())
         raise BadCaseError(

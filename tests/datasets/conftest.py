@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -61,9 +62,9 @@ def non_finite(path: Path) -> None:
 
 
 BAD_SCANS: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "truncated": ("cut.nii.gz", truncated, "cannot be prepared.*ended before the end-of-stream"),
+    "truncated": ("cut.nii.gz", truncated, "unreadable.*ended before the end-of-stream"),
     "two dimensions": ("flat.nii.gz", lambda path: write_nifti(path, make_scan(0)[..., 0]), "not 3D.*24 x 20"),
-    "one slice": ("slice.nii.gz", lambda path: write_nifti(path, make_scan(0)[..., :1]), "not 3D.*24 x 20 x 1"),
+    "one slice": ("slice.nii.gz", lambda path: write_nifti(path, make_scan(0)[..., :1]), r"cube's size .*\(24, 20, 1"),
     "four dimensions": ("time.nii.gz", lambda path: write_nifti(path, np.stack([make_scan(0)] * 3, -1)), "not 3D.*x 3"),
     "not finite": ("nan.nii.gz", non_finite, "expected finite voxels, found 2 of 7680"),
     "zero spacing": ("zero.nii", zero_spacing, "bad spacing.*found 0 x 2 x 3 mm"),
@@ -96,8 +97,13 @@ def write_series(
     modality: str = "CT",
     image_type: str = "AXIAL",
     positions: np.ndarray | None = None,
+    orientation: Sequence[float] = (1, 0, 0, 0, 1, 0),
+    edit: Callable[[Any, int], object] | None = None,
 ) -> None:
-    """Write a volume in HU as a DICOM series, one file a slice, in an order that is not that of the slices."""
+    """Write a volume in HU as a DICOM series, one file a slice, in an order that is not that of the slices.
+
+    Positions are places along z, or points (N, 3) in LPS; ``edit`` changes a slice before it is written.
+    """
     pydicom = pytest.importorskip("pydicom")
     folder.mkdir(parents=True, exist_ok=True)
     series, study = pydicom.uid.generate_uid(), pydicom.uid.generate_uid()
@@ -112,14 +118,17 @@ def write_series(
         slice_.SeriesInstanceUID, slice_.StudyInstanceUID, slice_.SeriesDate = series, study, "20200101"
         slice_.PatientID, slice_.PatientName, slice_.Modality = patient, patient, modality
         slice_.ImageType = ["ORIGINAL", "PRIMARY", image_type]
-        slice_.ImagePositionPatient = [0.0, 0.0, float(position)]
-        slice_.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        point = [0.0, 0.0, position] if np.ndim(position) == 0 else position
+        slice_.ImagePositionPatient = [round(float(side), 6) for side in point]
+        slice_.ImageOrientationPatient = [round(float(side), 9) for side in orientation]
         slice_.PixelSpacing = [SPACING[1], SPACING[0]]
         slice_.Columns, slice_.Rows = scan.shape[:2]
         slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
         slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit, slice_.PixelRepresentation = 16, 16, 15, 0
         slice_.RescaleIntercept, slice_.RescaleSlope = -1024, 1
         slice_.PixelData = (scan[:, :, z].T + 1024).astype("<u2").tobytes()
+        if edit is not None:
+            edit(slice_, z)
         name = f"{prefix}{(7 * z + 3) % len(positions):03d}_{z:03d}.dcm"
         slice_.save_as(folder / name, enforce_file_format=True)
 

@@ -9,8 +9,9 @@ import logging
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.transforms import LoadImaged
 
-from models_genesis.datasets import check_cases
+from models_genesis.datasets import CaseDataset, ScanReader, check_cases
 from models_genesis.datasets.__main__ import main
 from models_genesis.transforms import BadCaseError
 
@@ -73,3 +74,11 @@ def test_the_command_names_all(cases, tmp_path, capsys):
     path.write_text("{")
     assert main(["check", "--datalist", str(path)]) == 2
     assert "error:" in capsys.readouterr().err
+
+
+def test_a_case_that_cannot_be_read_says_why(tmp_path):
+    (tmp_path / "text.nii").write_text("no image")
+    cases = CaseDataset([{"image": str(tmp_path / "text.nii")}], LoadImaged("image", ScanReader), "skip")
+    assert cases[0]["error"].startswith(f"{tmp_path / 'text.nii'}: unreadable: expected a NIfTI file, found ")
+    with pytest.raises(BadCaseError, match=r"text.nii: unreadable: expected a NIfTI file"):
+        CaseDataset(cases.data, LoadImaged("image", ScanReader))[0]

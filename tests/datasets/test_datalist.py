@@ -104,8 +104,8 @@ def test_bad_and_unwanted_scans_are_left_out_with_the_reason(scan_folder, bad_sc
         assert scan is None
     elif "cannot" in message or "finite" in message or "admissible" in message:
         assert scan.split  # headers tell nothing of it; the cache finds out
-    elif name == "small.nii.gz":
-        assert (scan.reason, scan.split) == ("too small", "")
+    elif name in ("small.nii.gz", "slice.nii.gz"):
+        assert (scan.reason, scan.split) == ("too small" if name.startswith("small") else "too few slices", "")
     else:
         assert scan.reason in message and not scan.split
         assert f"left out, {scan.reason}" in survey.table() and name in survey.table()

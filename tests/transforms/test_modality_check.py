@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scans that are not in HU are refused by name before a network learns from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.transforms import LoadImaged
+
+from models_genesis.datasets import BadScanError, ScanCache, ScanReader
+from models_genesis.transforms import BadCaseError, CheckModalityd
+
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+CT = np.full((1, 10, 10, 10), 40, np.int16)
+CT[0, :, :, 0] = -1000
+
+
+def test_a_ct_passes_unchanged():
+    item = {"image": CT, "patient": "P7"}
+    assert CheckModalityd("image", "CT")(item) == item
+
+
+@pytest.mark.parametrize("values", [CT + 1024, np.clip(CT, 0, None), CT * 0 + 40])
+def test_what_is_no_ct_in_hu_is_refused_by_name(values):
+    with pytest.raises(BadCaseError, match="P7: not CT: expected a CT, fat and air below -50 HU"):
+        CheckModalityd("image", "CT")({"image": values, "patient": "P7"})
+    CheckModalityd("image", None)({"image": values})
+    CheckModalityd("image", "MR")({"image": values})
+
+
+def test_values_that_are_not_finite_are_refused_for_any_modality():
+    with pytest.raises(BadCaseError, match="not finite"):
+        CheckModalityd("image", None)({"image": np.full((1, 2, 2, 2), np.nan), "patient": "P7"})
+
+
+def test_other_modalities_are_refused():
+    with pytest.raises(ValueError, match="modality: expected 'CT', 'MR' or None, found 'PT'"):
+        CheckModalityd("image", "PT")
+
+
+def test_a_cache_names_the_scan_or_skips_it(tmp_path):
+    for name, values in {"good": CT[0], "raw": CT[0] + 1024}.items():
+        nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    data = [{"image": str(tmp_path / f"{name}.nii.gz")} for name in ("good", "raw")]
+    steps = [LoadImaged("image", ScanReader, None, ensure_channel_first=True), CheckModalityd("image")]
+    with pytest.raises(BadScanError, match=r"raw.nii.gz: cannot be prepared: .*not CT: expected a CT"):
+        ScanCache(data, steps, progress=False, cache_gib=1)
+    kept = ScanCache(data, steps, progress=False, cache_gib=1, on_bad_scan="skip")
+    assert len(kept) == 1 and "raw.nii.gz" in kept.left_out[0].reason
+
+
+@pytest.mark.parametrize("path", sorted(BUNDLES.glob("*/configs/*.json")), ids=lambda path: "/".join(path.parts[-3:]))
+def test_every_bundle_checks_what_it_loads(path):
+    """Right after each step that loads an image stands one that checks it."""
+    found = []
+
+    def look(node):
+        if isinstance(node, list):
+            names = [each.get("_target_", "") if isinstance(each, dict) else "" for each in node]
+            found.extend(names[place + 1] for place, name in enumerate(names) if name == "LoadImaged")
+        for each in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+            look(each)
+
+    look(json.loads(path.read_text()))
+    assert all(name.rsplit(".", 1)[-1] in ("CheckModalityd", "CheckSegmentationCased") for name in found), found
