@@ -81,13 +81,15 @@ def _child(path, out):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_killed_at_random_moments_it_ends_with_the_same_table(make_study, tmp_path):
     path = make_study(arms=ARMS, labels=[2, 4], seeds=[0], overrides={"seconds": 0.02})
-    run(path, tmp_path / "whole")
+    begin = time.monotonic()
+    outcome, _ = run(path, tmp_path / "whole")
+    each = (time.monotonic() - begin) / outcome.finished
     generator, kills = random.Random(0), 0
     context = multiprocessing.get_context("fork")
     for _ in range(200):
         process = context.Process(target=_child, args=(path, tmp_path / "killed"))
         process.start()
-        process.join(generator.uniform(0.1, 1.5))
+        process.join(generator.uniform(0, 4 * each))  # two of 18 runs on average, whatever the machine
         if process.exitcode is not None:
             break
         os.kill(process.pid, signal.SIGKILL)
@@ -96,7 +98,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_table(make_study, tmp_pa
         if (tmp_path / "killed" / "runs.csv").exists():
             table(tmp_path / "killed")  # whole at any time
     assert process.exitcode == 0
-    assert kills >= 5
+    assert kills >= 4
     assert table(tmp_path / "killed") == table(tmp_path / "whole")
     assert cases(tmp_path / "killed") == cases(tmp_path / "whole")
     assert not list((tmp_path / "killed" / "work").iterdir())
