@@ -4,15 +4,22 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import html
-import platform
+import json
+import math
+import os
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+import torch
+from demo_report import Run, StageRecord, restoration_errors, write_report
+
+from models_genesis.networks.weight_inspection import genesis_architecture
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINING = ROOT / "bundles" / "genesis_chest_ct_pretraining"
@@ -20,136 +27,357 @@ SEGMENTATION = ROOT / "bundles" / "genesis_lits_liver_ct_segmentation"
 RUN = [sys.executable, "-m", "monai.bundle", "run"]
 PHANTOM = [sys.executable, "-m", "models_genesis.datasets", "phantom"]
 
+# Training frees and asks for the same tens of MB again and again. glibc's defaults give them back to the system each
+# time, and 7,700 pages a cube are mapped and cleared again; torch's large pages and a heap that keeps them save a
+# fifth of a step's processor time (docs/performance.md). Elsewhere than on Linux nothing reads these.
+ALLOCATOR = {
+    "THP_MEM_ALLOC_ENABLE": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+}
 
-def main() -> int:
+# Shipped weights that would take longer to restore the demo's scans are left out.
+SHIPPED_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the demo does, on scans that are coarse so that a processor can go through them often.
+
+    Args:
+        out: folder of everything the demo writes.
+        patients: number of phantom patients; a fifth is kept for validation.
+        spacing: voxel sides of the scans, mm.
+        features: channels of the network.
+        cube_size: of all cubes and windows, voxels.
+        batch_size: of both trainings.
+        epochs: of pretraining.
+        cubes_per_scan: in an epoch of pretraining.
+        val_cubes_per_scan: restored in each validation.
+        liver_epochs: of fine-tuning.
+        cubes_per_case: in an epoch of fine-tuning.
+    """
+
+    out: Path
+    patients: int = 10
+    spacing: tuple[float, float, float] = (4, 4, 4)
+    features: tuple[int, ...] = (8, 16, 32, 64)
+    cube_size: tuple[int, int, int] = (32, 32, 32)
+    batch_size: int = 4
+    epochs: int = 18
+    cubes_per_scan: int = 40
+    val_cubes_per_scan: int = 24
+    liver_epochs: int = 12
+    cubes_per_case: int = 24
+
+    def as_text(self) -> dict[str, str]:
+        """The settings that decide the result, as text."""
+        values = {name: value for name, value in asdict(self).items() if name != "out"}
+        return {
+            name: ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            for name, value in values.items()
+        }
+
+    @property
+    def validation_patients(self) -> int:
+        """How many patients the phantom keeps for validation."""
+        return round(self.patients * 0.2)
+
+    @property
+    def training_patients(self) -> int:
+        """How many patients both trainings see."""
+        return self.patients - self.validation_patients
+
+
+@dataclass
+class Stage:
+    """One command of the demo.
+
+    Args:
+        title: what it does.
+        command: what a user would type.
+        work: seconds without the start of its process, from the machine's timing.
+        seconds: what it took, once it ran.
+    """
+
+    title: str
+    command: list[str]
+    work: Callable[[Mapping[str, Any]], float] = field(default=lambda timing: 0.0)
+    seconds: float = math.nan
+
+    def estimate(self, timing: Mapping[str, Any]) -> float:
+        """Seconds that it will take."""
+        return timing["start"] + self.work(timing)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the stages one after the other and write ``report.html``.
+
+    Args:
+        arguments: the command line; None takes this process's.
 
     Returns:
         0 if all went well, else the exit status of the stage that failed.
     """
+    defaults = Settings(Path())
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder of everything the demo writes")
-    parser.add_argument("--patients", type=int, default=6, help="number of phantom patients")
-    parser.add_argument("--epochs", type=int, default=12, help="epochs of pretraining")
-    parser.add_argument("--features", default="[8,16,32,64]", help="channels of the network")
-    arguments = parser.parse_args()
-    out = arguments.out.resolve()
-    stages = pretraining(out, arguments.patients, arguments.epochs, arguments.features)
-    stages += fine_tuning(out, arguments.features)
-    times = []
-    for title, command in stages:
-        print(f"\n=== {title}\n$ {shlex.join(command)}", flush=True)
-        begin = time.monotonic()
-        status = subprocess.run(command, check=False).returncode
-        times.append(time.monotonic() - begin)
-        if status != 0:
-            print(f"{title} failed with exit status {status}", file=sys.stderr)
-            return status
-    write_report(out, stages, times)
-    print(f"\nreport: {out / 'report.html'}")
+    parser.add_argument("--patients", type=int, default=defaults.patients, help="phantom patients, 5 or more")
+    parser.add_argument("--epochs", type=int, default=defaults.epochs, help="epochs of pretraining")
+    parser.add_argument("--liver-epochs", type=int, default=defaults.liver_epochs, help="epochs of fine-tuning")
+    parsed = parser.parse_args(arguments)
+    if parsed.patients < 5:
+        parser.error(f"--patients: expected 5 or more, of which a fifth validates, found {parsed.patients}")
+    settings = Settings(parsed.out.resolve(), parsed.patients, epochs=parsed.epochs, liver_epochs=parsed.liver_epochs)
+    shipped = shipped_weights(PRETRAINING / "models")
+    print("Timing a few steps on this machine ...", flush=True)
+    timing = measure_machine(settings, shipped)
+    first = pretraining(settings)
+    for name, (weights, features) in list(shipped.items()):
+        stages = restoring(settings, name, weights, features)
+        if sum(stage.work(timing) for stage in stages) > SHIPPED_SECONDS:
+            print(f"{name}: its network would take more than {SHIPPED_SECONDS} s to restore here, left out", flush=True)
+            del shipped[name]
+        else:
+            first += stages
+    left = first + fine_tuning(settings, settings.out / "models" / "model.pt")
+    total = sum(stage.estimate(timing) for stage in left)
+    print(f"On this {timing['device']} the demo will take about {readable(total)}, in {len(left)} stages.", flush=True)
+    if (status := run_stages(first, timing)) != 0:
+        return status
+    start_name, start = best_start(settings, shipped)
+    last = fine_tuning(settings, start)
+    if (status := run_stages(last, timing)) != 0:
+        return status
+    stages = first + last
+    records = [StageRecord(stage.title, stage.command, stage.estimate(timing), stage.seconds) for stage in stages]
+    report = write_report(
+        settings.out, Run(ROOT, records, list(shipped), start_name, timing["device"], settings.as_text())
+    )
+    print(f"\nreport: {report}")
     return 0
 
 
-def pretraining(out: Path, patients: int, epochs: int, features: str) -> list[tuple[str, list[str]]]:
+def shipped_weights(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """Find the pretrained weights that come with the project.
+
+    Args:
+        folder: the pretraining bundle's ``models/``.
+
+    Returns:
+        File and channels of each U-Net that restores one channel, by the file's name; without ``model.pt`` and
+        ``last_epoch.pt``, which are a user's own.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.pt")):
+        if path.stem in ("model", "last_epoch"):
+            continue
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        kind, network = genesis_architecture(tensors) or ("", {})
+        one_channel = {"spatial_dims": 3, "in_channels": 1, "out_channels": 1}
+        if kind == "GenesisUNet" and one_channel.items() <= network.items():
+            found[path.stem] = (path, network["features"])
+    return found
+
+
+def measure_machine(settings: Settings, shipped: Mapping[str, tuple[Path, tuple[int, ...]]]) -> dict[str, Any]:
+    """Time the parts of the stages on this machine, in a process like theirs.
+
+    Args:
+        settings: what will be run.
+        shipped: the weights that will restore, see :func:`shipped_weights`.
+
+    Returns:
+        What ``demo_timing.measure`` gives, and ``start``, the seconds that a process needs before it works.
+    """
+    request = {
+        "features": settings.features,
+        "cube_size": settings.cube_size,
+        "batch_size": settings.batch_size,
+        "shipped": {name: features for name, (_, features) in shipped.items()},
+    }
+    command = [sys.executable, str(ROOT / "tools" / "demo_timing.py"), json.dumps(request)]
+    begin = time.monotonic()
+    printed = subprocess.run(command, check=True, env=environment(), stdout=subprocess.PIPE, text=True).stdout
+    timing = json.loads(printed.splitlines()[-1])
+    return timing | {"start": time.monotonic() - begin - timing.pop("measuring")}
+
+
+def environment() -> dict[str, str]:
+    """The environment of the stages: this process's, which wins, and the allocator's settings."""
+    return ALLOCATOR | dict(os.environ)
+
+
+def run_stages(stages: Sequence[Stage], timing: Mapping[str, Any]) -> int:
+    """Run stages one after the other, each announced with the time that it will take.
+
+    Args:
+        stages: the stages; their ``seconds`` are filled in.
+        timing: see :func:`measure_machine`.
+
+    Returns:
+        0, or the exit status of the first that failed; the rest is not run then.
+    """
+    for stage in stages:
+        announced = readable(stage.estimate(timing))
+        print(f"\n=== {stage.title} (about {announced})\n$ {shlex.join(stage.command)}", flush=True)
+        begin = time.monotonic()
+        status = subprocess.run(stage.command, check=False, env=environment()).returncode
+        stage.seconds = time.monotonic() - begin
+        if status != 0:
+            print(f"{stage.title} failed with exit status {status}", file=sys.stderr)
+            return status
+        print(f"    took {readable(stage.seconds)}", flush=True)
+    return 0
+
+
+def readable(seconds: float) -> str:
+    """Round a time to what people say.
+
+    Example:
+        >>> readable(8.2), readable(47), readable(200)
+        ('10 s', '50 s', '3.3 min')
+    """
+    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{max(5, 5 * round(seconds / 5)):.0f} s"
+
+
+def literal(values: Sequence[float]) -> str:
+    """Write a list as a bundle's command line takes it, ``[8,16]``."""
+    return f"[{','.join(map(str, values))}]"
+
+
+def common_keys(settings: Settings, bundle: Path, features: Sequence[int]) -> list[str]:
+    """The keys that all stages of a bundle share."""
+    data = settings.out / "phantom"
+    keys = ["--bundle_root", str(bundle), "--dataset_dir", str(data), "--datalist", str(data / "dataset.json")]
+    return [*keys, "--features", literal(features), "--cube_size", literal(settings.cube_size)]
+
+
+def pretraining(settings: Settings) -> list[Stage]:
     """The stages that need no labels.
 
     Args:
-        out: folder of everything the demo writes.
-        patients: number of phantom patients.
-        epochs: epochs of pretraining.
-        features: channels of the network, as a list literal.
+        settings: what to run.
 
     Returns:
-        Title and command line of each.
+        The stages.
     """
-    data, configs = out / "phantom", PRETRAINING / "configs"
-    common = ["--bundle_root", str(PRETRAINING), "--dataset_dir", str(data), "--datalist", str(data / "dataset.json")]
-    common += ["--ckpt_dir", str(out / "models"), "--features", features]
-    # Ten times the default rate: this is a small network and a few hundred steps.
-    settings = ["--epochs", str(epochs), "--learning_rate", "0.01"]
-    train = ["--config_file", f"{configs}/train.json", *common, "--output_dir", str(out / "pretraining"), *settings]
-    evaluate = ["--config_file", f"['{configs}/train.json','{configs}/evaluate.json']", *common]
-    restore = ["--config_file", f"{configs}/inference.json", *common, "--output_dir", str(out / "restored")]
-    return [
-        (
-            "Write unlabelled scans: the phantom's chests",
-            [*PHANTOM, "--out", str(data), "--region", "chest", "--patients", str(patients)],
+    out = settings.out
+    voxels = settings.patients * 345 * 295 * 420 / math.prod(settings.spacing)  # mm of a typical patient
+    phantom = ["--out", str(out / "phantom"), "--region", "chest_abdomen", "--patients", str(settings.patients)]
+    phantom += ["--spacing", *map(str, settings.spacing), "--validation-fraction", "0.2", "--labels", "liver", "lesion"]
+    common = common_keys(settings, PRETRAINING, settings.features)
+    # The paper's rule for where cubes may start is made for lungs; these cubes are as large as a lung. The rate is
+    # five times the default: this is a small network and some thousand steps.
+    keys = ["--tissue_threshold", "$None", "--val_cubes_per_scan", str(settings.val_cubes_per_scan)]
+    keys += ["--epochs", str(settings.epochs), "--cubes_per_scan", str(settings.cubes_per_scan)]
+    keys += ["--batch_size", str(settings.batch_size), "--learning_rate", "0.005", "--warmup_epochs", "1"]
+    keys += ["--val_interval", str(min(3, settings.epochs))]
+    train = ["--config_file", f"{PRETRAINING}/configs/train.json", *common, "--ckpt_dir", str(out / "models")]
+    steps = settings.epochs * math.ceil(settings.training_patients * settings.cubes_per_scan / settings.batch_size)
+    restored = math.ceil(settings.epochs / 3) * settings.validation_patients * settings.val_cubes_per_scan
+    stages = [
+        Stage("Write scans: the built-in phantom", [*PHANTOM, *phantom], lambda t: voxels * t["phantom_voxel"]),
+        Stage(
+            "Pretrain on the scans, without labels",
+            [*RUN, *train, "--output_dir", str(out / "pretraining"), *keys],
+            lambda t: steps * t["training_step"] + restored * t["window"],
         ),
-        ("Pretrain", [*RUN, *train]),
-        ("Evaluate the restoration", [*RUN, *evaluate, "--output_dir", str(out / "evaluation")]),
-        ("Deform and restore whole scans", [*RUN, *restore]),
+    ]
+    return stages + restoring(settings, "demo", out / "models" / "model.pt", settings.features)
+
+
+def restoring(settings: Settings, name: str, weights: Path, features: Sequence[int]) -> list[Stage]:
+    """The stages in which a network restores cubes, for the errors, and whole scans, for the pictures.
+
+    Args:
+        settings: what to run.
+        name: of the weights, ``"demo"`` for the demo's own.
+        weights: their file.
+        features: channels of their network.
+
+    Returns:
+        The stages.
+    """
+    out, configs = settings.out, PRETRAINING / "configs"
+    common = common_keys(settings, PRETRAINING, features)
+    evaluate = ["--config_file", f"['{configs}/train.json','{configs}/evaluate.json']", *common]
+    evaluate += ["--validate#handlers#0#load_path", str(weights), "--output_dir", str(out / "restoration" / name)]
+    evaluate += ["--tissue_threshold", "$None", "--val_cubes_per_scan", str(settings.val_cubes_per_scan)]
+    restore = ["--config_file", f"{configs}/inference.json", *common, "--handlers#0#load_path", str(weights)]
+    restore += ["--output_dir", str(out / "restored" / name)]
+    whose = "the network" if name == "demo" else f"the shipped {name}"
+    cubes = settings.validation_patients * settings.val_cubes_per_scan
+    windows = settings.validation_patients * 3 * 3 * 4
+
+    def window(timing: Mapping[str, Any]) -> float:
+        return timing["window"] if name == "demo" else timing["shipped_window"][name]
+
+    return [
+        Stage(f"Measure how well {whose} restores cubes", [*RUN, *evaluate], lambda t: cubes * window(t)),
+        Stage(f"Deform whole scans, restore them by {whose}", [*RUN, *restore], lambda t: windows * window(t)),
     ]
 
 
-def fine_tuning(out: Path, features: str) -> list[tuple[str, list[str]]]:
-    """The stages that fine-tune the pretrained network to segment livers, from four labelled scans.
+def best_start(settings: Settings, shipped: Mapping[str, tuple[Path, tuple[int, ...]]]) -> tuple[str, Path]:
+    """Choose the weights that fine-tuning starts from: of those that fit its network, those that restore best.
 
     Args:
-        out: folder of everything the demo writes.
-        features: channels of the network, as a list literal.
+        settings: what was run.
+        shipped: see :func:`shipped_weights`.
 
     Returns:
-        Title and command line of each.
+        Name, ``"demo"`` for the demo's own, and file.
     """
-    data, configs = out / "livers", SEGMENTATION / "configs"
-    phantom = ["--region", "abdomen", "--patients", "5", "--labels", "liver", "lesion", "--spacing", "2.5", "2.5", "3"]
-    common = ["--bundle_root", str(SEGMENTATION), "--dataset_dir", str(data), "--datalist", str(data / "dataset.json")]
-    common += ["--ckpt_dir", str(out / "liver_models"), "--features", features, "--overlap", "0.25"]
-    settings = ["--epochs", "12", "--val_interval", "4", "--warmup_epochs", "1", "--learning_rate", "0.005"]
-    settings += ["--cubes_per_case", "12", "--pretrained", str(out / "models" / "model.pt")]
-    train = ["--config_file", f"{configs}/train.json", *common, "--output_dir", str(out / "liver_training"), *settings]
+    candidates = {"demo": settings.out / "models" / "model.pt"}
+    candidates |= {name: path for name, (path, features) in shipped.items() if features == settings.features}
+    errors = {name: restoration_errors(settings.out, name) for name in candidates}
+    name = min((name for name, error in errors.items() if error), key=lambda name: errors[name]["restored"])
+    return name, candidates[name]
+
+
+def fine_tuning(settings: Settings, start: Path) -> list[Stage]:
+    """The stages that fine-tune the pretrained network to segment livers.
+
+    Args:
+        settings: what to run.
+        start: the weights to start from.
+
+    Returns:
+        The stages.
+    """
+    out, configs = settings.out, SEGMENTATION / "configs"
+    common = common_keys(settings, SEGMENTATION, settings.features)
+    common += ["--ckpt_dir", str(out / "liver_models"), "--overlap", "0.25"]
+    # These scans have one scanner's intensities, and the liver is on one side: there is no time to learn it mirrored.
+    keys = ["--flip_prob", "0", "--intensity_prob", "0", "--warmup_epochs", "1", "--learning_rate", "0.005"]
+    keys += ["--epochs", str(settings.liver_epochs), "--val_interval", "4", "--batch_size", str(settings.batch_size)]
+    keys += ["--cubes_per_case", str(settings.cubes_per_case), "--pretrained", str(start)]
+    train = ["--config_file", f"{configs}/train.json", *common, "--output_dir", str(out / "liver_training"), *keys]
     evaluate = ["--config_file", f"['{configs}/train.json','{configs}/evaluate.json']", *common]
     predict = ["--config_file", f"{configs}/inference.json", *common, "--split", "validation"]
-    return [
-        ("Write labelled scans: the phantom's livers", [*PHANTOM, "--out", str(data), *phantom]),
-        ("Fine-tune from the pretrained weights", [*RUN, *train]),
-        ("Evaluate the segmentation", [*RUN, *evaluate, "--output_dir", str(out / "liver_evaluation")]),
-        ("Predict", [*RUN, *predict, "--output_dir", str(out / "liver_predicted")]),
-    ]
-
-
-def write_report(out: Path, stages: list[tuple[str, list[str]]], times: list[float]) -> None:
-    """Write one page with the commands, their times, the errors beside their baselines, and the pictures.
-
-    Args:
-        out: folder of the demo.
-        stages: title and command line of each stage.
-        times: seconds that each took.
-    """
-    listing = "".join(
-        f"<h3>{html.escape(title)} ({seconds:.0f} s)</h3><pre>{html.escape(shlex.join(command))}</pre>"
-        for (title, command), seconds in zip(stages, times, strict=True)
+    steps = settings.liver_epochs * math.ceil(
+        settings.training_patients * settings.cubes_per_case / settings.batch_size
     )
-    pictures = sorted((out / "liver_evaluation").glob("*.png"))
-    overlays = "".join(f'<img src="{html.escape(str(path.relative_to(out)))}" alt="overlay">' for path in pictures)
-    machine = f"{platform.platform()}, Python {platform.python_version()}, {datetime.datetime.now():%Y-%m-%d %H:%M}"
-    page = f"""<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Models Genesis demo</title>
-<style>body{{font-family:sans-serif;max-width:70em;margin:2em auto}}img{{max-width:100%}}td{{padding:0 1em}}
-pre{{white-space:pre-wrap;background:#eee;padding:.6em}}</style></head><body>
-<h1>Models Genesis: demo on the built-in phantom</h1><p>{html.escape(machine)}</p>
-<h2>Restoration of validation cubes by the best network</h2><img src="evaluation/restoration.png" alt="restoration">
-<h2>Mean squared error per scan, and its baselines</h2>{table(out / "evaluation" / "restoration.csv")}
-<h2>Pretraining</h2><img src="pretraining/history.png" alt="loss over epochs">
-<h2>Livers found by the fine-tuned network in a scan kept for validation</h2>{overlays}
-{table(out / "liver_evaluation" / "segmentation.csv")}
-<h2>Fine-tuning</h2><img src="liver_training/history.png" alt="loss and Dice over epochs">
-<h2>What was run</h2>{listing}</body></html>
-"""
-    (out / "report.html").write_text(page, encoding="utf-8")
-
-
-def table(path: Path) -> str:
-    """An HTML table of a CSV file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        the table, with the file's header as its first row.
-    """
-    with path.open(newline="") as file:
-        rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in csv.reader(file)]
-    return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+    windows = settings.validation_patients * 4 * 4 * 5
+    validations = max(1, settings.liver_epochs // 4)
+    return [
+        Stage(
+            "Fine-tune the pretrained network to find livers",
+            [*RUN, *train],
+            lambda t: steps * t["training_step"] + validations * windows * t["window"],
+        ),
+        Stage(
+            "Measure the livers it finds",
+            [*RUN, *evaluate, "--output_dir", str(out / "liver_evaluation")],
+            lambda t: windows * t["window"],
+        ),
+        Stage(
+            "Predict: write label maps",
+            [*RUN, *predict, "--output_dir", str(out / "liver_predicted")],
+            lambda t: windows * t["window"],
+        ),
+    ]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from matplotlib.image import imread, imsave
+from monai.bundle import ConfigParser
+
+from models_genesis.networks import GenesisUNet, save_weights
+from models_genesis.training import refuse_unknown_overrides
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMING = {
+    "start": 10.0,
+    "training_step": 0.5,
+    "window": 0.01,
+    "phantom_voxel": 1e-6,
+    "shipped_window": {"other": 0.02},
+    "device": "processor",
+}
+
+
+@pytest.fixture
+def demo(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return importlib.import_module("demo")
+
+
+@pytest.fixture
+def demo_report(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return importlib.import_module("demo_report")
+
+
+def all_stages(demo: Any, out: Path) -> list[Any]:
+    settings = demo.Settings(out)
+    stages = demo.pretraining(settings) + demo.restoring(settings, "other", Path("other.pt"), (4, 8))
+    return stages + demo.fine_tuning(settings, Path("other.pt"))
+
+
+def test_every_key_of_every_stage_is_one_of_its_bundle(demo, tmp_path):
+    commands = [stage.command for stage in all_stages(demo, tmp_path)]
+    runs = [command[len(demo.RUN) :] for command in commands if command[: len(demo.RUN)] == demo.RUN]
+    assert len(runs) == len(commands) - 1
+    for arguments in runs:
+        refuse_unknown_overrides(["monai/bundle/__main__.py", "run", *arguments])
+
+
+def test_weights_are_given_to_the_handler_that_loads_them(demo, tmp_path):
+    """An override of a handler by its number would else go to another one when the list changes."""
+    configs = demo.PRETRAINING / "configs"
+    evaluate = ConfigParser.load_config_files([str(configs / "train.json"), str(configs / "evaluate.json")])
+    inference = ConfigParser.load_config_file(configs / "inference.json")
+    for handlers in (evaluate["validate"]["handlers"], inference["handlers"]):
+        assert handlers[0]["_target_"] == "CheckpointLoader"
+    commands = [stage.command for stage in demo.restoring(demo.Settings(tmp_path), "other", Path("other.pt"), (4, 8))]
+    keys = ["--validate#handlers#0#load_path", "--handlers#0#load_path"]
+    assert [command[command.index(key) + 1] for command, key in zip(commands, keys, strict=True)] == ["other.pt"] * 2
+
+
+def test_estimates_count_the_steps_that_the_stages_take(demo, tmp_path):
+    settings = demo.Settings(tmp_path, patients=10, epochs=6, cubes_per_scan=10, batch_size=3, val_cubes_per_scan=5)
+    stages = {stage.title.split()[0]: stage.estimate(TIMING) for stage in demo.pretraining(settings)}
+    # 8 scans of 10 cubes are 27 batches of 3; two validations (every third epoch) of 2 scans with 5 cubes
+    assert stages["Pretrain"] == pytest.approx(10 + 6 * 27 * 0.5 + 2 * 10 * 0.01)
+    assert stages["Measure"] == pytest.approx(10 + 10 * 0.01)
+    measured = demo.restoring(settings, "other", Path("other.pt"), (4, 8))[0]
+    assert measured.estimate(TIMING) == pytest.approx(10 + 10 * 0.02)
+
+
+def test_the_allocator_is_set_where_the_user_did_not(demo, monkeypatch):
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "7")
+    assert demo.environment()["THP_MEM_ALLOC_ENABLE"] == "1"
+    assert demo.environment()["MALLOC_MMAP_MAX_"] == "7"
+
+
+def test_shipped_weights_are_those_of_networks_that_restore(demo, tmp_path):
+    for name, arguments in {
+        "chest": {"features": (4, 8)},
+        "model": {"features": (4, 8)},
+        "two_classes": {"features": (4, 8), "out_channels": 2},
+        "flat": {"features": (4, 8), "spatial_dims": 2},
+    }.items():
+        save_weights(GenesisUNet(**arguments).state_dict(), tmp_path / f"{name}.pt")
+    assert demo.shipped_weights(tmp_path) == {"chest": (tmp_path / "chest.pt", (4, 8))}
+    assert "phantom_pretrained" in demo.shipped_weights(demo.PRETRAINING / "models")
+
+
+def write_errors(out: Path, name: str, restored: float) -> None:
+    folder = out / "restoration" / name
+    folder.mkdir(parents=True)
+    header = "scan,cubes,mse_restored,mse_deformed,mse_mean_image\n"
+    rows = f"{out}/phantom/imagesTr/a.nii.gz,5,{restored},0.13,0.04\nall,5,{restored},0.13,0.04\n"
+    (folder / "restoration.csv").write_text(header + rows)
+    imsave(folder / "restoration.png", np.zeros((4, 4)))
+
+
+def test_fine_tuning_starts_from_the_fitting_weights_that_restore_best(demo, tmp_path):
+    for name, error in {"demo": 0.02, "better": 0.01, "other_network": 0.001}.items():
+        write_errors(tmp_path, name, error)
+    settings = demo.Settings(tmp_path, features=(4, 8))
+    shipped = {"better": (Path("better.pt"), (4, 8)), "other_network": (Path("wide.pt"), (8, 16))}
+    assert demo.best_start(settings, shipped) == ("better", Path("better.pt"))
+    assert demo.best_start(settings, {"other_network": shipped["other_network"]})[0] == "demo"
+
+
+def write_results(out: Path, restored: float, dice: str) -> None:
+    """What the stages leave behind, as far as the report reads it."""
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    image = np.zeros((6, 5, 7), np.int16)
+    (out / "phantom" / "imagesTr").mkdir(parents=True)
+    nib.save(nib.Nifti1Image(image, affine), out / "phantom" / "imagesTr" / "a.nii.gz")
+    (out / "phantom" / "dataset.json").write_text(json.dumps({"validation": [{"image": "./imagesTr/a.nii.gz"}]}))
+    for name in ("demo", "shipped_one"):
+        write_errors(out, name, restored)
+        folder = out / "restored" / name / "a"
+        folder.mkdir(parents=True)
+        for kind in ("deformed", "restored"):
+            nib.save(nib.Nifti1Image(image, affine), folder / f"a_{kind}.nii.gz")
+    for name in ("pretraining", "liver_training", "liver_evaluation"):
+        (out / name).mkdir()
+        imsave(out / name / ("a.png" if name == "liver_evaluation" else "history.png"), np.zeros((4, 4)))
+    header = "case,region,dice,iou,surface_dice,hd95_mm,predicted_ml,label_ml\n"
+    scores = f"{out}/phantom/imagesTr/a.nii.gz,liver,{dice},0.7,0.9,5,1400,1500\n"
+    (out / "liver_evaluation" / "segmentation.csv").write_text(header + scores)
+
+
+def page_of(demo: Any, demo_report: Any, out: Path, restored: float, dice: str) -> str:
+    write_results(out, restored, dice)
+    stages = [
+        demo_report.StageRecord(stage.title, stage.command, stage.estimate(TIMING), 60.0)
+        for stage in all_stages(demo, out)
+    ]
+    run = demo_report.Run(ROOT, stages, ["shipped_one"], "demo", "processor", demo.Settings(out).as_text())
+    return demo_report.write_report(out, run).read_text()
+
+
+def test_the_report_is_one_file_without_folders_of_the_machine(demo, demo_report, tmp_path):
+    page = page_of(demo, demo_report, tmp_path / "results", 0.015, "0.86")
+    for folder in (str(tmp_path), str(ROOT), sys.executable, sys.prefix):
+        assert folder not in page
+    assert "--out results/phantom" in page and "bundles/genesis_chest_ct_pretraining/configs/train.json" in page
+    sources = re.findall(r'src="([^"]*)"', page)
+    # a scan four ways, a liver, two pictures of cubes, two curves
+    assert len(sources) == 4 + 1 + 2 + 2
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert 'name="viewport"' in page
+
+
+@pytest.mark.parametrize(
+    ("restored", "dice", "kinds", "share"),
+    [
+        (0.015, "0.86", ["good", "good"], "38%"),
+        (0.03, "0.5", ["bad", "bad"], "75%"),
+        (0.02, "", ["good", "bad"], "50%"),
+    ],
+)
+def test_the_answer_comes_first_and_is_what_was_measured(demo, demo_report, tmp_path, restored, dice, kinds, share):
+    page = page_of(demo, demo_report, tmp_path / "results", restored, dice)
+    shown = re.findall(r'<div class="answer (\w+)"><b>([^<]*)</b>', page)
+    assert [kind for kind, _ in shown[:2]] == kinds
+    assert shown[0][1] == share and shown[1][1] == (f"{float(dice):.2f}" if dice else "nan")
+    order = [page.index(text) for text in ('class="answers"', "<img", "<details", "monai.bundle")]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "SAR"])
+def test_scans_are_seen_from_the_front_whatever_their_axes(demo_report, tmp_path, axcodes):
+    voxels = np.zeros((5, 3, 4), np.int16)
+    voxels[4, 1, 3] = 7  # the patient's right, head
+    scan = nib.Nifti1Image(voxels, np.diag([2.0, 3.0, 5.0, 1.0]))
+    wanted = nib.orientations.axcodes2ornt(axcodes)
+    turned = scan.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(scan.affine), wanted))
+    nib.save(turned, tmp_path / "scan.nii.gz")
+    pixels, (width, height) = demo_report.front_view(tmp_path / "scan.nii.gz")
+    assert pixels[0, 0] == 7 and pixels.sum() == 7
+    assert pixels.shape == (4, 5) and (width, height) == (10, 20)
+
+
+def test_pictures_of_scans_show_the_hounsfield_range(demo_report, tmp_path):
+    import base64
+    import io
+
+    voxels = np.zeros((5, 3, 4), np.int16)
+    voxels[0], voxels[4] = -2000, 1000
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "scan.nii.gz")
+    source = re.findall(r"base64,([^\"]*)", demo_report._scan_figure(tmp_path / "scan.nii.gz", "a scan"))[0]
+    shades = imread(io.BytesIO(base64.b64decode(source)), format="png")[..., 0]
+    assert shades[0, 0] == 1 and shades[0, -1] == 0 and shades[0, 2] == pytest.approx(0.5, abs=0.01)
