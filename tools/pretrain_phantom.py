@@ -17,11 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from demo import PRETRAINING, pretraining
+from demo import PRETRAINING, Settings, environment, pretraining
 
 from models_genesis.networks import GenesisUNet, load_pretrained
 
-FEATURES = (8, 16, 32, 64)
 WEIGHTS = PRETRAINING / "models" / "phantom_pretrained.pt"
 
 
@@ -32,19 +31,21 @@ def main() -> int:
         0; a command that fails ends the run.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patients", type=int, default=6, help="number of phantom patients")
-    parser.add_argument("--epochs", type=int, default=10, help="epochs of pretraining")
+    defaults = Settings(Path())
+    parser.add_argument("--patients", type=int, default=defaults.patients, help="number of phantom patients")
+    parser.add_argument("--epochs", type=int, default=defaults.epochs, help="epochs of pretraining")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="the weights")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        phantom, pretrain, evaluate, *_ = pretraining(work, options.patients, options.epochs, str(list(FEATURES)))
-        for title, command in (phantom, pretrain, evaluate):
-            print(f"\n=== {title}\n$ {shlex.join(command)}", flush=True)
-            subprocess.run(command, check=True, cwd=work)
+        settings = Settings(work, options.patients, epochs=options.epochs)
+        phantom, pretrain, evaluate, *_ = pretraining(settings)
+        for stage in (phantom, pretrain, evaluate):
+            print(f"\n=== {stage.title}\n$ {shlex.join(stage.command)}", flush=True)
+            subprocess.run(stage.command, check=True, cwd=work, env=environment())
         weights = work / "models" / "model.pt"
-        load_pretrained(GenesisUNet(features=FEATURES), weights, strict=True)
-        with (work / "evaluation" / "restoration.csv").open(newline="") as file:
+        load_pretrained(GenesisUNet(features=settings.features), weights, strict=True)
+        with (work / "restoration" / "demo" / "restoration.csv").open(newline="") as file:
             print("\n".join(", ".join(row) for row in csv.reader(file)))
         options.out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(weights, options.out)

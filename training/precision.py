@@ -24,13 +24,16 @@ class Precision:
 
     Args:
         autocast_dtype: reduced floating-point type of convolutions and matrix products, None for float32 throughout.
-        channels_last: whether images lie in memory with the channels innermost.
+        channels_last: whether images and kernels lie in memory with the channels innermost: 3D ones, and 2D ones too
+            unless ``volumes_only``.
         loss_scaling: whether gradients need scaling (float16 only; this is the ``amp`` argument of MONAI's trainers).
+        volumes_only: whether 2D images and kernels keep torch's default layout.
     """
 
     autocast_dtype: torch.dtype | None = None
     channels_last: bool = False
     loss_scaling: bool = False
+    volumes_only: bool = False
 
     def place(self, network: nn.Module, device: torch.device | str) -> nn.Module:
         """Move a network to its device and memory layout.
@@ -50,7 +53,9 @@ class Precision:
 
     def arrange(self, tensor: Tensor) -> Tensor:
         """Give a batch (B, C, H, W) or (B, C, X, Y, Z) the memory layout of the network; others stay as they are."""
-        layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+        layouts = {5: torch.channels_last_3d}
+        if not self.volumes_only:
+            layouts[4] = torch.channels_last
         if not self.channels_last or tensor.ndim not in layouts:
             return tensor
         return tensor.contiguous(memory_format=layouts[tensor.ndim])
@@ -60,8 +65,9 @@ def choose_precision(device: torch.device | str, amp: bool = True) -> Precision:
     """Choose the fastest precision that the device computes natively.
 
     bfloat16 where the processor or GPU has it, float16 with loss scaling on older GPUs, float32 on other processors,
-    always with the channels innermost in memory. That alone makes float32 faster, in training and inference, most for
-    narrow networks (docs/performance.md), and gives the same numbers up to rounding. The choice is logged.
+    with the channels innermost in memory. That alone makes float32 faster in 3D, in training and inference, most for
+    narrow networks, and gives the same numbers up to rounding; in 2D it makes training slower, so that float32 on a
+    processor keeps torch's default layout there (docs/performance.md). The choice is logged.
 
     Args:
         device: where the network will run.
@@ -72,7 +78,7 @@ def choose_precision(device: torch.device | str, amp: bool = True) -> Precision:
 
     Example:
         >>> choose_precision("cpu", amp=False)
-        Precision(autocast_dtype=None, channels_last=False, loss_scaling=False)
+        Precision(autocast_dtype=None, channels_last=False, loss_scaling=False, volumes_only=False)
     """
     kind = torch.device(device).type
     if not amp:
@@ -83,7 +89,7 @@ def choose_precision(device: torch.device | str, amp: bool = True) -> Precision:
     elif kind == "cpu" and _cpu_has_bfloat16():
         precision = Precision(torch.bfloat16, channels_last=True)
     elif kind == "cpu":
-        precision = Precision(channels_last=True)
+        precision = Precision(channels_last=True, volumes_only=True)
     else:
         precision = Precision()
     logger.info("%s trains in %s", kind, precision)
