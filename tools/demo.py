@@ -241,6 +241,23 @@ def readable(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{max(5, 5 * round(seconds / 5)):.0f} s"
 
 
+def validation_interval(epochs: int, most: int) -> int:
+    """Epochs between validations, such that the last epoch is validated.
+
+    Args:
+        epochs: of the training.
+        most: the interval is at most this.
+
+    Returns:
+        The largest divisor of ``epochs`` up to ``most``.
+
+    Example:
+        >>> validation_interval(18, 4), validation_interval(7, 4)
+        (3, 1)
+    """
+    return next(interval for interval in range(most, 0, -1) if epochs % interval == 0)
+
+
 def literal(values: Sequence[float]) -> str:
     """Write a list as a bundle's command line takes it, ``[8,16]``."""
     return f"[{','.join(map(str, values))}]"
@@ -272,10 +289,11 @@ def pretraining(settings: Settings) -> list[Stage]:
     keys = ["--tissue_threshold", "$None", "--val_cubes_per_scan", str(settings.val_cubes_per_scan)]
     keys += ["--epochs", str(settings.epochs), "--cubes_per_scan", str(settings.cubes_per_scan)]
     keys += ["--batch_size", str(settings.batch_size), "--learning_rate", "0.005", "--warmup_epochs", "1"]
-    keys += ["--val_interval", str(min(3, settings.epochs))]
+    interval = validation_interval(settings.epochs, 3)
+    keys += ["--val_interval", str(interval)]
     train = ["--config_file", f"{PRETRAINING}/configs/train.json", *common, "--ckpt_dir", str(out / "models")]
     steps = settings.epochs * math.ceil(settings.training_patients * settings.cubes_per_scan / settings.batch_size)
-    restored = math.ceil(settings.epochs / 3) * settings.validation_patients * settings.val_cubes_per_scan
+    restored = settings.epochs // interval * settings.validation_patients * settings.val_cubes_per_scan
     stages = [
         Stage("Write scans: the built-in phantom", [*PHANTOM, *phantom], lambda t: voxels * t["phantom_voxel"]),
         Stage(
@@ -351,7 +369,15 @@ def fine_tuning(settings: Settings, start: Path) -> list[Stage]:
     common += ["--ckpt_dir", str(out / "liver_models"), "--overlap", "0.25"]
     # These scans have one scanner's intensities, and the liver is on one side: there is no time to learn it mirrored.
     keys = ["--flip_prob", "0", "--intensity_prob", "0", "--warmup_epochs", "1", "--learning_rate", "0.005"]
-    keys += ["--epochs", str(settings.liver_epochs), "--val_interval", "4", "--batch_size", str(settings.batch_size)]
+    interval = validation_interval(settings.liver_epochs, 4)
+    keys += [
+        "--epochs",
+        str(settings.liver_epochs),
+        "--val_interval",
+        str(interval),
+        "--batch_size",
+        str(settings.batch_size),
+    ]
     keys += ["--cubes_per_case", str(settings.cubes_per_case), "--pretrained", str(start)]
     train = ["--config_file", f"{configs}/train.json", *common, "--output_dir", str(out / "liver_training"), *keys]
     evaluate = ["--config_file", f"['{configs}/train.json','{configs}/evaluate.json']", *common]
@@ -360,7 +386,7 @@ def fine_tuning(settings: Settings, start: Path) -> list[Stage]:
         settings.training_patients * settings.cubes_per_case / settings.batch_size
     )
     windows = settings.validation_patients * 4 * 4 * 5
-    validations = max(1, settings.liver_epochs // 4)
+    validations = settings.liver_epochs // interval
     return [
         Stage(
             "Fine-tune the pretrained network to find livers",
