@@ -49,8 +49,10 @@ class Settings:
         patients: number of phantom patients; a fifth is kept for validation.
         spacing: voxel sides of the scans, mm.
         features: channels of the network.
-        cube_size: of all cubes and windows, voxels.
-        batch_size: of both trainings.
+        cube_size: of fine-tuning, evaluation and windows, voxels.
+        pretraining_cube: of pretraining: small, for the number of steps counts most in the first minutes.
+        pretraining_batch: cubes in a step of pretraining.
+        batch_size: cubes in a step of fine-tuning.
         epochs: of pretraining.
         cubes_per_scan: in an epoch of pretraining.
         val_cubes_per_scan: restored in each validation.
@@ -63,11 +65,13 @@ class Settings:
     spacing: tuple[float, float, float] = (4, 4, 4)
     features: tuple[int, ...] = (8, 16, 32, 64)
     cube_size: tuple[int, int, int] = (32, 32, 32)
+    pretraining_cube: tuple[int, int, int] = (24, 24, 24)
+    pretraining_batch: int = 6
     batch_size: int = 4
-    epochs: int = 18
-    cubes_per_scan: int = 40
+    epochs: int = 30
+    cubes_per_scan: int = 60
     val_cubes_per_scan: int = 24
-    liver_epochs: int = 12
+    liver_epochs: int = 8
     cubes_per_case: int = 24
 
     def as_text(self) -> dict[str, str]:
@@ -193,7 +197,10 @@ def measure_machine(settings: Settings, shipped: Mapping[str, tuple[Path, tuple[
     request = {
         "features": settings.features,
         "cube_size": settings.cube_size,
-        "batch_size": settings.batch_size,
+        "trainings": {
+            "pretraining": [settings.pretraining_batch, settings.pretraining_cube],
+            "fine_tuning": [settings.batch_size, settings.cube_size],
+        },
         "shipped": {name: features for name, (_, features) in shipped.items()},
     }
     command = [sys.executable, str(ROOT / "tools" / "demo_timing.py"), json.dumps(request)]
@@ -236,7 +243,7 @@ def readable(seconds: float) -> str:
 
     Example:
         >>> readable(8.2), readable(47), readable(200)
-        ('10 s', '50 s', '3.3 min')
+        ('10 s', '45 s', '3.3 min')
     """
     return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{max(5, 5 * round(seconds / 5)):.0f} s"
 
@@ -263,11 +270,13 @@ def literal(values: Sequence[float]) -> str:
     return f"[{','.join(map(str, values))}]"
 
 
-def common_keys(settings: Settings, bundle: Path, features: Sequence[int]) -> list[str]:
+def common_keys(
+    settings: Settings, bundle: Path, features: Sequence[int], cube_size: Sequence[int] | None = None
+) -> list[str]:
     """The keys that all stages of a bundle share."""
     data = settings.out / "phantom"
     keys = ["--bundle_root", str(bundle), "--dataset_dir", str(data), "--datalist", str(data / "dataset.json")]
-    return [*keys, "--features", literal(features), "--cube_size", literal(settings.cube_size)]
+    return [*keys, "--features", literal(features), "--cube_size", literal(cube_size or settings.cube_size)]
 
 
 def pretraining(settings: Settings) -> list[Stage]:
@@ -283,23 +292,25 @@ def pretraining(settings: Settings) -> list[Stage]:
     voxels = settings.patients * 345 * 295 * 420 / math.prod(settings.spacing)  # mm of a typical patient
     phantom = ["--out", str(out / "phantom"), "--region", "chest_abdomen", "--patients", str(settings.patients)]
     phantom += ["--spacing", *map(str, settings.spacing), "--validation-fraction", "0.2", "--labels", "liver", "lesion"]
-    common = common_keys(settings, PRETRAINING, settings.features)
-    # The paper's rule for where cubes may start is made for lungs; these cubes are as large as a lung. The rate is
-    # five times the default: this is a small network and some thousand steps.
+    common = common_keys(settings, PRETRAINING, settings.features, settings.pretraining_cube)
+    # The paper's rule for where cubes may start is made for lungs; these cubes are nearly as large as a lung. The rate
+    # is ten times the default: this is a small network and some thousand steps.
     keys = ["--tissue_threshold", "$None", "--val_cubes_per_scan", str(settings.val_cubes_per_scan)]
     keys += ["--epochs", str(settings.epochs), "--cubes_per_scan", str(settings.cubes_per_scan)]
-    keys += ["--batch_size", str(settings.batch_size), "--learning_rate", "0.005", "--warmup_epochs", "1"]
+    keys += ["--batch_size", str(settings.pretraining_batch), "--learning_rate", "0.01", "--warmup_epochs", "1"]
     interval = validation_interval(settings.epochs, 3)
     keys += ["--val_interval", str(interval)]
     train = ["--config_file", f"{PRETRAINING}/configs/train.json", *common, "--ckpt_dir", str(out / "models")]
-    steps = settings.epochs * math.ceil(settings.training_patients * settings.cubes_per_scan / settings.batch_size)
+    steps = settings.epochs * math.ceil(
+        settings.training_patients * settings.cubes_per_scan / settings.pretraining_batch
+    )
     restored = settings.epochs // interval * settings.validation_patients * settings.val_cubes_per_scan
     stages = [
         Stage("Write scans: the built-in phantom", [*PHANTOM, *phantom], lambda t: voxels * t["phantom_voxel"]),
         Stage(
             "Pretrain on the scans, without labels",
             [*RUN, *train, "--output_dir", str(out / "pretraining"), *keys],
-            lambda t: steps * t["training_step"] + restored * t["window"],
+            lambda t: steps * t["pretraining_step"] + restored * t["window"],
         ),
     ]
     return stages + restoring(settings, "demo", out / "models" / "model.pt", settings.features)
@@ -391,7 +402,7 @@ def fine_tuning(settings: Settings, start: Path) -> list[Stage]:
         Stage(
             "Fine-tune the pretrained network to find livers",
             [*RUN, *train],
-            lambda t: steps * t["training_step"] + validations * windows * t["window"],
+            lambda t: steps * t["fine_tuning_step"] + validations * windows * t["window"],
         ),
         Stage(
             "Measure the livers it finds",

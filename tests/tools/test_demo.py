@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import base64
+import doctest
 import importlib
+import io
 import json
 import re
 import sys
@@ -20,7 +23,8 @@ from models_genesis.training import refuse_unknown_overrides
 ROOT = Path(__file__).resolve().parents[2]
 TIMING = {
     "start": 10.0,
-    "training_step": 0.5,
+    "pretraining_step": 0.5,
+    "fine_tuning_step": 0.25,
     "window": 0.01,
     "phantom_voxel": 1e-6,
     "shipped_window": {"other": 0.02},
@@ -67,13 +71,22 @@ def test_weights_are_given_to_the_handler_that_loads_them(demo, tmp_path):
 
 
 def test_estimates_count_the_steps_that_the_stages_take(demo, tmp_path):
-    settings = demo.Settings(tmp_path, patients=10, epochs=6, cubes_per_scan=10, batch_size=3, val_cubes_per_scan=5)
+    settings = demo.Settings(
+        tmp_path, patients=10, epochs=6, cubes_per_scan=10, pretraining_batch=3, val_cubes_per_scan=5
+    )
     stages = {stage.title.split()[0]: stage.estimate(TIMING) for stage in demo.pretraining(settings)}
     # 8 scans of 10 cubes are 27 batches of 3; two validations (every third epoch) of 2 scans with 5 cubes
     assert stages["Pretrain"] == pytest.approx(10 + 6 * 27 * 0.5 + 2 * 10 * 0.01)
     assert stages["Measure"] == pytest.approx(10 + 10 * 0.01)
     measured = demo.restoring(settings, "other", Path("other.pt"), (4, 8))[0]
     assert measured.estimate(TIMING) == pytest.approx(10 + 10 * 0.02)
+
+
+def test_the_last_epoch_is_validated_and_examples_hold(demo):
+    for epochs in range(1, 30):
+        assert epochs % demo.validation_interval(epochs, 3) == 0
+    results = doctest.testmod(demo)
+    assert results.failed == 0 and results.attempted >= 2
 
 
 def test_the_allocator_is_set_where_the_user_did_not(demo, monkeypatch):
@@ -187,9 +200,6 @@ def test_scans_are_seen_from_the_front_whatever_their_axes(demo_report, tmp_path
 
 
 def test_pictures_of_scans_show_the_hounsfield_range(demo_report, tmp_path):
-    import base64
-    import io
-
     voxels = np.zeros((5, 3, 4), np.int16)
     voxels[0], voxels[4] = -2000, 1000
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "scan.nii.gz")
