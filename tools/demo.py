@@ -155,9 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     stages = first + last
     records = [StageRecord(stage.title, stage.command, stage.estimate(timing), stage.seconds) for stage in stages]
-    report = write_report(
-        settings.out, Run(ROOT, records, list(shipped), start_name, timing["device"], settings.as_text())
-    )
+    run = Run(ROOT, records, list(shipped), start_name, timing["device"], settings.cube_size[1], settings.as_text())
+    report = write_report(settings.out, run)
     print(f"\nreport: {report}")
     return 0
 

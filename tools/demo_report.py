@@ -80,6 +80,7 @@ class Run:
         shipped: names of the shipped weights that restored as well.
         start: name of the weights that fine-tuning started from, ``"demo"`` for those of this run.
         device: what it ran on.
+        cube_side: voxels of the blocks in which scans are deformed and restored, from back to front.
         settings: name and value of each, as text.
     """
 
@@ -88,6 +89,7 @@ class Run:
     shipped: Sequence[str]
     start: str
     device: str
+    cube_side: int
     settings: dict[str, str]
 
 
@@ -217,15 +219,14 @@ def restored_scans(out: Path, run: Run) -> str:
     """
     rows = []
     for original in validation_scans(out):
-        pictures = [_scan_figure(original, "original")]
-        pictures.append(
-            _scan_figure(written_scan(out, "demo", original, "deformed"), "deformed: what the network sees")
-        )
+        pictures = [_scan_figure(original, "original", run.cube_side)]
+        deformed = written_scan(out, "demo", original, "deformed")
+        pictures.append(_scan_figure(deformed, "deformed: what the network sees", run.cube_side))
         for name in ("demo", *run.shipped):
             error = restoration_errors(out, name)["restored"]
             whose = "restored after this run" if name == "demo" else f"restored by the shipped {name}"
-            caption = f"{whose} (error {error:.4f})"
-            pictures.append(_scan_figure(written_scan(out, name, original, "restored"), caption))
+            caption = f"{whose} (error of all cubes: {error:.4f})"
+            pictures.append(_scan_figure(written_scan(out, name, original, "restored"), caption, run.cube_side))
         rows.append(f'<div class="row">{"".join(pictures)}</div>')
     return (
         "<h2>What it restores</h2><p>Whole scans that the network had not seen, from the front. They are deformed and "
@@ -257,8 +258,8 @@ def written_scan(out: Path, name: str, original: Path, kind: str) -> Path:
     return out / "restored" / name / case / f"{case}_{kind}.nii.gz"
 
 
-def _scan_figure(path: Path, caption: str) -> str:
-    pixels, shape = front_view(path)
+def _scan_figure(path: Path, caption: str, cube_side: int) -> str:
+    pixels, shape = front_view(path, cube_side)
     buffer = io.BytesIO()
     imsave(buffer, pixels, cmap="gray", vmin=-1000, vmax=1000, format="png")
     style = f"aspect-ratio:{shape[0]:.0f}/{shape[1]:.0f}"
@@ -268,18 +269,21 @@ def _scan_figure(path: Path, caption: str) -> str:
     )
 
 
-def front_view(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
-    """The middle coronal slice of a scan, seen from the front: the head is up, the patient's right is left.
+def front_view(path: Path, cube_side: int) -> tuple[np.ndarray, tuple[float, float]]:
+    """A coronal slice from the middle of a scan, seen from the front: the head is up, the patient's right is left.
 
     Args:
         path: a NIfTI file.
+        cube_side: voxels of a block from back to front; the slice is in the middle of one, where the least is painted.
 
     Returns:
         Pixels, from the top left, and width and height in mm.
     """
     scan = nib.as_closest_canonical(nib.load(path))
     voxels = np.asarray(scan.dataobj)
-    plane = voxels[::-1, voxels.shape[1] // 2, ::-1].T
+    depth = voxels.shape[1]
+    middle = min(depth // 2 // cube_side * cube_side + cube_side // 2, depth - 1)
+    plane = voxels[::-1, middle, ::-1].T
     x, _, z = scan.header.get_zooms()[:3]
     return np.ascontiguousarray(plane), (float(x * plane.shape[1]), float(z * plane.shape[0]))
 

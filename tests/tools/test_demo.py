@@ -153,7 +153,7 @@ def page_of(demo: Any, demo_report: Any, out: Path, restored: float, dice: str) 
         demo_report.StageRecord(stage.title, stage.command, stage.estimate(TIMING), 60.0)
         for stage in all_stages(demo, out)
     ]
-    run = demo_report.Run(ROOT, stages, ["shipped_one"], "demo", "processor", demo.Settings(out).as_text())
+    run = demo_report.Run(ROOT, stages, ["shipped_one"], "demo", "processor", 4, demo.Settings(out).as_text())
     return demo_report.write_report(out, run).read_text()
 
 
@@ -188,13 +188,13 @@ def test_the_answer_comes_first_and_is_what_was_measured(demo, demo_report, tmp_
 
 @pytest.mark.parametrize("axcodes", ["RAS", "LPS", "SAR"])
 def test_scans_are_seen_from_the_front_whatever_their_axes(demo_report, tmp_path, axcodes):
-    voxels = np.zeros((5, 3, 4), np.int16)
-    voxels[4, 1, 3] = 7  # the patient's right, head
+    voxels = np.zeros((5, 4, 4), np.int16)
+    voxels[4, 3, 3] = 7  # the patient's right, head, in the middle of the second block from the back
     scan = nib.Nifti1Image(voxels, np.diag([2.0, 3.0, 5.0, 1.0]))
     wanted = nib.orientations.axcodes2ornt(axcodes)
     turned = scan.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(scan.affine), wanted))
     nib.save(turned, tmp_path / "scan.nii.gz")
-    pixels, (width, height) = demo_report.front_view(tmp_path / "scan.nii.gz")
+    pixels, (width, height) = demo_report.front_view(tmp_path / "scan.nii.gz", 2)
     assert pixels[0, 0] == 7 and pixels.sum() == 7
     assert pixels.shape == (4, 5) and (width, height) == (10, 20)
 
@@ -203,6 +203,6 @@ def test_pictures_of_scans_show_the_hounsfield_range(demo_report, tmp_path):
     voxels = np.zeros((5, 3, 4), np.int16)
     voxels[0], voxels[4] = -2000, 1000
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "scan.nii.gz")
-    source = re.findall(r"base64,([^\"]*)", demo_report._scan_figure(tmp_path / "scan.nii.gz", "a scan"))[0]
+    source = re.findall(r"base64,([^\"]*)", demo_report._scan_figure(tmp_path / "scan.nii.gz", "a scan", 4))[0]
     shades = imread(io.BytesIO(base64.b64decode(source)), format="png")[..., 0]
     assert shades[0, 0] == 1 and shades[0, -1] == 0 and shades[0, 2] == pytest.approx(0.5, abs=0.01)
