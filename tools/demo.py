@@ -171,12 +171,15 @@ def shipped_weights(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
         File and channels of each U-Net that restores one channel, by the file's name; without ``model.pt`` and
         ``last_epoch.pt``, which are a user's own.
     """
-    found = {}
+    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
     for path in sorted(folder.glob("*.pt")):
         if path.stem in ("model", "last_epoch"):
             continue
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-        kind, network = genesis_architecture(tensors) or ("", {})
+        architecture = genesis_architecture(tensors)
+        if architecture is None:
+            continue
+        kind, network = architecture
         one_channel = {"spatial_dims": 3, "in_channels": 1, "out_channels": 1}
         if kind == "GenesisUNet" and one_channel.items() <= network.items():
             found[path.stem] = (path, network["features"])

@@ -374,7 +374,13 @@ def command_line(command: Sequence[str], out: Path, root: Path) -> str:
     """
     words = ["python" if word == sys.executable else word for word in command]
     words = [word.replace(str(out), _out_name(out)).replace(f"{root}{os.sep}", "") for word in words]
-    return shlex.join(words)
+    return " ".join(_quoted(word) for word in words)
+
+
+def _quoted(word: str) -> str:
+    """A word for the shell; a list of files keeps its quotes readable."""
+    plain = not set(word) & set('"$`\\!')
+    return f'"{word}"' if "'" in word and plain else shlex.quote(word)
 
 
 def _out_name(out: Path) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import base64
 import doctest
+import html
 import importlib
 import io
 import json
@@ -162,6 +163,8 @@ def test_the_report_is_one_file_without_folders_of_the_machine(demo, demo_report
     for folder in (str(tmp_path), str(ROOT), sys.executable, sys.prefix):
         assert folder not in page
     assert "--out results/phantom" in page and "bundles/genesis_chest_ct_pretraining/configs/train.json" in page
+    evaluation = "\"['bundles/genesis_chest_ct_pretraining/configs/train.json'"
+    assert html.escape(evaluation) in page
     sources = re.findall(r'src="([^"]*)"', page)
     # a scan four ways, a liver, two pictures of cubes, two curves
     assert len(sources) == 4 + 1 + 2 + 2
