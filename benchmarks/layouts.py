@@ -105,9 +105,9 @@ def main() -> None:
         rows.append(row)
         print(*row, flush=True)
         results["cases"].append({"features": case.features, "shape": case.shape, "seconds_a_sample": seconds})
-    columns = ("features", "size", "batch")
+    columns: list[str] = ["features", "size", "batch"]
     for kind in ("training", "inference"):
-        columns += (f"{kind}, contiguous, ms", "channels last, ms", "times faster")
+        columns += [f"{kind}, contiguous, ms", "channels last, ms", "times faster"]
     print_table("processor time a sample", columns, rows)
     write_results(arguments.out, results)
 

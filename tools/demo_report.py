@@ -160,8 +160,10 @@ def answers(out: Path, run: Run) -> str:
     minutes = sum(stage.seconds for stage in run.stages) / 60
     restores = (
         "learned to repair deformed scans"
-        if share < 0.9
-        else "hardly learned to repair deformed scans in this short run"
+        if share <= 0.5
+        else "began to learn to repair deformed scans"
+        if share < 0.95
+        else "did not learn to repair deformed scans in this short run"
     )
     finds = (
         "then learned to outline livers"

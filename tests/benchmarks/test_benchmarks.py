@@ -128,3 +128,13 @@ def test_a_whole_scan_is_measured_from_file_to_file(tmp_path: Path) -> None:
         assert share == pytest.approx(results["seconds_in_windows"][clock] / results["seconds"][clock])
     assert results["resident_gib_peak"] >= results["resident_gib_before"]
     assert "% in windows" in printed
+
+
+def test_both_layouts_are_timed_in_training_and_inference(tmp_path: Path) -> None:
+    results, printed = run_quick("layouts", tmp_path)
+    assert [len(case["shape"]) for case in results["cases"]] == [5, 4]
+    names = {f"{kind}, {layout}" for kind in ("training", "inference") for layout in ("contiguous", "channels last")}
+    for case in results["cases"]:
+        assert set(case["seconds_a_sample"]) == names
+        assert all(seconds > 0 for seconds in case["seconds_a_sample"].values())
+    assert "times faster" in printed
