@@ -332,6 +332,8 @@ def restoring(settings: Settings, name: str, weights: Path, features: Sequence[i
     """
     out, configs = settings.out, PRETRAINING / "configs"
     common = common_keys(settings, PRETRAINING, features)
+    # larger cubes than those of the pretraining
+    common += ["--ckpt_dir", str(weights.parent), "--allow_changed_settings", "True"]
     evaluate = ["--config_file", f"['{configs}/train.json','{configs}/evaluate.json']", *common]
     evaluate += ["--validate#handlers#0#load_path", str(weights), "--output_dir", str(out / "restoration" / name)]
     evaluate += ["--tissue_threshold", "$None", "--val_cubes_per_scan", str(settings.val_cubes_per_scan)]

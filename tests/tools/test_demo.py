@@ -65,7 +65,7 @@ def test_weights_are_given_to_the_handler_that_loads_them(demo, tmp_path):
     evaluate = ConfigParser.load_config_files([str(configs / "train.json"), str(configs / "evaluate.json")])
     inference = ConfigParser.load_config_file(configs / "inference.json")
     for handlers in (evaluate["validate"]["handlers"], inference["handlers"]):
-        assert handlers[0]["_target_"] == "CheckpointLoader"
+        assert handlers[0]["_target_"] == "models_genesis.training.WeightLoader"
     commands = [stage.command for stage in demo.restoring(demo.Settings(tmp_path), "other", Path("other.pt"), (4, 8))]
     keys = ["--validate#handlers#0#load_path", "--handlers#0#load_path"]
     assert [command[command.index(key) + 1] for command, key in zip(commands, keys, strict=True)] == ["other.pt"] * 2
