@@ -237,7 +237,7 @@ OPTION_KINDS: dict[str, Kind] = {
     "spacing": optional(list_of(POSITIVE, 3)),
     "intensity_range": list_of(number(), 2),
     "tissue_score_range": list_of(number(), 2),
-    "tissue_threshold": number(),
+    "tissue_threshold": optional(number()),
     "tta_flips": AXES,
     "vessel_voxel_mm": POSITIVE,
     "overlap": SHARE,
