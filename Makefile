@@ -13,7 +13,7 @@ LABEL_VENV ?= .venv-label
 # nnU-Net v2 needs torchvision and much else (8 GB, some 5 minutes).
 NNUNET_VENV ?= .venv-nnunet
 
-.PHONY: help setup demo test lint format clean zips test-zip label-env test-label nnunet-env test-nnunet
+.PHONY: help setup demo test gpu lint format clean zips test-zip label-env test-label nnunet-env test-nnunet
 
 help:
 	@echo "make demo    pretrain on the built-in phantom, fine-tune on its livers, write a report to $(DEMO_DIR)/"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-label  the bundles and the app label/ in running MONAI Label servers, in that environment"
 	@echo "make nnunet-env  the environment of nnU-Net v2, in $(NNUNET_VENV)/"
 	@echo "make test-nnunet  nnU-Net trains on from weights pretrained here, in that environment"
+	@echo "make gpu     what is to be verified and measured on a GPU, in 8 minutes, to gpu_check/"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make format  let ruff format the tree"
 
@@ -38,6 +39,9 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/python tools/demo.py --out $(DEMO_DIR)
+
+gpu: setup
+	$(BIN)/python tools/gpu_check.py --minutes 8 --out gpu_check
 
 lint: setup
 	$(BIN)/ruff check .

@@ -43,8 +43,8 @@ class TrainingHistory:
         evaluator: the evaluator that validates; its key metric is noted.
         rank: this process's rank; rank 0 alone writes.
         metric: what the key metric is called, where it is another quantity than the training loss.
-        probe: adds the columns ``probe`` and ``probe_random``, see :class:`.feature_probe.FeatureProbe`; None or one
-            without a data list: no such columns.
+        probe: is attached too, and adds the columns ``probe`` and ``probe_random``, see
+            :class:`.feature_probe.FeatureProbe`; None or one without a data list: no such columns.
     """
 
     columns: tuple[str, ...] = (
@@ -85,6 +85,8 @@ class TrainingHistory:
         Args:
             engine: the MONAI trainer.
         """
+        if self.probe is not None:
+            self.probe.attach(engine)  # before the epoch's line is written
         engine.add_event_handler(Events.STARTED, self._hold)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)

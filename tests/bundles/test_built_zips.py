@@ -181,7 +181,7 @@ def downloaded(server, run, tmp_path_factory):
 def readme_command(root: Path, first_words: str, data: dict[str, str]) -> list[str]:
     """The command below a comment of the README, with the user's data in place of ``$DATA``."""
     text = (root / "docs" / "README.md").read_text()
-    ((command),) = re.findall(rf"^# {first_words}.*\n(python .*)$", text, re.MULTILINE)
+    ((command),) = re.findall(rf"^# {first_words}.*\n(?:#.*\n)*(python .*)$", text, re.MULTILINE)
     options = " ".join(f"--{key} {shlex.quote(value)}" for key, value in data.items())
     program, *arguments = shlex.split(command.replace("$DATA", options))
     assert program == "python"

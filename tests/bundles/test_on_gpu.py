@@ -15,7 +15,7 @@ from models_genesis.networks import GenesisUNet, save_weights
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 
 PRETRAINING = "genesis_chest_ct_pretraining"
-SEGMENTATION, CLASSIFICATION = "genesis_msd_segmentation", "genesis_luna16_nodule_ct_classification"
+SEGMENTATION, CLASSIFICATION = "genesis_msd_segmentation", "genesis_pecad_embolism_ct_classification"
 FEATURES = [8, 16, 32]
 SMALL: dict[str, Any] = {
     "features": FEATURES, "cube_size": [32, 32, 16], "batch_size": 4, "warmup_epochs": 1, "learning_rate": 0.01,
@@ -57,7 +57,7 @@ def test_pretraining_resumes_to_the_bit_in_each_place(deform_on, run_bundle, che
     ("bundle", "given"),
     [
         (SEGMENTATION, {"epochs": 2, "val_interval": 2, "cubes_per_case": 4, "overlap": 0.25}),
-        (CLASSIFICATION, {"epochs": 2, "val_interval": 2, "cube_size": [16, 16, 16], "batch_size": 8}),
+        (CLASSIFICATION, {"epochs": 2, "val_interval": 2, "cube_size": [12, 12, 12], "batch_size": 8}),
     ],
 )
 def test_fine_tuning_trains_resumes_and_evaluates(bundle, given, run_bundle, data_of, tmp_path):

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def imports_every_module(root: Path, data: dict[str, Any]) -> None:
     names = [module.name for module in pkgutil.walk_packages(scripts.__path__, "scripts.")]
     assert len(names) > 90, names
     for name in names:
-        if not name.endswith("__main__"):
+        # Triton comes with torch for CUDA alone, and its kernels are imported where they run
+        if not name.endswith("__main__") and not (name.endswith(".triton_deform") and not find_spec("triton")):
             importlib.import_module(name)
 
 

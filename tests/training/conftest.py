@@ -93,7 +93,6 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
                 *handlers,
                 LrScheduleHandler(scheduler, print_lr=False),
                 ValidationHandler(1, evaluator),
-                *([] if probe is None else [probe]),
                 TrainingHistory(folder, optimizer, evaluator, probe=probe),
                 TrainingCheckpoint(
                     folder, network, optimizer, scheduler, evaluator, early_stop, resume=resume, **checkpoint
