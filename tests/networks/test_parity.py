@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -61,12 +62,14 @@ def filled(original_shapes: dict[str, tuple[int, ...]], tmp_path_factory: pytest
 def test_output_and_bottleneck_equal_the_original(
     filled: GenesisUNet, image: torch.Tensor, reference: dict[str, torch.Tensor]
 ) -> None:
-    filled.eval()
+    # In float64, so that how a processor rounds does not count. The reference is float32: at the bottleneck, where values
+    # reach 3.8 after norms over few voxels, its rounding is 3.6e-5; a wrong layer differs by tenths.
+    exact = copy.deepcopy(filled).double().eval()
     with torch.inference_mode():
-        levels = filled.encoder(image)
-        output = torch.sigmoid(filled.head(filled.decoder(levels)))
-    torch.testing.assert_close(levels[-1], reference["bottleneck"], atol=TOLERANCE, rtol=TOLERANCE)
-    torch.testing.assert_close(output, reference["output"], atol=TOLERANCE, rtol=0)
+        levels = exact.encoder(image.double())
+        output = torch.sigmoid(exact.head(exact.decoder(levels)))
+    torch.testing.assert_close(levels[-1].float(), reference["bottleneck"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(output.float(), reference["output"], atol=TOLERANCE, rtol=0)
 
 
 def test_running_statistics_equal_the_original(
