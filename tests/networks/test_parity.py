@@ -62,8 +62,8 @@ def filled(original_shapes: dict[str, tuple[int, ...]], tmp_path_factory: pytest
 def test_output_and_bottleneck_equal_the_original(
     filled: GenesisUNet, image: torch.Tensor, reference: dict[str, torch.Tensor]
 ) -> None:
-    # In float64, so that how a processor rounds does not count. The reference is float32: at the bottleneck, where values
-    # reach 3.8 after norms over few voxels, its rounding is 3.6e-5; a wrong layer differs by tenths.
+    # In float64, so that how a processor rounds does not count. The reference is float32: at the bottleneck, whose
+    # values reach 3.8 after norms over few voxels, its rounding is 3.6e-5; a wrong layer differs by tenths.
     exact = copy.deepcopy(filled).double().eval()
     with torch.inference_mode():
         levels = exact.encoder(image.double())
