@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from monai.networks.nets import DynUNet, SegResNet, SwinUNETR
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models_genesis.networks import GenesisUNet, load_pretrained
 
@@ -57,6 +58,12 @@ def test_training_learns_and_leaves_what_the_readme_promises(trained):
     assert {"history.csv", "history.png", "restoration.png"} <= made
     made = {path.name for path in (trained / "models").iterdir()}
     assert made == {"model.pt", "model.json", "last_epoch.pt", "last_epoch_before_1.pt"}
+
+
+def test_the_loss_goes_to_tensorboard(trained):
+    events = EventAccumulator(str(trained / "eval"), size_guidance={"scalars": 0}).Reload()
+    # three scans of eight cubes in batches of four, three epochs; every tenth iteration is noted
+    assert [event.step for event in events.Scalars("train_loss")] == [10]
 
 
 def test_weights_load_into_the_network_strictly(trained):
