@@ -54,7 +54,9 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 15 --ignore tests/cases
+	# these have limits of seconds of their own, so nothing runs beside them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cases --durations 10
 
 zips: setup
 	$(BIN)/python bundles/build.py --all --out $(ZIP_DIR)
