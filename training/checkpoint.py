@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import EarlyStopHandler
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..datasets.whole_file import sweep_temporary
 from ..networks.weight_files import save_weights
@@ -259,8 +259,17 @@ class TrainingCheckpoint:
         rate = self.optimizer.param_groups[0]["lr"]
         logger.warning("resumed with other settings: %s; the learning rate goes on from %.3g", text, rate)
         if measure_changed(changes):
-            self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = -1, -1
+            self._forget_best()
             logger.warning("validations before cannot be compared with those to come: the next one counts as the best")
+
+    def _forget_best(self) -> None:
+        """Nothing that was measured before can be compared: neither for the best weights, nor to stop or to halve."""
+        self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = -1, -1
+        stopping = self.early_stop._handler if self.early_stop is not None else None
+        if stopping is not None:
+            stopping.best_score, stopping.counter = None, 0
+        if isinstance(self.lr_scheduler, ReduceLROnPlateau):
+            self.lr_scheduler.best, self.lr_scheduler.num_bad_epochs = self.lr_scheduler.mode_worse, 0
 
 
 def _random_states() -> dict[str, Any]:

@@ -231,7 +231,9 @@ def _refuse_idle_keys(config: Mapping[str, Any], files: Sequence[Any]) -> None:
         part = config.get(section)
         known = {key for file in files if isinstance(found := _at(file, (section,)), dict) for key in found}
         known |= {key.split("#")[1] for file in files for key in file if _id(key).startswith(f"{section}#")}
-        idle = [key for key in part or {} if key not in known and not re.search(rf"@{section}#{key}\b", text)]
+        idle = [
+            key for key in part or {} if key not in known and not re.search(rf"@{section}#{re.escape(key)}\b", text)
+        ]
         if idle and known:
             near = difflib.get_close_matches(idle[0], sorted(known), n=1)
             hint = f" (did you mean --{section}#{near[0]}?)" if near else ""

@@ -57,7 +57,8 @@ _MEASURE = frozenset(
     {
         "validate", "spacing", "intensity_range", "normalise", "axcodes", "modality", "classes", "tumour", "labels",
         "regions", "targets", "convention", "channels", "task", "task_facts", "cube_size", "overlap", "tta_flips",
-        "vessel", "vessel_voxel_mm", "variant", "deformation", "mask_patch",
+        "vessel", "vessel_voxel_mm", "variant", "deformation", "deform_on", "mask_patch", "tissue_threshold",
+        "tissue_score_range", "border", "on_empty",
         "mask_ratio", "mask_value", "val_cubes_per_scan", "val_negatives_per_positive",
         "loss", "seed",
     }

@@ -242,6 +242,12 @@ class BatchGenesisDeform:
 
     def _run_kernels(self, batch: Tensor, sides: Sequence[int], deformed: Tensor, target: Tensor) -> None:
         """Deform by Triton's kernels; masking, which few use, follows as tensor operations."""
+        if math.prod(sides) > MAX_KERNEL_BLOCK:
+            raise ValueError(
+                f"backend: 'triton' expected blocks of shuffling of at most {MAX_KERNEL_BLOCK} voxels, found up to "
+                f"{math.prod(sides)} ({'x'.join(map(str, sides))}); use 'auto' or 'torch', or a smaller "
+                "max_block_fraction"
+            )
         from .triton_deform import KernelSettings, deform_batch
 
         shape = tuple(batch.shape[2:])

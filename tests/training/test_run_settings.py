@@ -159,6 +159,8 @@ def test_scans_are_known_wherever_they_lie():
 
 
 def test_what_changes_the_measure_begins_a_new_best():
+    for key in ("deform_on", "border", "tissue_threshold", "tissue_score_range", "on_empty"):
+        assert measure_changed({key: (0, 1)})  # they choose or deform the cubes of the validation
     assert measure_changed({"intensity_range": (0, 1)}) and measure_changed({"validation_scans": (2, 3)})
     assert not measure_changed({"batch_size": (2, 4), "learning_rate": (1, 2), "scans": (3, 4)})
 

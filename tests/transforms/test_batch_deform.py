@@ -470,6 +470,7 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], words: str) -> Non
         ({"variant": "out_painting"}, (1, 1, 64, 13), "out-painting expected axes that hold boxes"),
         ({"variant": "in_painting"}, (1, 1, 64, 7), "in-painting expected axes that hold boxes"),
         ({}, (1, 1, 64, 13), "out-painting expected axes that hold boxes"),
+        ({"backend": "triton"}, (1, 1, 192, 192, 192), "expected blocks of shuffling of at most 4096 voxels"),
     ],
 )
 def test_wrong_batches_are_named(arguments: dict[str, Any], shape: tuple[int, ...], words: str) -> None:
