@@ -116,6 +116,10 @@ def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
         raise UnsafeArchiveError(f"{archive}: {name!r} is a link or a device, expected plain files")
     if member.flag_bits & 0x1:
         raise UnsafeArchiveError(f"{archive}: {name!r} is encrypted")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UnsafeArchiveError(
+            f"{archive}: {name!r} is compressed by method {member.compress_type}, expected it stored or deflated"
+        )
     if member.file_size > CHUNK and member.file_size > MAX_RATIO * max(member.compress_size, 1):
         raise UnsafeArchiveError(
             f"{archive}: {name!r} would grow from {member.compress_size} to {member.file_size} bytes, "

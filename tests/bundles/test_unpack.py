@@ -217,3 +217,17 @@ def test_broken_directories_are_refused_as_damage(unpack, tmp_path, entry, place
     with pytest.raises(unpack.UnsafeArchiveError, match=path.name):
         unpack.unpack(path, tmp_path / "out")
     assert not left(tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", [12, 14, 99])
+def test_other_compressions_are_refused(unpack, tmp_path, method):
+    """Their readers raise errors of their own for data that are damaged."""
+    path = archive(tmp_path, plain())
+    content = bytearray(path.read_bytes())
+    place = content.index(b"PK\1\2") + 10
+    content[place : place + 2] = struct.pack("<H", method)
+    path.write_bytes(content)
+    sign(path)
+    with pytest.raises(unpack.UnsafeArchiveError, match=f"LICENSE' is compressed by method {method}, expected"):
+        unpack.unpack(path, tmp_path / "out")
+    assert not left(tmp_path / "out")
