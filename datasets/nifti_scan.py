@@ -72,7 +72,7 @@ def read_nifti_header(scan: str) -> Any:
         header: Any = (nib.Nifti1Header if size == 348 else nib.Nifti2Header)(content[:size], check=False)
         if bytes(header["magic"].tobytes())[:4] not in (b"n+1\0", b"n+2\0"):
             raise ValueError(
-                f"the magic {bytes(header['magic'].tobytes())!r}, not that of a file with header and voxels"
+                f"the magic {bytes(header['magic'].tobytes())!r}: damaged, or voxels in another file"
             )
     except Exception as error:
         raise BadScanError(scan, "unreadable", f"expected a NIfTI file, found {brief(error)}") from error
