@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 DEMO_DIR ?= demo_output
 # The suite runs one test process a core; more threads would only get in each other's way.
 JOBS ?= 2
+FUZZ_MUTATIONS ?= 5000
+FUZZ_SEED ?= $(shell date +%Y%m%d)
+FUZZ_OUT ?= fuzz_found
 ZIP_DIR ?= dist
 ZIP_VENV ?= .venv-zip
 # MONAI Label pins numpy 1.26 and pydicom 2.4, so it has an environment of its own (8.5 GB, some 9 minutes).
@@ -13,11 +16,12 @@ LABEL_VENV ?= .venv-label
 # nnU-Net v2 needs torchvision and much else (8 GB, some 5 minutes).
 NNUNET_VENV ?= .venv-nnunet
 
-.PHONY: help setup demo test gpu lint format clean zips test-zip label-env test-label nnunet-env test-nnunet
+.PHONY: help setup demo test fuzz gpu lint format clean zips test-zip label-env test-label nnunet-env test-nnunet
 
 help:
 	@echo "make demo    pretrain on the built-in phantom, fine-tune on its livers, write a report to $(DEMO_DIR)/"
 	@echo "make test    all checks: lint, types, tests, wheel"
+	@echo "make fuzz    damaged files of every format, FUZZ_MUTATIONS of each, those that are found kept in $(FUZZ_OUT)/"
 	@echo "make zips    pack all bundles for the model zoo to $(ZIP_DIR)/"
 	@echo "make test-zip  the tests of the packed bundles in a fresh environment with nothing but what their metadata pin"
 	@echo "make label-env   the environment of MONAI Label, in $(LABEL_VENV)/"
@@ -57,6 +61,9 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 15 --ignore tests/cases
 	# these have limits of seconds of their own, so nothing runs beside them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cases --durations 10
+
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --mutations $(FUZZ_MUTATIONS) --seed $(FUZZ_SEED) --out $(FUZZ_OUT)
 
 zips: setup
 	$(BIN)/python bundles/build.py --all --out $(ZIP_DIR)

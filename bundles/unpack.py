@@ -13,12 +13,14 @@ import os
 import re
 import shutil
 import stat
+import struct
 import sys
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 MAX_FILES = 10_000
 MAX_MIB = 2048
@@ -114,6 +116,10 @@ def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
         raise UnsafeArchiveError(f"{archive}: {name!r} is a link or a device, expected plain files")
     if member.flag_bits & 0x1:
         raise UnsafeArchiveError(f"{archive}: {name!r} is encrypted")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UnsafeArchiveError(
+            f"{archive}: {name!r} is compressed by method {member.compress_type}, expected it stored or deflated"
+        )
     if member.file_size > CHUNK and member.file_size > MAX_RATIO * max(member.compress_size, 1):
         raise UnsafeArchiveError(
             f"{archive}: {name!r} would grow from {member.compress_size} to {member.file_size} bytes, "
@@ -148,7 +154,7 @@ def unpack(archive: Path, out: Path, sha256: str | None = None, max_mib: int = M
             "damaged, not completely downloaded, or another file; nothing was unpacked"
         )
     try:
-        with zipfile.ZipFile(archive) as opened:
+        with _open_archive(archive) as opened:
             base = check_members(archive, opened.infolist(), max_mib)
             target = out / base
             if target.exists() or target.is_symlink():
@@ -163,12 +169,33 @@ def unpack(archive: Path, out: Path, sha256: str | None = None, max_mib: int = M
     return target
 
 
+def _open_archive(archive: Path) -> zipfile.ZipFile:
+    """Open a package; its list of files may hold a name that is not in the encoding that it claims."""
+    with open(archive, "rb"):
+        pass  # a file that cannot be opened at all is another error than a damaged one
+    try:
+        return zipfile.ZipFile(archive)
+    except (OSError, ValueError, struct.error) as error:
+        raise zipfile.BadZipFile(f"{error}") from error
+
+
+def _open_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
+    """Open a file of a package, whose place in the archive may be one before its beginning or beyond any file."""
+    try:
+        return opened.open(member)
+    except (OSError, ValueError, struct.error) as error:
+        raise zipfile.BadZipFile(f"{member.filename!r} where it cannot be: {error}") from error
+
+
 def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
     if member.is_dir():
         path.mkdir(parents=True, exist_ok=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with opened.open(member) as source, open(path, "xb") as target:  # reads no more than file_size, checks the CRC
+    with (
+        _open_member(opened, member) as source,
+        open(path, "xb") as target,
+    ):  # reads no more than file_size, checks the CRC
         shutil.copyfileobj(source, target, CHUNK)
 
 

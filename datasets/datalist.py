@@ -262,9 +262,10 @@ def _absolute(entries: list[dict[str, Any]], root: Path, name: str) -> list[dict
 
     resolved = [{**entry, **{key: join(entry[key]) for key in PATH_KEYS if entry.get(key)}} for entry in entries]
     paths = [path for entry in resolved for key in PATH_KEYS if entry.get(key) for path in _as_list(entry[key])]
-    missing = [path for path in paths if not Path(split_series(path)[0]).exists()]
+    # os.path, since Path raises OSError for names that no file can have
+    missing = [path for path in paths if not os.path.exists(split_series(path)[0])]
     if missing:
-        listed = "\n  ".join(missing[:5])
+        listed = printable("\n  ".join(missing[:5]))
         kind = "images and labels" if any(entry.get("label") for entry in entries) else "images"
         raise FileNotFoundError(f"{name}: {len(missing)} of {len(paths)} {kind} are missing, the first:\n  {listed}")
     return resolved

@@ -201,3 +201,33 @@ def test_monai_keeps_what_it_unpacked_of_a_damaged_package(tmp_path):
         extractall(path, tmp_path / "out", has_base=True)
     assert (tmp_path / "out" / "a_bundle" / "LICENSE").is_file()
     extractall(path, tmp_path / "out", has_base=True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "place", "value"), [(b"PK\5\6", 16, 0xFFFFFF00), (b"PK\1\2", 42, 0xFFFFFF00), (b"PK\1\2", 8, 0x0800)]
+)
+def test_broken_directories_are_refused_as_damage(unpack, tmp_path, entry, place, value):
+    """A directory or a file that begins beyond the archive's end, and a name that is not in UTF-8 though marked so."""
+    path = archive(tmp_path, plain())
+    content = bytearray(path.read_bytes().replace(b"LICENSE", b"LICENS\xff"))
+    start = content.index(entry) + place
+    content[start : start + 4] = struct.pack("<I", value)
+    path.write_bytes(content)
+    sign(path)
+    with pytest.raises(unpack.UnsafeArchiveError, match=path.name):
+        unpack.unpack(path, tmp_path / "out")
+    assert not left(tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", [12, 14, 99])
+def test_other_compressions_are_refused(unpack, tmp_path, method):
+    """Their readers raise errors of their own for data that are damaged."""
+    path = archive(tmp_path, plain())
+    content = bytearray(path.read_bytes())
+    place = content.index(b"PK\1\2") + 10
+    content[place : place + 2] = struct.pack("<H", method)
+    path.write_bytes(content)
+    sign(path)
+    with pytest.raises(unpack.UnsafeArchiveError, match=f"LICENSE' is compressed by method {method}, expected"):
+        unpack.unpack(path, tmp_path / "out")
+    assert not left(tmp_path / "out")

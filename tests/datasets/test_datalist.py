@@ -335,3 +335,12 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, tools):
     with pytest.raises(OSError, match="disk full"):
         survey.write_report(report)
     assert report.read_text() == before and [path.name for path in report.parent.iterdir()] == ["report.csv"]
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 5000, "a\0b", "\ud800.nii"])
+def test_names_that_no_file_can_have_are_missing(tmp_path, name):
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"training": [{"image": name}]}))
+    with pytest.raises(FileNotFoundError, match=r"list.json \(training\): 1 of 1 images are missing") as caught:
+        load_datalist(path)
+    str(caught.value).encode()

@@ -275,3 +275,13 @@ def test_a_single_slice_keeps_its_third_axis(tmp_path):
     assert image.shape == (1, 6, 5, 1)
     SaveImage(tmp_path, "seg", output_dtype=np.uint8, writer=ScanWriter, resample=False, separate_folder=False)(image)
     assert nib.load(tmp_path / "slice_seg.nii.gz").shape == (6, 5, 1)
+
+
+@pytest.mark.parametrize("magic", [b"n+1\xff", b"ni1\0", b"n+1 "])
+def test_another_magic_is_refused(tmp_path, magic):
+    """As nibabel and ITK refuse it: all four bytes count."""
+    content = bytearray(nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)).to_bytes())
+    content[344:348] = magic
+    (tmp_path / "a.nii").write_bytes(content)
+    with pytest.raises(BadScanError, match=r"a\.nii.*the magic"):
+        open_scan(str(tmp_path / "a.nii"))
