@@ -68,7 +68,7 @@ class Settings:
     pretraining_cube: tuple[int, int, int] = (24, 24, 24)
     pretraining_batch: int = 6
     batch_size: int = 4
-    epochs: int = 30
+    epochs: int = 20
     cubes_per_scan: int = 60
     val_cubes_per_scan: int = 24
     liver_epochs: int = 8
