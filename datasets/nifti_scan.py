@@ -71,9 +71,7 @@ def read_nifti_header(scan: str) -> Any:
             raise ValueError(f"{len(content)} of {size} bytes of a header")
         header: Any = (nib.Nifti1Header if size == 348 else nib.Nifti2Header)(content[:size], check=False)
         if bytes(header["magic"].tobytes())[:4] not in (b"n+1\0", b"n+2\0"):
-            raise ValueError(
-                f"the magic {bytes(header['magic'].tobytes())!r}: damaged, or voxels in another file"
-            )
+            raise ValueError(f"the magic {bytes(header['magic'].tobytes())!r}: damaged, or voxels in another file")
     except Exception as error:
         raise BadScanError(scan, "unreadable", f"expected a NIfTI file, found {brief(error)}") from error
     return header
