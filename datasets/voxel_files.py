@@ -56,7 +56,7 @@ class VoxelFiles:
             detail = f"expected files of the same number of voxels, found {len(self.files)} for {self.shape}"
             raise BadScanError(self.scan, "voxel files", detail)
         for file in self.files:
-            if not file.exists():
+            if not os.path.exists(file):  # Path raises OSError for names that no file can have
                 raise BadScanError(self.scan, "voxel file missing", f"expected {file.name} beside it, found none")
             check_regular_file(self.scan, file)
             size = file.stat().st_size - max(self.skip, 0)

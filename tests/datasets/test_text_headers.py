@@ -255,3 +255,13 @@ def test_the_files_that_ended_the_process(shared, tmp_path):
     for name in ("ndims_99.mhd", "format_pattern.mhd", "long_space.nhdr"):
         with pytest.raises(BadScanError, match=name):
             open_scan(str(shared / "cases/files" / name))
+
+
+@pytest.mark.parametrize(("name", "line"), [("a.mhd", "ElementDataFile = {}"), ("a.nhdr", "data file: {}")])
+def test_voxel_files_of_names_that_no_file_can_have_are_missing(tmp_path, name, line):
+    meta = "ObjectType = Image\nNDims = 3\nElementSpacing = 1 1 1\nDimSize = 4 4 4\nElementType = MET_SHORT\n"
+    nrrd = "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 4 4 4\n"
+    nrrd += "space directions: (2,0,0) (0,2,0) (0,0,3)\nspace origin: (0,0,0)\nendian: little\nencoding: raw\n"
+    (tmp_path / name).write_text((meta if name == "a.mhd" else nrrd) + line.format("a" * 300) + "\n")
+    with pytest.raises(BadScanError, match="voxel file missing"):
+        open_scan(str(tmp_path / name))
