@@ -199,7 +199,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(trained, evaluated, 
     values = [[float(row["probability"]) for row in rows] for rows in (whole, parts)]
     np.testing.assert_allclose(values[0], values[1], atol=1e-5)
     # other weights begin anew
-    shutil.copytree(folder / "models", tmp_path / "models")
+    shutil.copytree(folder / "models", tmp_path / "models", ignore=shutil.ignore_patterns("model.json"))
     state = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     torch.save({name: value * 0.5 for name, value in state.items()}, tmp_path / "models" / "model.pt")
     (tmp_path / "unfinished.csv").write_text("{}\n0,0.5\n")
@@ -311,7 +311,10 @@ def test_the_configs_of_a_bundle_agree(bundle):
     assert [default_of(train[key]) for key in shared] == [default_of(inference[key]) for key in shared]
     assert inference["inferer"] == train["validate"]["inferer"]
     assert inference["cubes"] == train["validate"]["cubes"]
-    assert inference["preprocessing"] == train["validate"]["preprocessing"] == train["train"]["preprocessing"]
+    assert train["validate"]["preprocessing"] == train["train"]["preprocessing"]
+    *steps, guard = inference["preprocessing"]["transforms"]
+    assert steps == train["train"]["preprocessing"]["transforms"]
+    assert guard["_target_"] == "models_genesis.training.ModelSettingsGuard"
     metric = next(iter(train["validate"]["key_metric"]))
     assert f"'{metric}'" in train["early_stop"]["score_function"]
     metric = next(iter(paper["validate#key_metric"]))

@@ -232,7 +232,7 @@ def test_the_configs_of_a_bundle_agree(bundle):
     assert steps[1][-1]["_target_"] == "SaveImaged" and steps[1][-1]["output_dtype"] == "uint8"
     for stage in ("evaluate", "paper"):
         top = {key.split("#")[0] for key in configs[stage]}
-        assert top - set(train) <= {"num_resamples", "allow_changed_settings", "settings_check"}, stage
+        assert top - set(train) <= {"+imports", "num_resamples", "allow_changed_settings", "settings_check"}, stage
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
