@@ -8,7 +8,6 @@ inference, evaluation, ``monai.bundle.load`` and MONAI Label take them from ther
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import logging
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from ..datasets.segmentation_data import msd_task
 from ..datasets.whole_file import whole_path, whole_text
+from ..networks.weight_container import sha256_of
 from ..networks.weight_files import save_weights
 
 __all__ = [
@@ -75,7 +75,7 @@ def save_trained_weights(
         content = {
             "format": FORMAT,
             "made_by": _made_by(),
-            "weights": {"file": path.name, "sha256": _sha256(temporary)},
+            "weights": {"file": path.name, "sha256": sha256_of(temporary)},
             **(facts or {}),
             "settings": dict(settings),
         }
@@ -109,7 +109,7 @@ def read_model_settings(ckpt_dir: str | Path, file: str = "model.pt") -> dict[st
     entry = _entry(weights, content) if weights.is_file() else content
     if entry is None:
         raise ModelSettingsError(
-            f"{path}: expected the settings of {weights.name}, whose SHA-256 is {_sha256(weights)}, found those of "
+            f"{path}: expected the settings of {weights.name}, whose SHA-256 is {sha256_of(weights)}, found those of "
             f"weights with {content['weights']['sha256']}. Put the JSON next to the weights it was written with, or "
             "remove it to go by the bundle's keys alone"
         )
@@ -242,17 +242,9 @@ def _entry(weights: Path, content: Mapping[str, Any] | None = None) -> Mapping[s
             content = _read(settings_path(weights))
         except ModelSettingsError:  # about to be replaced
             return None
-    sha256 = _sha256(weights)
+    sha256 = sha256_of(weights)
     entries = [content, content.get("previous")]
     return next((entry for entry in entries if entry and entry["weights"]["sha256"] == sha256), None)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _plain(value: Any) -> Any:
