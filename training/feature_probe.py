@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..datasets import ScanReader, load_datalist
 from ..networks.norm_pairs import unwrapped
+from ..transforms import NormaliseScand
 from .feature_maps import feature_maps, undisturbed, with_random_weights
 from .linear_probe import LinearProbe, draw_voxels, fit_probe, voxel_features
 
@@ -56,6 +57,7 @@ class FeatureProbe:
         cube_size: in voxels.
         intensity_range: (low, high), mapped to [0, 1] as for the training.
         axcodes: orientation of the cubes.
+        normalise: of whole scans, as for the training, see :class:`~models_genesis.transforms.NormaliseScan`.
         dataset_dir: folder that the data list's paths start from; None: that of the list.
         interval: epochs from one probe to the next. The last epoch is always probed.
         max_share: largest share of the time since the start of the training: a probe that would exceed it is left out;
@@ -83,6 +85,7 @@ class FeatureProbe:
         cube_size: Sequence[int],
         intensity_range: Sequence[float] = (-1000, 1000),
         axcodes: str = "RAS",
+        normalise: str = "none",
         dataset_dir: str | Path | None = None,
         interval: int = 5,
         max_share: float = 0.05,
@@ -98,7 +101,8 @@ class FeatureProbe:
         self.enabled = datalist is not None
         self.network, self.datalist, self.dataset_dir = network, datalist, dataset_dir
         self.cube_size, self.intensity_range = tuple(int(side) for side in cube_size), tuple(intensity_range)
-        self.axcodes, self.interval, self.max_share = axcodes, int(interval), max_share
+        self.axcodes, self.normalise = axcodes, normalise
+        self.interval, self.max_share = int(interval), max_share
         self.voxels_per_case, self.inferer, self.seed, self.rank = voxels_per_case, inferer, seed, rank
         self.value: float | None = None
         self.baseline: float | None = None
@@ -170,6 +174,7 @@ class FeatureProbe:
             [
                 LoadImaged(keys, reader=ScanReader, dtype=None, ensure_channel_first=True),
                 Orientationd(keys, axcodes=self.axcodes, labels=None),
+                NormaliseScand("image", normalise=self.normalise),
             ]
         )
         cases = {key: [self._case(entry, load) for entry in entries] for key, entries in lists.items()}

@@ -27,7 +27,7 @@ from .genesis_deform import (
     genesis_deform,
     voxel_kind_map,
 )
-from .hounsfield import ClipHounsfield, ClipHounsfieldd, ScaleHounsfield, ScaleHounsfieldd, whole_number_dtype
+from .hounsfield import ClipHounsfield, ClipHounsfieldd, ScaleHounsfield, ScaleHounsfieldd
 from .local_shuffle import RandLocalPixelShuffle, RandLocalPixelShuffled, local_pixel_shuffle
 from .masking import RandPatchMasking, RandPatchMaskingd, draw_masked_patches
 from .modality_check import CheckModalityd
@@ -40,6 +40,7 @@ from .painting import (
     draw_in_painting_boxes,
     draw_out_painting_boxes,
 )
+from .scan_normalisation import NormaliseScan, NormaliseScand, default_intensity_range, restored_dtype
 from .segmentation_case import BadCaseError, CheckSegmentationCased, check_case
 from .tile_deform import RandGenesisDeformTiles, RandGenesisDeformTilesd
 from .tissue_windows import (

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scans without units of their own, such as MR, brought to common ones before their intensity range is cut out.
+
+The choices are those of the fine-tuning bundles for MR, so that weights are pretrained on the numbers, but for scale
+and offset, that fine-tuning shows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.transforms import MapTransform, NormalizeIntensity, ScaleIntensity, Transform
+
+from .hounsfield import whole_number_dtype
+
+_RANGES: dict[str, list[float]] = {"none": [-1000, 1000], "zscore": [-3, 5], "minmax": [0, 1]}
+
+
+def default_intensity_range(normalise: str) -> list[float]:
+    """Give the intensity range that becomes [0, 1] where none is stated.
+
+    Args:
+        normalise: ``"none"``, ``"zscore"`` or ``"minmax"``.
+
+    Returns:
+        The lowest and the highest value, after the normalisation: HU for ``"none"``; of z-scores three standard
+        deviations below the mean to five above it, for bright tissue is rarer and further from the mean than dark.
+
+    Raises:
+        ValueError: for another normalisation.
+
+    Example:
+        >>> default_intensity_range("zscore")
+        [-3, 5]
+    """
+    if normalise not in _RANGES:
+        raise ValueError(f"normalise: expected one of {list(_RANGES)}, found {normalise!r}")
+    return list(_RANGES[normalise])
+
+
+def restored_dtype(normalise: str, intensity_range: tuple[float, float]) -> str:
+    """Name the type in which restored scans are written: whole numbers in the scan's own units, else float32.
+
+    Args:
+        normalise: how the scan was normalised; normalised values are written as they are.
+        intensity_range: lowest and highest value.
+
+    Example:
+        >>> restored_dtype("none", (-1000, 1000)), restored_dtype("zscore", (-3, 5))
+        ('int16', 'float32')
+    """
+    return whole_number_dtype(intensity_range) if normalise == "none" else "float32"
+
+
+class NormaliseScan(Transform):
+    """Normalise each channel of a scan, before it is clipped to its intensity range.
+
+    Args:
+        normalise: ``"none"`` leaves the scan as it is (CT, in HU); ``"zscore"`` subtracts the mean of the voxels that
+            are not zero and divides by their standard deviation, zeros stay zero; ``"minmax"`` maps the lowest voxel to
+            0 and the highest to 1.
+
+    Raises:
+        ValueError: for another normalisation.
+
+    Example:
+        >>> import numpy as np
+        >>> NormaliseScan("minmax")(np.array([[[[10, 20, 30]]]]))
+        array([[[[0. , 0.5, 1. ]]]], dtype=float32)
+    """
+
+    def __init__(self, normalise: str = "none") -> None:
+        default_intensity_range(normalise)
+        steps = {
+            "zscore": NormalizeIntensity(nonzero=True, channel_wise=True),
+            "minmax": ScaleIntensity(minv=0.0, maxv=1.0, channel_wise=True),
+        }
+        self.step = steps.get(normalise)
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """Normalise one scan.
+
+        Args:
+            img: shape ``(C, X[, Y, Z])``, any real type.
+
+        Returns:
+            The scan, of the same kind and shape; float32 if it was normalised.
+        """
+        return img if self.step is None else self.step(img)
+
+
+class NormaliseScand(MapTransform):
+    """Dictionary form of :class:`NormaliseScan`.
+
+    Args:
+        keys: keys of the scans.
+        allow_missing_keys: whether an item may lack a key.
+        kwargs: arguments of :class:`NormaliseScan`.
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False, **kwargs: Any) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = NormaliseScan(**kwargs)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of the item with its scans normalised."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.transform(item[key])
+        return item
