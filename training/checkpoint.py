@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..datasets.whole_file import sweep_temporary
 from ..networks.weight_files import save_weights
+from .birth_certificate import data_of_birth, session_of_now, sources_of_run, write_birth_certificate
 from .last_states import check_room, read_last_state, state_before, write_last_state
 from .model_settings import save_trained_weights
 from .run_lock import FolderLock, hold_folder
@@ -51,6 +52,8 @@ class TrainingCheckpoint:
 
     The state before stays as ``last_epoch_before_1.pt``: where ``last_epoch.pt`` is damaged, resuming falls back to it
     with a warning. While the training runs it holds the folder, so that a second one is refused.
+
+    A training that reaches its end writes ``birth_certificate.json``: data with hashes, settings, code, hours.
 
     Attach it as the last handler of the trainer, so that an epoch's validation and learning-rate step are part of it.
 
@@ -107,6 +110,8 @@ class TrainingCheckpoint:
         self.resume_changed = resume_changed
         self.model_settings = model_settings
         self.settings = settings_of_run() if settings is None else dict(settings)
+        self.sources = sources_of_run()
+        self._sessions: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer.
@@ -116,6 +121,7 @@ class TrainingCheckpoint:
         """
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)
+        engine.add_event_handler(Events.COMPLETED, self.certify)
         self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.save_best)
 
     def start(self, engine: Engine) -> None:
@@ -141,6 +147,8 @@ class TrainingCheckpoint:
             logger.warning("%s of an earlier run will be overwritten; --resume True goes on from it", self.last_path)
             for before in self.last_path.parent.glob(state_before(self.last_path, 0).name.replace("0", "*")):
                 before.unlink()  # a state of another run is nothing to fall back to
+        if self.rank == 0:
+            self._sessions.append(session_of_now(engine.state.epoch + 1))
 
     def save_best(self, evaluator: Engine) -> None:
         """Write ``model.pt`` if the validation that has just ended is the best so far.
@@ -166,6 +174,8 @@ class TrainingCheckpoint:
         """
         if self.rank != 0:
             return
+        if self._sessions:
+            self._sessions[-1]["last_epoch"] = engine.state.epoch
         stopping = self.early_stop._handler if self.early_stop is not None else None
         scaler = getattr(engine, "scaler", None)
         state = {
@@ -181,10 +191,37 @@ class TrainingCheckpoint:
             "random_states": _random_states(),
             "history": list(getattr(engine.state, "history", [])),
             "settings": self._all_settings(engine),
+            "sessions": list(self._sessions),
         }
         if self._lock is not None:
             self._lock.check()
         write_last_state(self.last_path, state, self.keep_last)
+
+    def certify(self, engine: Engine) -> None:
+        """Write ``birth_certificate.json`` next to ``model.pt``, if this training has written it.
+
+        Args:
+            engine: the trainer.
+        """
+        best_epoch = self.evaluator.state.best_metric_epoch
+        if self.rank != 0 or best_epoch < 1 or not self.best_path.is_file():
+            return
+        history = list(getattr(engine.state, "history", []))
+        training = {
+            "epochs": engine.state.epoch,
+            "steps": engine.state.iteration,
+            "cubes": round(sum(float(row["seconds"]) * float(row["cubes_per_second"]) for row in history)),
+            "hours": round(sum(float(row["seconds"]) for row in history) / 3600, 3),
+            "chosen_epoch": best_epoch,
+            "validation": {str(self.evaluator.state.key_metric_name): float(self.evaluator.state.best_metric)},
+            "probe": _probe_of(history, best_epoch),
+            "sessions": self._sessions,
+        }
+        data = {
+            "training": data_of_birth(getattr(engine.data_loader, "dataset", None)),
+            "validation": data_of_birth(getattr(self.evaluator.data_loader, "dataset", None)),
+        }
+        write_birth_certificate(self.best_path, self._all_settings(engine), self.sources, data, training)
 
     def _load(self, engine: Engine) -> None:
         state = read_last_state(self.last_path, set_aside=self.rank == 0)
@@ -213,6 +250,7 @@ class TrainingCheckpoint:
         self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
         engine.state.epoch, engine.state.iteration = state["epoch"], state["epoch"] * engine.state.epoch_length
         engine.state.history = list(state.get("history", []))
+        self._sessions = list(state.get("sessions", [{"first_epoch": 1, "last_epoch": state["epoch"], "code": None}]))
         if "seed" not in changes:
             _restore_random_states(state["random_states"])
         if changes:
@@ -270,6 +308,13 @@ class TrainingCheckpoint:
             stopping.best_score, stopping.counter = None, 0
         if isinstance(self.lr_scheduler, ReduceLROnPlateau):
             self.lr_scheduler.best, self.lr_scheduler.num_bad_epochs = self.lr_scheduler.mode_worse, 0
+
+
+def _probe_of(history: list[dict[str, Any]], epoch: int) -> dict[str, float] | None:
+    """The probe's score of the weights of an epoch next to that of random weights; None where it was not probed."""
+    row = next((row for row in history if int(row["epoch"]) == epoch), {})
+    values = {"score": row.get("probe"), "random_weights": row.get("probe_random")}
+    return {key: float(value) for key, value in values.items() if value} or None if values["score"] else None
 
 
 def _random_states() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys
 
+from ..datasets.whole_file import whole_text
 from ..transforms.voxel_kinds import VOXEL_KINDS
 from .files import write_csv
 
@@ -151,11 +153,29 @@ class RestorationReport:
                 "deformed %(mse_deformed)s, mean image %(mse_mean_image)s",
                 row,
             )
-        logger.info("wrote %s", self.path)
-        if self.kinds_key is not None:
-            self._write_kinds()
+        kinds = self._write_kinds() if self.kinds_key is not None else []
+        self._write_summary(rows[-1], kinds, getattr(engine.state, "weights_sha256", None))
+        logger.info("wrote %s and .json", self.path)
 
-    def _write_kinds(self) -> None:
+    def _write_summary(
+        self, overall: Mapping[str, Any], kinds: Sequence[Mapping[str, Any]], weights_sha256: str | None
+    ) -> None:
+        """Write the line over all cubes, and those by kind, with the weights that they are about."""
+        errors = {name: float(value) for name, value in overall.items() if name.startswith("mse_")}
+        by_kind = {
+            row["kind"]: {name: float(row[name]) for name in ("share", "mse_restored", "mse_baseline")} for row in kinds
+        }
+        summary = {
+            "scans": len(self._sums),
+            "cubes": overall["cubes"],
+            **errors,
+            "kinds": by_kind,
+            "weights_sha256": weights_sha256,
+        }
+        with whole_text(self.path.with_suffix(".json")) as file:
+            file.write(json.dumps(summary, indent=2) + "\n")
+
+    def _write_kinds(self) -> list[dict[str, Any]]:
         rows = kind_rows(self._kinds, self._sums)
         write_csv(self.kinds_path, self.kind_columns, rows)
         for row in rows:
@@ -163,6 +183,7 @@ class RestorationReport:
                 "%(kind)s: %(share)s of the voxels, MSE restored %(mse_restored)s, %(baseline)s %(mse_baseline)s", row
             )
         logger.info("wrote %s", self.kinds_path)
+        return rows
 
 
 def restoration_rows(sums: dict[str, _ScanSums]) -> list[dict[str, Any]]:

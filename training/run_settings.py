@@ -39,7 +39,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Keys on which the result does not depend: places, hardware, and what is done with the result. The number of epochs
-# counts where the schedule depends on it, see `schedule_changes`; the scans count themselves, see `data_facts`.
+# counts where the schedule depends on it, see `schedule_changes`; the scans count themselves, see `data_facts`, and a
+# task by its `task_facts`, wherever its dataset.json lies.
 _PLACES = (
     "bundle_root", "dataset_dir", "datalist", "candidates", "output_dir", "ckpt_dir", "cache_dir", "cache_gib",
     "pretrained", "probe_datalist", "split",
@@ -47,7 +48,7 @@ _PLACES = (
 _HARDWARE = ("device", "rank", "backend", "num_workers", "network", "precision", "inferer", "sw_batch_size")
 _DEEDS = (
     "imports", "initialize", "run", "finalize", "resume", "resume_changed", "keep_last", "on_bad_case", "on_bad_scan",
-    "epochs", "metric_name", "tolerance_mm", "eval_batch_size", "model_settings", "loaded_settings", "_meta_",
+    "epochs", "task", "metric_name", "tolerance_mm", "eval_batch_size", "model_settings", "loaded_settings", "_meta_",
 )  # fmt: skip
 _EXEMPT = frozenset({*_PLACES, *_HARDWARE, *_DEEDS})
 _EXEMPT_BELOW = frozenset({*_EXEMPT, "handlers", "data", "persistent_workers", "max_epochs", "_desc_", "pin_memory"})
@@ -56,7 +57,7 @@ _EXEMPT_BELOW = frozenset({*_EXEMPT, "handlers", "data", "persistent_workers", "
 _MEASURE = frozenset(
     {
         "validate", "spacing", "intensity_range", "normalise", "axcodes", "modality", "classes", "tumour", "labels",
-        "regions", "targets", "convention", "channels", "task", "task_facts", "cube_size", "overlap", "tta_flips",
+        "regions", "targets", "convention", "channels", "task_facts", "cube_size", "overlap", "tta_flips",
         "vessel", "vessel_voxel_mm", "variant", "deformation", "deform_on", "mask_patch", "tissue_threshold",
         "tissue_score_range", "border", "on_empty",
         "mask_ratio", "mask_value", "val_cubes_per_scan", "val_negatives_per_positive",
@@ -168,7 +169,9 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
         >>> changed_settings({"batch_size": 2, "loss": {"gamma": 0.0}}, {"batch_size": 4, "loss": {"gamma": 2.0}})
         {'batch_size': (2, 4), 'loss#gamma': (0.0, 2.0)}
     """
-    before, now = dict(_flat(old)), dict(_flat(new))
+    # a key that counted when the checkpoint was written, but no longer does, is no change
+    before = dict(_flat({key: value for key, value in old.items() if key in new or key not in _EXEMPT}))
+    now = dict(_flat(new))
     changes = {
         key: (before.get(key, _ABSENT), now.get(key, _ABSENT))
         for key in [*before, *(key for key in now if key not in before)]

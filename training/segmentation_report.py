@@ -141,7 +141,8 @@ class SegmentationReport:
         rows.sort(key=lambda row: str(row["case"]))
         texts = [{key: _text(value) for key, value in row.items()} for row in rows]
         write_csv(self.path, self.columns, texts)
-        summary = self.summary(rows, failed)
+        weights = getattr(engine.state, "weights_sha256", None)
+        summary = {**self.summary(rows, failed), "weights_sha256": weights}
         with whole_file(self.path.with_suffix(".json")) as file:
             file.write(json.dumps(summary, indent=2).encode() + b"\n")
         for name, means in summary["regions"].items():

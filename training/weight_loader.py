@@ -8,6 +8,7 @@ from monai.handlers import CheckpointLoader
 from torch import nn
 
 from ..networks import load_pretrained
+from ..networks.weight_container import sha256_of
 
 __all__ = ["WeightLoader"]
 
@@ -34,4 +35,5 @@ class WeightLoader(CheckpointLoader):
         if others or not isinstance(network, nn.Module):
             raise ValueError(f"load_dict: expected one network, found {list(self.load_dict)}")
         load_pretrained(network, self.load_path, strict=True, need_checksums=True)
+        engine.state.weights_sha256 = sha256_of(self.load_path)  # reports say which weights they are about
         self.logger.info("loaded %s", self.load_path)
