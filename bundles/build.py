@@ -41,7 +41,10 @@ REQUIRED = (
     "docs/data_license.txt",
 )
 SMALL_WEIGHTS = "models/phantom_*.pt"
-"""Weights of our own that are kept in the repository; all else in ``models/`` are results of somebody's runs."""
+"""Weights of our own that are kept in the repository, as are those of :func:`shipped_weights`; all else in ``models/``
+are results of somebody's runs."""
+
+CERTIFICATE = "birth_certificate.json"
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,28 @@ class Package:
     version: str
     requirements: tuple[str, ...] = field(repr=False)
     files: int = 0
+
+
+def shipped_weights(folder: Path) -> Weights | None:
+    """Find the trained weights that belong to a bundle: those whose birth certificate holds an evaluation.
+
+    Training alone writes a certificate too; ``tools/ship_weights.py`` adds evaluations, which makes them ours to ship.
+
+    Args:
+        folder: the bundle.
+
+    Raises:
+        ValueError: when the certificate is of other weights than those next to it.
+    """
+    weights, certificate = folder / "models" / "model.pt", folder / "models" / CERTIFICATE
+    if not (weights.is_file() and certificate.is_file()):
+        return None
+    content = read_json(certificate)
+    if not content.get("evaluations"):
+        return None
+    if content["weights"]["sha256"] != sha256_of(weights):
+        raise ValueError(f"{certificate}: expected the certificate of {weights}, found that of other weights")
+    return Weights(weights)
 
 
 def bundle_names(root: Path = BUNDLES) -> list[str]:
@@ -310,6 +335,8 @@ def contents(folder: Path, settings: Mapping[str, Any], weights: Weights | None 
         files["models/model.pt"] = weights.path.read_bytes()
     if carried:
         files["models/model.json"] = weights.path.with_suffix(".json").read_bytes()  # type: ignore[union-attr]
+    if weights is not None and weights.path.with_name(CERTIFICATE).is_file():
+        files[f"models/{CERTIFICATE}"] = weights.path.with_name(CERTIFICATE).read_bytes()
     return files
 
 
@@ -351,7 +378,7 @@ def build(
     Args:
         name: the bundle.
         out: folder of the packages; made where it is missing.
-        weights: trained weights that go with it.
+        weights: trained weights that go with it; by default those that the repository has for it.
         settings: keys of its configs that are set anew.
         url: folder on the web from which the packages will be downloaded, for ``model_info.json``.
         root: folder of the bundles.
@@ -363,7 +390,7 @@ def build(
         FileNotFoundError: when the bundle or one of its files is missing.
         ValueError: when something in it is not as it must be.
     """
-    files = contents(root / name, settings or {}, weights)
+    files = contents(root / name, settings or {}, weights or shipped_weights(root / name))
     metadata = json.loads(files["configs/metadata.json"])
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}_v{metadata['version']}.zip"

@@ -78,7 +78,7 @@ def portable_configs(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[st
         The adapted contents; the input is not changed.
 
     Raises:
-        ValueError: when a config has a key of an imported name.
+        ValueError: when a config has a key of an imported name, or an import of ours that cannot be rewritten.
     """
     names = {
         match[2]
@@ -100,6 +100,8 @@ def _portable_config(file: str, config: Mapping[str, Any], names: set[str]) -> d
     portable: dict[str, Any] = {}
     for key, value in config.items():
         if key in ("imports", "+imports"):
+            if lost := [entry for entry in value if "models_genesis" in entry and not OWN_IMPORT.match(entry)]:
+                raise ValueError(f"{file}: {lost}: expected one name from one package of models_genesis in each import")
             entries = [entry for entry in value if not OWN_IMPORT.match(entry)]
             # "+imports" comes on top of a file that has these already
             extra = FIND_SCRIPTS_IMPORTS if key == "imports" else ()

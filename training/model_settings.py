@@ -21,7 +21,7 @@ from monai.bundle import load
 from monai.transforms import Transform
 from torch import Tensor
 
-from ..datasets.segmentation_data import msd_task
+from ..datasets.segmentation_data import MSD_TASKS, msd_task
 from ..datasets.whole_file import whole_path, whole_text
 from ..networks.weight_container import sha256_of
 from ..networks.weight_files import save_weights
@@ -30,6 +30,7 @@ __all__ = [
     "ModelSettingsError",
     "ModelSettingsGuard",
     "check_model_settings",
+    "name_of_task",
     "read_model_settings",
     "save_trained_weights",
     "settings_of_load",
@@ -165,6 +166,21 @@ def trained_task(settings: Mapping[str, Any], task: str | Path) -> dict[str, Any
     if settings.get("task") == str(task) and isinstance(settings.get("task_facts"), dict):
         return dict(settings["task_facts"])
     return msd_task(task)
+
+
+def name_of_task(facts: Mapping[str, Any]) -> str:
+    """Name a task as the Decathlon does, wherever its ``dataset.json`` lay; else as its ``dataset.json`` does.
+
+    Args:
+        facts: see :func:`~models_genesis.datasets.msd_task`.
+
+    Example:
+        >>> name_of_task({**msd_task("Task04_Hippocampus"), "name": "Hippocampus"})
+        'Task04_Hippocampus'
+    """
+    same = ("modality", "in_channels", "labels")
+    known = (name for name in MSD_TASKS if all(msd_task(name)[key] == facts[key] for key in same))
+    return next(known, str(facts["name"]))
 
 
 class ModelSettingsGuard(Transform):

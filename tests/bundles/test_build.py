@@ -116,6 +116,12 @@ def test_nothing_in_a_package_imports_the_project(build, name):
             assert "models_genesis.networks" not in text and "models_genesis.training" not in text, file
 
 
+def test_an_import_that_cannot_be_rewritten_is_refused(build):
+    config = {"imports": ["$from models_genesis.training import a, b"]}
+    with pytest.raises(ValueError, match=r"train\.json: .*a, b.*expected one name"):
+        build.portable_configs({"train.json": config})
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_of_the_packed_readme_name_what_is_there(build, name):
     files = build.contents(BUNDLES / name, {})

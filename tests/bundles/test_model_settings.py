@@ -40,7 +40,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     LITS: {"tumour": False, "spacing": None, "intensity_range": [-1000, 1000], "features": [4, 8]},
     LIDC: {"spacing": None},
     BRATS: {"channels": ["flair", "t2"], "normalise": "minmax", "targets": ["tumour core"]},
-    MSD: {"task": "Task09_Spleen", "normalise": "zscore"},
+    MSD: {"task": "Task04_Hippocampus", "normalise": "zscore"},
     LUNA: {"cube_size": [64, 64, 32], "spacing": [1, 1, 1]},
     PECAD: {"vessel": False, "vessel_voxel_mm": 1.0},
     PRETRAINING: {"axcodes": "RAS", "intensity_range": [-1000, 1000]},

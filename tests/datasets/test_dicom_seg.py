@@ -181,7 +181,7 @@ def test_values_of_brats_become_coded_segments(case: tuple[Path, np.ndarray, np.
 
 @pytest.mark.parametrize(
     ("bundle", "labels"),
-    [("lits_liver_ct", {1: "liver"}), ("lidc_nodule_ct", {1: "nodule"}), ("msd", {1: "spleen"})],
+    [("lits_liver_ct", {1: "liver"}), ("lidc_nodule_ct", {1: "nodule"}), ("msd", {1: "Anterior", 2: "Posterior"})],
 )
 def test_bundles_say_what_they_predict(bundle: str, labels: dict[int, str]) -> None:
     assert read_bundle_source(BUNDLES / f"genesis_{bundle}_segmentation").labels == labels

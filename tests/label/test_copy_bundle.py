@@ -39,7 +39,7 @@ def read(folder: Path, name: str) -> dict:
         (LITS, [], (1, 2), {1: "liver"}),
         (LITS, ["tumour=True"], (1, 3), {1: "liver", 2: "tumour"}),
         (LIDC, [], (1, 2), {1: "nodule"}),
-        (MSD, [], (1, 2), {1: "spleen"}),
+        (MSD, [], (1, 3), {1: "Anterior", 2: "Posterior"}),
         (MSD, ["task=Task05_Prostate"], (2, 3), {1: "PZ", 2: "TZ"}),
         (BRATS, [], (1, 3), {1: NECROSIS, 2: "oedema", 4: ENHANCING}),
         (BRATS, ["convention=2023", 'channels=["t1", "t2"]'], (2, 3), {1: NECROSIS, 2: "oedema", 3: ENHANCING}),

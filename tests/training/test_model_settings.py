@@ -8,11 +8,14 @@ import os
 import pytest
 import torch
 
+from models_genesis.datasets import msd_task
+from models_genesis.datasets.segmentation_data import MSD_TASKS
 from models_genesis.networks import save_weights
 from models_genesis.training import (
     ModelSettingsError,
     ModelSettingsGuard,
     check_model_settings,
+    name_of_task,
     read_model_settings,
     save_trained_weights,
     trained_task,
@@ -120,3 +123,10 @@ def test_a_task_described_by_a_file_is_known_without_it(tmp_path):
     assert trained_task(settings, "/gone/dataset.json") == facts
     assert trained_task(settings, "Task09_Spleen")["regions"] == {"spleen": [1]}
     assert trained_task({}, "Task09_Spleen")["regions"] == {"spleen": [1]}
+
+
+def test_a_task_of_the_decathlon_is_recorded_by_its_name_not_by_a_path():
+    for name in MSD_TASKS:
+        assert name_of_task({**msd_task(name), "name": "as the file says"}) == name
+    other = {**msd_task("Task09_Spleen"), "name": "Kidneys", "labels": {"0": "background", "1": "kidney"}}
+    assert name_of_task(other) == "Kidneys"

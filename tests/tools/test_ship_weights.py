@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Only weights, settings, certificate and reports that are about the same file come into a bundle together."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models_genesis.networks.weight_container import sha256_of
+from models_genesis.training import save_trained_weights
+from models_genesis.training.birth_certificate import CERTIFICATE, write_birth_certificate
+
+ROOT = Path(__file__).resolve().parents[2]
+LIDC = "genesis_lidc_nodule_ct_segmentation"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("ship_weights", ROOT / "tools" / "ship_weights.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def trained(tmp_path) -> Path:
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    save_trained_weights({"head.weight": torch.ones(2, 1)}, folder / "model.pt", {"features": [8, 16]})
+    write_birth_certificate(folder / "model.pt", {"seed": 0}, {"datalist": None}, {"training": []}, {"epochs": 1})
+    return folder
+
+
+@pytest.fixture
+def bundle(tmp_path) -> Path:
+    shutil.copytree(ROOT / "bundles" / LIDC / "configs", tmp_path / LIDC / "configs")
+    return tmp_path / LIDC
+
+
+def report(folder: Path, dice: float, **facts) -> Path:
+    path = folder / "segmentation.json"
+    content = {"regions": {"nodule": {"dice": {"mean": dice, "low": 0.7, "high": 0.8}}}, **facts}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_all_four_come_together_and_the_metadata_state_the_unseen_score(tool, trained, bundle):
+    path = report(trained, 0.7612, weights_sha256=sha256_of(trained / "model.pt"))
+    tool.main([str(bundle), "--ckpt_dir", str(trained), "--report", f"testing={path}", "--report", f"validation={path}",
+               "--command", "testing=run --a=b"])  # fmt: skip
+    for name in ("model.pt", "model.json"):
+        assert (bundle / "models" / name).read_bytes() == (trained / name).read_bytes()
+    certificate = json.loads((bundle / "models" / CERTIFICATE).read_text())
+    assert certificate["evaluations"]["testing"]["command"] == "run --a=b"
+    assert certificate["evaluations"]["testing"]["report"]["regions"]["nodule"]["dice"]["mean"] == 0.7612
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    assert metadata["eval_metrics"] == {"testing_dice_nodule": 0.7612}
+
+
+def test_a_report_on_other_weights_is_refused(tool, trained, bundle):
+    with pytest.raises(ValueError, match=r"segmentation\.json: expected it to be about .*model\.pt \([0-9a-f]{64}\)"):
+        tool.ship(bundle, trained, {"testing": report(trained, 0.9, weights_sha256="0" * 64)}, {})
+    with pytest.raises(ValueError, match="found None"):
+        tool.ship(bundle, trained, {"testing": report(trained, 0.9)}, {})
+    assert not (bundle / "models").exists()
+
+
+def test_a_certificate_of_other_weights_is_refused(tool, trained, bundle):
+    own = {"testing": report(trained, 0.9, weights_sha256=sha256_of(trained / "model.pt"))}
+    certificate = json.loads((trained / CERTIFICATE).read_text())
+    certificate["weights"]["sha256"] = "1" * 64
+    (trained / CERTIFICATE).write_text(json.dumps(certificate))
+    with pytest.raises(ValueError, match=rf"{CERTIFICATE}: expected it to be about"):
+        tool.ship(bundle, trained, own, {})
+
+
+def test_a_training_that_was_cut_off_is_not_shipped(tool, trained, bundle):
+    (trained / CERTIFICATE).unlink()
+    with pytest.raises(FileNotFoundError, match="reached its end"):
+        tool.ship(bundle, trained, {}, {})
+
+
+def test_weights_without_an_evaluation_are_not_shipped(tool, trained, bundle):
+    with pytest.raises(ValueError, match="expected a report of an evaluation, found none"):
+        tool.ship(bundle, trained, {}, {})

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Put trained weights into a bundle, with their birth certificate and what was measured on them.
+
+Takes ``model.pt``, ``model.json`` and ``birth_certificate.json`` of a training, adds reports of the bundle's own
+evaluation to the certificate, and fills ``eval_metrics`` of the metadata. All must be about the same weights, which
+their SHA-256 tells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from models_genesis.networks.weight_container import sha256_of
+from models_genesis.training import read_model_settings
+from models_genesis.training.birth_certificate import CERTIFICATE
+
+MAX_BYTES = 25 * 1024**2
+"""The model zoo takes no larger files but by a link."""
+
+CHOSEN_BY = ("training", "validation")
+"""Parts of the data that have chosen the weights; scores on them are not what ``eval_metrics`` states."""
+
+
+def headline(report: Mapping[str, Any]) -> dict[str, float]:
+    """Give the scores of a report that the metadata state.
+
+    Args:
+        report: content of ``segmentation.json``, ``classification.json`` or ``restoration.json``.
+
+    Raises:
+        ValueError: for another file.
+
+    Example:
+        >>> headline({"cubes": 8, "mse_restored": 0.01, "mse_mean_image": 0.02, "mse_deformed": 0.2})
+        {'mse_restored': 0.01, 'mse_mean_image': 0.02, 'mse_deformed': 0.2}
+    """
+    if "regions" in report:
+        scores = {name: means["dice"]["mean"] for name, means in report["regions"].items()}
+        mean = {"mean_dice": sum(scores.values()) / len(scores)} if len(scores) > 1 else {}
+        named = {f"dice_{name.lower().replace(' ', '_')}": value for name, value in scores.items()}
+        return {name: round(value, 4) for name, value in {**mean, **named}.items()}
+    if "ranking" in report:
+        scores = {name: report["ranking"][name] for name in ("auc", "average_precision")}
+        return {name: round(value, 4) for name, value in scores.items() if value is not None}
+    if "mse_restored" in report:
+        return {name: report[name] for name in ("mse_restored", "mse_mean_image", "mse_deformed")}
+    raise ValueError(f"expected a report of a bundle's evaluation, found the keys {sorted(report)}")
+
+
+def ship(bundle: Path, ckpt_dir: Path, reports: Mapping[str, Path], commands: Mapping[str, str]) -> dict[str, Any]:
+    """Copy weights into a bundle.
+
+    Args:
+        bundle: its folder.
+        ckpt_dir: folder of the training's three files.
+        reports: JSON of an evaluation by the part of the data it was run on, such as ``"testing"``.
+        commands: how each was run, by part.
+
+    Returns:
+        The certificate.
+
+    Raises:
+        FileNotFoundError: when a file is missing.
+        ValueError: when weights are too large, a file is about others, or no report is on unseen data.
+    """
+    weights = ckpt_dir / "model.pt"
+    for needed in (weights, ckpt_dir / "model.json", ckpt_dir / CERTIFICATE):
+        if not needed.is_file():
+            raise FileNotFoundError(f"{needed}: expected it from a training that reached its end, found no such file")
+    if weights.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{weights}: expected at most 25 MiB, found {weights.stat().st_size / 1024**2:.0f}")
+    read_model_settings(ckpt_dir)  # refuses settings of other weights
+    sha256 = sha256_of(weights)
+    certificate: dict[str, Any] = json.loads((ckpt_dir / CERTIFICATE).read_text(encoding="utf-8"))
+    contents = {part: json.loads(path.read_text(encoding="utf-8")) for part, path in reports.items()}
+    found = {str(ckpt_dir / CERTIFICATE): certificate["weights"]["sha256"]}
+    found |= {str(reports[part]): content.get("weights_sha256") for part, content in contents.items()}
+    for name, value in found.items():
+        if value != sha256:
+            raise ValueError(f"{name}: expected it to be about {weights} ({sha256}), found {value}")
+    unseen = [part for part in contents if part not in CHOSEN_BY] or list(contents)
+    if not unseen:
+        raise ValueError("expected a report of an evaluation, found none")
+    certificate["evaluations"] = {
+        part: {"command": commands.get(part), "report": content} for part, content in contents.items()
+    }
+    metadata_path = bundle / "configs" / "metadata.json"
+    metadata = json.loads(metadata_path.read_text(encoding="utf-8"))
+    metadata["eval_metrics"] = {
+        f"{part}_{name}": value for part in unseen for name, value in headline(contents[part]).items()
+    }
+    (bundle / "models").mkdir(exist_ok=True)
+    for name in ("model.pt", "model.json"):
+        shutil.copyfile(ckpt_dir / name, bundle / "models" / name)
+    text = json.dumps(certificate, indent=1, ensure_ascii=False)
+    (bundle / "models" / CERTIFICATE).write_text(text + "\n", encoding="utf-8")
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundles"))
+    from sync import layout, write_whole  # type: ignore[import-not-found,unused-ignore]
+
+    write_whole(metadata_path, (layout(metadata) + "\n").encode())
+    return certificate
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--ckpt_dir", type=Path, required=True)
+    parser.add_argument("--report", action="append", default=[], metavar="PART=JSON", help="an evaluation's report")
+    parser.add_argument("--command", action="append", default=[], metavar="PART=COMMAND", help="how it was run")
+    options = parser.parse_args(arguments)
+    reports = {part: Path(path) for part, _, path in (each.partition("=") for each in options.report)}
+    commands = {part: command for part, _, command in (each.partition("=") for each in options.command)}
+    certificate = ship(options.bundle, options.ckpt_dir, reports, commands)
+    print(json.dumps(certificate["weights"]))
+
+
+if __name__ == "__main__":
+    main()
