@@ -9,6 +9,7 @@ their SHA-256 tells.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import shutil
 import sys
@@ -53,6 +54,22 @@ def headline(report: Mapping[str, Any]) -> dict[str, float]:
     raise ValueError(f"expected a report of a bundle's evaluation, found the keys {sorted(report)}")
 
 
+def scores_by_case(report: Path) -> dict[str, dict[str, float]]:
+    """Read the Dice of each case and region that a segmentation's report lies next to, empty for other reports.
+
+    Args:
+        report: ``segmentation.json``; the scores are in ``segmentation.csv``.
+    """
+    path = report.with_suffix(".csv")
+    if report.name != "segmentation.json" or not path.is_file():
+        return {}
+    scores: dict[str, dict[str, float]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            scores.setdefault(row["case"], {})[row["region"]] = round(float(row["dice"]), 4)
+    return scores
+
+
 def ship(bundle: Path, ckpt_dir: Path, reports: Mapping[str, Path], commands: Mapping[str, str]) -> dict[str, Any]:
     """Copy weights into a bundle.
 
@@ -88,7 +105,8 @@ def ship(bundle: Path, ckpt_dir: Path, reports: Mapping[str, Path], commands: Ma
     if not unseen:
         raise ValueError("expected a report of an evaluation, found none")
     certificate["evaluations"] = {
-        part: {"command": commands.get(part), "report": content} for part, content in contents.items()
+        part: {"command": commands.get(part), "report": content, "dice_by_case": scores_by_case(reports[part])}
+        for part, content in contents.items()
     }
     metadata_path = bundle / "configs" / "metadata.json"
     metadata = json.loads(metadata_path.read_text(encoding="utf-8"))

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data of the studies in ``docs/evidence``: splits by patient, and files where the bundles need other ones.
 
-``hippocampus`` writes a data list alone; ``nodules`` and ``candidates`` write NIfTI files and their data list.
+``hippocampus`` and ``nodule_crops`` write data lists alone; ``nodules`` and ``candidates`` write NIfTI files and their
+data list.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ FIELD = (40, 40, 16)
 """Voxels of a nodule's field."""
 
 
-def ordered(patients: Sequence[str], seed: int) -> list[str]:
+def ordered(patients: Sequence[str], seed: int | str) -> list[str]:
     """Put patients in an order that depends on the seed and on their names alone."""
     return sorted(patients, key=lambda patient: hashlib.sha256(f"{seed}/{patient}".encode()).hexdigest())
 
@@ -51,10 +52,23 @@ def unlabelled(entries: Sequence[dict[str, Any]], seed: int) -> dict[str, list[d
     }
 
 
+def with_validation(lists: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """Take every tenth training patient for validation, for a training that chooses its weights: those to ship."""
+    patients = ordered(sorted({entry["patient"] for entry in lists["training"]}), "ship")
+    entries = sorted(lists["training"], key=lambda entry: patients.index(entry["patient"]))
+    held_out = set(patients[: len(patients) // 10])
+    return {
+        "training": [each for each in entries if each["patient"] not in held_out],
+        "validation": [each for each in entries if each["patient"] in held_out],
+        "testing": lists["testing"],
+    }
+
+
 def hippocampus(source: Path, out: Path, seed: int, test: int = 58) -> None:
     """Split the hippocampus task of the Decathlon; a case is a patient.
 
-    The images of the training patients alone are listed for pretraining in ``hippocampus.pretraining.json`` next to it.
+    The images of the training patients alone are listed for pretraining in ``hippocampus.pretraining.json`` next to it,
+    and the list of the weights to ship is ``hippocampus.weights.json``.
 
     Args:
         source: folder of the task.
@@ -76,6 +90,8 @@ def hippocampus(source: Path, out: Path, seed: int, test: int = 58) -> None:
     lists = {key: [{**entries[name], "patient": name} for name in sorted(each)] for key, each in parts.items()}
     write_json(out, {**header, "labels": content["labels"], **lists})
     write_json(out.with_name("hippocampus.pretraining.json"), {**header, **unlabelled(lists["training"], seed)})
+    weights = {**header, "labels": content["labels"], **with_validation(lists)}
+    write_json(out.with_name("hippocampus.weights.json"), weights)
 
 
 def nodules(source: Path, out: Path, seed: int) -> None:
@@ -120,6 +136,38 @@ def nodules(source: Path, out: Path, seed: int) -> None:
     }
     write_json(out / "dataset.json", {**header, **lists})
     write_json(out / "pretraining.json", {**header, **unlabelled(lists["training"], seed)})
+    write_json(out / "weights.json", {**header, **with_validation(lists)})
+
+
+def nodule_crops(source: Path, out: Path) -> None:
+    """List the crops of ``lidc/voi`` as they are, for the weights of the nodules' bundle: the split of the study.
+
+    A crop ends where its nodule ends along z, so scores on crops say nothing of finding nodules in whole scans.
+
+    Args:
+        source: ``lidc/voi``.
+        out: the data list to write.
+    """
+    with (source / "metadata.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    folds = defaultdict(set)
+    for row in rows:
+        folds[row["patient_id"]].add(int(row["luna16_fold"]))
+    lists: dict[str, list[dict[str, Any]]] = {"training": [], "testing": []}
+    for row in rows:
+        patient, test = row["patient_id"], max(folds[row["patient_id"]]) >= 7
+        if test and (min(folds[patient]) < 7 or patient in SEEN):
+            continue
+        files = {"image": f"image/{row['file']}", "label": f"nodule_mask/{row['file']}"}
+        lists["testing" if test else "training"].append({**files, "patient": patient})
+    header = {
+        "name": "LIDC nodules, crops as they are",
+        "licence": "CC BY 3.0, LIDC-IDRI, doi 10.7937/K9/2015.LO9QL9SX",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "nodule"},
+        "split_rule": "LUNA16's folds 7 and 8 for testing; a tenth of the other patients for validation",
+    }
+    write_json(out, {**header, **with_validation(lists)})
 
 
 def _field(source: Path, out: Path, seed: int, name: str) -> int:
@@ -196,7 +244,7 @@ def candidates(source: Path, out: Path) -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=["hippocampus", "nodules", "candidates"])
+    parser.add_argument("study", choices=["hippocampus", "nodules", "nodule_crops", "candidates"])
     parser.add_argument("--source", type=Path, required=True, help="folder of the data as they came")
     parser.add_argument("--out", type=Path, required=True, help="data list (hippocampus) or folder to write")
     parser.add_argument("--seed", type=int, default=0)
@@ -205,6 +253,8 @@ def main() -> None:
         hippocampus(arguments.source, arguments.out, arguments.seed)
     elif arguments.study == "nodules":
         nodules(arguments.source, arguments.out, arguments.seed)
+    elif arguments.study == "nodule_crops":
+        nodule_crops(arguments.source, arguments.out)
     else:
         candidates(arguments.source, arguments.out)
 

@@ -48,6 +48,7 @@ def report(folder: Path, dice: float, **facts) -> Path:
     path = folder / "segmentation.json"
     content = {"regions": {"nodule": {"dice": {"mean": dice, "low": 0.7, "high": 0.8}}}, **facts}
     path.write_text(json.dumps(content))
+    path.with_suffix(".csv").write_text("case,region,dice,iou\nP1,nodule,0.75004,0.6\nP2,nodule,0.5,0.33\n")
     return path
 
 
@@ -60,6 +61,7 @@ def test_all_four_come_together_and_the_metadata_state_the_unseen_score(tool, tr
     certificate = json.loads((bundle / "models" / CERTIFICATE).read_text())
     assert certificate["evaluations"]["testing"]["command"] == "run --a=b"
     assert certificate["evaluations"]["testing"]["report"]["regions"]["nodule"]["dice"]["mean"] == 0.7612
+    assert certificate["evaluations"]["testing"]["dice_by_case"] == {"P1": {"nodule": 0.75}, "P2": {"nodule": 0.5}}
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
     assert metadata["eval_metrics"] == {"testing_dice_nodule": 0.7612}
 

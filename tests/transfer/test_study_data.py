@@ -143,3 +143,44 @@ def test_pretraining_of_the_hippocampus_sees_no_test_patient():
     seen = [entry["patient"] for name in ("training", "validation") for entry in unlabelled[name]]
     assert sorted(seen) == sorted(entry["patient"] for entry in study["training"])
     assert not any("label" in entry for name in ("training", "validation") for entry in unlabelled[name])
+
+
+TASK = ROOT.parent / "shared" / "data" / "msd" / "Task04_Hippocampus"
+VOI = ROOT.parent / "shared" / "data" / "lidc" / "voi"
+
+
+@pytest.mark.skipif(not TASK.is_dir(), reason="needs ../shared/data, which is not part of the project")
+def test_the_committed_lists_of_the_hippocampus_are_what_the_tool_writes(maker, tmp_path):
+    maker.hippocampus(TASK, tmp_path / "hippocampus.datalist.json", 0)
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == [f"hippocampus.{kind}.json" for kind in ("datalist", "pretraining", "weights")]
+    for name in written:
+        assert (tmp_path / name).read_bytes() == (ROOT / "docs" / "evidence" / name).read_bytes(), name
+
+
+@pytest.mark.skipif(not VOI.is_dir(), reason="needs ../shared/data, which is not part of the project")
+def test_the_committed_list_of_the_nodules_is_what_the_tool_writes(maker, tmp_path):
+    maker.nodule_crops(VOI, tmp_path / "nodules.weights.json")
+    path = ROOT / "docs" / "evidence" / "nodules.weights.json"
+    assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["hippocampus", "nodules"])
+def test_no_patient_whose_scan_is_tested_trains_or_chooses_the_weights(name):
+    content = json.loads((ROOT / "docs" / "evidence" / f"{name}.weights.json").read_text())
+    parts = [{entry["patient"] for entry in content[key]} for key in ("training", "validation", "testing")]
+    assert sum(map(len, parts)) == len(set.union(*parts)) and len(parts[1]) == sum(map(len, parts[:2])) // 10
+    if name == "hippocampus":
+        study = json.loads((ROOT / "docs" / "evidence" / "hippocampus.datalist.json").read_text())
+        assert {entry["patient"] for entry in study["testing"]} == parts[2]
+
+
+def test_the_probe_looks_at_training_patients_alone():
+    lists = {
+        kind: json.loads((ROOT / "docs" / "evidence" / f"hippocampus.{kind}.json").read_text())
+        for kind in ("probe", "pretraining", "datalist")
+    }
+    training = {entry["patient"] for entry in lists["pretraining"]["training"]}
+    probed = [{entry["patient"] for entry in lists["probe"][key]} for key in ("training", "validation")]
+    assert probed[0].isdisjoint(probed[1]) and set.union(*probed) <= training
+    assert training.isdisjoint(entry["patient"] for entry in lists["datalist"]["testing"])
