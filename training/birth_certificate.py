@@ -138,7 +138,7 @@ def data_of_birth(dataset: Any) -> list[dict[str, Any]]:
         dataset: whose ``data`` are the entries of a data list, or a set of candidates with such.
 
     Returns:
-        For each scan its patient, if the list says, and of each of its files the path below the folder that all have in
+        For each scan its patient and licence, if the list says, and of each of its files the path below the folder that all have in
         common, and the SHA-256. Empty for a data set of anything else.
     """
     entries = getattr(dataset, "data", None)
@@ -160,7 +160,7 @@ def _file_names(value: Any) -> list[str | os.PathLike[str]]:
 
 
 def _scan(entry: Mapping[str, Any], root: str) -> dict[str, Any]:
-    scan: dict[str, Any] = {"patient": entry["patient"]} if entry.get("patient") else {}
+    scan: dict[str, Any] = {key: entry[key] for key in ("patient", "licence") if entry.get(key)}
     for key in ("image", "label"):
         described = [
             {"file": Path(os.path.relpath(name, root)).as_posix(), "sha256": _hash_of(Path(name))}
