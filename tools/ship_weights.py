@@ -59,6 +59,12 @@ def scores_by_case(report: Path) -> dict[str, dict[str, float]]:
 
     Args:
         report: ``segmentation.json``; the scores are in ``segmentation.csv``.
+
+    Returns:
+        Dice by region, by the name of the case's file, without the folders of the machine that measured it.
+
+    Raises:
+        ValueError: when two cases have one name.
     """
     path = report.with_suffix(".csv")
     if report.name != "segmentation.json" or not path.is_file():
@@ -66,7 +72,10 @@ def scores_by_case(report: Path) -> dict[str, dict[str, float]]:
     scores: dict[str, dict[str, float]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            scores.setdefault(row["case"], {})[row["region"]] = round(float(row["dice"]), 4)
+            regions = scores.setdefault(Path(row["case"]).name, {})
+            if row["region"] in regions:
+                raise ValueError(f"{path}: expected cases of different names, found {Path(row['case']).name} twice")
+            regions[row["region"]] = round(float(row["dice"]), 4)
     return scores
 
 

@@ -48,7 +48,9 @@ def report(folder: Path, dice: float, **facts) -> Path:
     path = folder / "segmentation.json"
     content = {"regions": {"nodule": {"dice": {"mean": dice, "low": 0.7, "high": 0.8}}}, **facts}
     path.write_text(json.dumps(content))
-    path.with_suffix(".csv").write_text("case,region,dice,iou\nP1,nodule,0.75004,0.6\nP2,nodule,0.5,0.33\n")
+    path.with_suffix(".csv").write_text(
+        "case,region,dice,iou\n/a/P1.nii,nodule,0.75004,0.6\n/a/P2.nii,nodule,0.5,0.33\n"
+    )
     return path
 
 
@@ -61,7 +63,10 @@ def test_all_four_come_together_and_the_metadata_state_the_unseen_score(tool, tr
     certificate = json.loads((bundle / "models" / CERTIFICATE).read_text())
     assert certificate["evaluations"]["testing"]["command"] == "run --a=b"
     assert certificate["evaluations"]["testing"]["report"]["regions"]["nodule"]["dice"]["mean"] == 0.7612
-    assert certificate["evaluations"]["testing"]["dice_by_case"] == {"P1": {"nodule": 0.75}, "P2": {"nodule": 0.5}}
+    assert certificate["evaluations"]["testing"]["dice_by_case"] == {
+        "P1.nii": {"nodule": 0.75},
+        "P2.nii": {"nodule": 0.5},
+    }
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
     assert metadata["eval_metrics"] == {"testing_dice_nodule": 0.7612}
 
@@ -92,3 +97,10 @@ def test_a_training_that_was_cut_off_is_not_shipped(tool, trained, bundle):
 def test_weights_without_an_evaluation_are_not_shipped(tool, trained, bundle):
     with pytest.raises(ValueError, match="expected a report of an evaluation, found none"):
         tool.ship(bundle, trained, {}, {})
+
+
+def test_two_cases_of_one_name_are_refused(tool, trained, bundle):
+    path = report(trained, 0.9, weights_sha256=sha256_of(trained / "model.pt"))
+    path.with_suffix(".csv").write_text("case,region,dice\n/a/P1.nii,nodule,0.7\n/b/P1.nii,nodule,0.5\n")
+    with pytest.raises(ValueError, match=r"found P1\.nii twice"):
+        tool.ship(bundle, trained, {"testing": path}, {})
