@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from monai.bundle import ConfigParser
 
-from models_genesis.training import check_model_settings, convert_option, read_model_settings
+from models_genesis.training import ModelSettingsError, check_model_settings, convert_option, read_model_settings
 from models_genesis.transforms.brats_regions import BRATS_REGIONS, brats_labels
 
 CONFIGS = ("train", "inference")
@@ -38,8 +38,8 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
         source: folder of the bundle.
         target: folder of the copy, which must not exist.
         settings: values by key; each must be a top-level key of ``train.json`` or of ``inference.json``.
-        weights: the copy's ``models/model.pt``; by default those of the bundle, if it has any. The settings that they
-            were trained with come along, and fine-tuning goes on with them.
+        weights: the copy's ``models/model.pt``; by default those of the bundle, if it has any that were trained with
+            these settings. The settings that they were trained with come along, and fine-tuning goes on with them.
 
     Raises:
         FileExistsError: when the copy exists.
@@ -55,7 +55,14 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
     recorded = read_model_settings(trained.parent, trained.name)
     settings = {key: convert_option(key, value, contents["train"].get(key)) for key, value in settings.items()}
     checked = contents["inference"].get("settings_check", {}).get("given", {})
-    check_model_settings(recorded, {key: value for key, value in settings.items() if key in checked})
+    enclosed = weights is None
+    try:
+        check_model_settings(recorded, {key: value for key, value in settings.items() if key in {*checked, "task"}})
+    except ModelSettingsError as error:
+        if not enclosed:
+            raise
+        print(f"{trained}: left out of the copy. {error}")
+        recorded, enclosed = {}, False
     contents["train"].update({key: value for key, value in recorded.items() if key in contents["train"]})
     for key, value in settings.items():
         owners = [name for name in CONFIGS if key in contents[name]]
@@ -67,14 +74,14 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
             contents[name][key] = value
     if source.name.endswith("_segmentation"):
         describe_channels({**contents["inference"], "model_settings": recorded}, contents["metadata"])
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("eval", "__pycache__"))
+    left_out = () if enclosed else ("model.pt", "model.json", "birth_certificate.json")
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("eval", "__pycache__", *left_out))
     for name, content in contents.items():
         text = json.dumps(content, indent=4, ensure_ascii=False)
         (target / "configs" / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     if weights is not None:
         (target / "models").mkdir(exist_ok=True)
         shutil.copy(weights, target / "models" / "model.pt")
-        (target / "models" / "model.json").unlink(missing_ok=True)
         if recorded:
             shutil.copy(weights.with_suffix(".json"), target / "models" / "model.json")
 

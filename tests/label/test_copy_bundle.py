@@ -61,8 +61,22 @@ def test_label_names_follow_from_the_settings(tool, bundle, settings, channels, 
 @pytest.mark.parametrize("bundle", [LITS, LIDC, BRATS, MSD])
 def test_the_bundles_own_metadata_have_the_names_of_their_settings(tool, bundle, tmp_path):
     tool.copy_bundle(ROOT / "bundles" / bundle, tmp_path / "copy", {})
-    for name in ("metadata", "train", "inference"):
+    for name in ("metadata", "inference"):
         assert read(tmp_path / "copy", name) == read(ROOT / "bundles" / bundle, name)
+    train, models = read(ROOT / "bundles" / bundle, "train"), ROOT / "bundles" / bundle / "models"
+    enclosed = {key: value for key, value in read_model_settings(models).items() if key in train}
+    assert read(tmp_path / "copy", "train") == {**train, **enclosed}
+    assert (tmp_path / "copy" / "models" / "model.pt").is_file() == bool(enclosed)
+
+
+def test_a_copy_for_another_task_does_not_get_the_enclosed_weights(tool, tmp_path, capsys):
+    """MONAI Label would train and predict with a network of other channels, and fail."""
+    tool.copy_bundle(ROOT / "bundles" / MSD, tmp_path / "copy", {"task": "Task05_Prostate"})
+    assert not list((tmp_path / "copy").glob("models/*"))
+    assert read(tmp_path / "copy", "train")["features"] == read(ROOT / "bundles" / MSD, "train")["features"]
+    assert 'left out of the copy. the weights were trained with other settings. --task: trained with "Task04' in (
+        capsys.readouterr().out
+    )
 
 
 def test_settings_are_written_where_the_key_is_known(tool, tmp_path):
