@@ -101,6 +101,22 @@ def shipped_weights(folder: Path) -> Weights | None:
     return Weights(weights)
 
 
+def weights_for(weights: Weights | None, settings: Mapping[str, Any]) -> Weights | None:
+    """Leave weights out, and say so, that were trained with other settings than a package is to have.
+
+    Args:
+        weights: those of the repository, None where it has none.
+        settings: keys of the configs that are set anew.
+    """
+    if weights is None:
+        return None
+    recorded = trained_settings(weights.path)
+    other = [key for key, value in settings.items() if key in recorded and recorded[key] != value]
+    if other:
+        print(f"{weights.path}: left out, for they were trained with other settings than --set {', '.join(other)}")
+    return None if other else weights
+
+
 def bundle_names(root: Path = BUNDLES) -> list[str]:
     """List the bundles of this repository."""
     return sorted(path.parent.parent.name for path in root.glob("*/configs/metadata.json"))
@@ -378,7 +394,8 @@ def build(
     Args:
         name: the bundle.
         out: folder of the packages; made where it is missing.
-        weights: trained weights that go with it; by default those that the repository has for it.
+        weights: trained weights that go with it; by default those that the repository has for it, if the settings are
+            those that they were trained with.
         settings: keys of its configs that are set anew.
         url: folder on the web from which the packages will be downloaded, for ``model_info.json``.
         root: folder of the bundles.
@@ -390,7 +407,9 @@ def build(
         FileNotFoundError: when the bundle or one of its files is missing.
         ValueError: when something in it is not as it must be.
     """
-    files = contents(root / name, settings or {}, weights or shipped_weights(root / name))
+    if weights is None:
+        weights = weights_for(shipped_weights(root / name), settings or {})
+    files = contents(root / name, settings or {}, weights)
     metadata = json.loads(files["configs/metadata.json"])
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}_v{metadata['version']}.zip"

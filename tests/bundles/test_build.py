@@ -122,6 +122,29 @@ def test_an_import_that_cannot_be_rewritten_is_refused(build):
         build.portable_configs({"train.json": config})
 
 
+def test_enclosed_weights_are_packed_with_their_certificate_or_left_out_by_name(build, tmp_path, capsys):
+    name = "genesis_msd_segmentation"
+    models = BUNDLES / name / "models"
+    build.build(name, tmp_path / "as_it_is")
+    with zipfile.ZipFile(next((tmp_path / "as_it_is").glob("*.zip"))) as archive:
+        for file in ("model.pt", "model.json", "birth_certificate.json"):
+            assert archive.read(f"{name}/models/{file}") == (models / file).read_bytes()
+        train = json.loads(archive.read(f"{name}/configs/train.json"))
+        assert (train["features"], train["task"]) == ([16, 32, 64, 128], "Task04_Hippocampus")
+    build.build(name, tmp_path / "other", settings={"features": [4, 8]})
+    with zipfile.ZipFile(next((tmp_path / "other").glob("*.zip"))) as archive:
+        assert not [file for file in archive.namelist() if "/models/" in file]
+    assert "left out, for they were trained with other settings than --set features" in capsys.readouterr().out
+
+
+def test_a_certificate_of_other_weights_is_not_packed(build, tmp_path):
+    name = "genesis_msd_segmentation"
+    shutil.copytree(BUNDLES / name / "models", tmp_path / name / "models")
+    (tmp_path / name / "models" / "model.pt").write_bytes(b"others")
+    with pytest.raises(ValueError, match="found that of other weights"):
+        build.shipped_weights(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_of_the_packed_readme_name_what_is_there(build, name):
     files = build.contents(BUNDLES / name, {})

@@ -207,6 +207,28 @@ def test_downloaded_pretraining_learns_and_restores(downloaded, chest_scans, run
         np.testing.assert_allclose(nib.load(path).affine, nib.load(chest_scans / f"{patient}.nii.gz").affine)
 
 
+def test_a_downloaded_bundle_segments_a_real_hippocampus_at_once(downloaded, run, shared, tmp_path):
+    """Download and inference: the two commands of a first user, and the Dice that the certificate states."""
+    data = shared / "data" / "msd" / "Task04_Hippocampus"
+    if not data.is_dir():
+        pytest.skip("needs ../shared/data, which is not part of the project")
+    root = downloaded("genesis_msd_segmentation")
+    certificate = json.loads((root / "models" / "birth_certificate.json").read_text())
+    case, certified = min(certificate["evaluations"]["testing"]["dice_by_case"].items())
+    (tmp_path / "scans").mkdir()
+    shutil.copy(data / "imagesTr" / case, tmp_path / "scans")
+    run(
+        "-m", "monai.bundle", "run", "--config_file", str(root / "configs" / "inference.json"), "--bundle_root",
+        str(root), "--dataset_dir", "scans", "--output_dir", "predicted", cwd=tmp_path,
+    )  # fmt: skip
+    stem = case.removesuffix(".nii.gz")
+    predicted = np.asarray(nib.load(tmp_path / "predicted" / stem / f"{stem}_seg.nii.gz").dataobj)
+    truth = np.asarray(nib.load(data / "labelsTr" / case).dataobj)
+    for value, name in ((1, "Anterior"), (2, "Posterior")):
+        a, b = predicted == value, truth == value
+        assert 2 * (a & b).sum() / (a.sum() + b.sum()) == pytest.approx(certified[name], abs=0.02)
+
+
 def test_downloaded_segmentation_starts_from_the_small_weights(downloaded, nodule_cubes, run):
     """What a first user has at once: both packages side by side, and weights to fine-tune."""
     weights = downloaded(PRETRAINING) / "models" / "phantom_pretrained.pt"
