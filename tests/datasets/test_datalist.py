@@ -16,8 +16,8 @@ from monai.data import load_decathlon_datalist
 
 from models_genesis.datasets import build_datalist, load_datalist, split_patients, survey_folder, survey_luna16
 from models_genesis.datasets.__main__ import main
-from models_genesis.datasets.image_folder import find_scans
-from models_genesis.datasets.luna16 import parse_folds
+from models_genesis.datasets.io.find_scans import find_scans
+from models_genesis.datasets.layouts.luna16 import parse_folds
 from models_genesis.datasets.splits import SPLITS
 
 SMALL = {"min_size": (8, 8, 4)}
