@@ -13,6 +13,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from .root_cause import root_cause
+
 SERIES_SEPARATOR = "::"
 """Between a folder and the series identifier, where a DICOM folder holds several series."""
 
@@ -187,8 +189,7 @@ def straightened(affine: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def brief(error: BaseException) -> str:
     """Name an error in one line: the first cause of a chain, a bad scan as it is, and of a long report what tells."""
-    while error.__cause__ is not None and not isinstance(error, BadScanError):
-        error = error.__cause__
+    error = root_cause(error, BadScanError)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [
         line for line in lines if re.match(r"(ITK ERROR|itk::ERROR)|((\w+\.)*\w*(Error|Exception): (?!/\S+:$))", line)

@@ -13,6 +13,7 @@ from monai.utils import ensure_tuple
 
 from ...transforms.segmentation_case import BadCaseError
 from ..io.case_names import OUTPUT_NAME, output_names
+from ..io.root_cause import root_cause
 from ..io.scan_header import BadScanError, brief
 
 logger = logging.getLogger(__name__)
@@ -91,8 +92,7 @@ def case_path(entry: Mapping[str, Any]) -> str:
 
 def _first_cause(name: str, error: BaseException) -> BadCaseError:
     """Say in one line what lies at the bottom of MONAI's chain of errors."""
-    while not isinstance(error, BadCaseError | BadScanError) and error.__cause__ is not None:
-        error = error.__cause__
+    error = root_cause(error, BadCaseError, BadScanError)
     if isinstance(error, BadScanError):
         return BadCaseError(name, error.reason, error.detail if error.scan == name else f"{error.scan}: {error.detail}")
     if isinstance(error, BadCaseError):

@@ -19,6 +19,7 @@ from monai.utils import convert_data_type, ensure_tuple
 from torch import Tensor
 from tqdm import tqdm
 
+from ..io.root_cause import root_cause
 from ..io.scan_header import BadScanError, ScanHeader, brief, read_scan_header
 from .mapped_scans import MappedScan, check_free_space, scan_key
 from .memory_budget import GIB, cache_budget
@@ -126,7 +127,7 @@ class ScanCache:
             return self._in_threads(limited, data, "Loading scans")
         except Exception as error:
             if not limited.exceeded:
-                raise _cause(error) from None
+                raise root_cause(error, BadScanError) from None
             logger.warning(
                 "the prepared scans are larger than their headers said and exceed the budget of %.2f GiB; they go to"
                 " disk instead.",
@@ -255,7 +256,7 @@ class PrepareScan(Transform):
         except MemoryError:
             raise
         except Exception as error:
-            cause = _cause(error)
+            cause = root_cause(error, BadScanError)
             if not isinstance(cause, BadScanError):
                 text = brief(cause) if name not in str(cause) else str(cause).removeprefix(f"{name}: ")
                 cause = BadScanError(name, "cannot be prepared", text)
@@ -324,10 +325,3 @@ def _nbytes(scan: Mapping[str, np.ndarray] | MappedScan | LeftOut) -> int:
     if isinstance(scan, LeftOut):
         return 0
     return scan.nbytes if isinstance(scan, MappedScan) else sum(array.nbytes for array in scan.values())
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Find the bad scan in a chain of errors, else the first cause."""
-    while not isinstance(error, BadScanError) and error.__cause__ is not None:
-        error = error.__cause__
-    return error

@@ -2,9 +2,9 @@
 """A built-in phantom of chest and abdomen CT: anatomy-like, labelled, and the same for the same seed.
 
 It stands in for scans that may not be shipped: for a demonstration, for tests, and to see a pipeline work before real
-data are at hand. It is made from scratch in body coordinates (``phantom_canvas``), by a wall (``phantom_body``), organs
-(``phantom_chest``, ``phantom_abdomen``) with trees that fill them (``phantom_tree``), and scanner noise
-(``phantom_texture``). It is no substitute for real scans: numbers measured on it say nothing about patients.
+data are at hand. It is made from scratch in body coordinates (:mod:`.canvas`), by a wall (:mod:`.body`), organs
+(:mod:`.chest`, :mod:`.abdomen`) with trees that fill them (:mod:`.vessel_tree`), and scanner noise (:mod:`.texture`).
+It is no substitute for real scans: numbers measured on it say nothing about patients.
 """
 
 from __future__ import annotations

@@ -96,14 +96,27 @@ def test_what_is_in_a_package(build, name, tmp_path):
     }
     zoo = {"LICENSE", "configs/metadata.json", "configs/train.json", "configs/inference.json", "docs/data_license.txt"}
     code = {
-        f"scripts/{path.parent.name}/{path.name}"
+        f"scripts/{path.relative_to(ROOT).as_posix()}"
         for folder in ("datasets", "networks", "training", "transforms")
-        for path in (ROOT / folder).glob("*.py")
+        for path in (ROOT / folder).rglob("*.py")
     }
+    assert "scripts/datasets/io/scan_header.py" in code
     assert zoo | code | {"scripts/__init__.py", "docs/README.md", "configs/logging.conf"} <= set(files)
     unwanted = [file for file in files if "__pycache__" in file or file.startswith("eval/")]
     assert not unwanted + [file for file in files if file.endswith("last_epoch.pt")]
     assert package.path.stat().st_size < 25 * 1024**2
+
+
+def test_no_level_is_left_out(build, tree):
+    """Of the packages, of the bundle's own scripts, and of its docs."""
+    bundle = tree / "bundles" / PRETRAINING
+    for path in (tree / "training/a/b/deep.py", bundle / "scripts/own/deep.py", bundle / "docs/more/page.md"):
+        path.parent.mkdir(parents=True)
+        path.write_text("from models_genesis.training import a\n")
+    files = build.contents(bundle, {})
+    for file in ("scripts/training/a/b/deep.py", "scripts/own/deep.py"):
+        assert files[file] == b"from scripts.training import a\n"
+    assert "docs/more/page.md" in files
 
 
 @pytest.mark.parametrize("name", NAMES)
