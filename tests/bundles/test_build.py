@@ -129,10 +129,19 @@ def test_nothing_in_a_package_imports_the_project(build, name):
             assert "models_genesis.networks" not in text and "models_genesis.training" not in text, file
 
 
-def test_an_import_that_cannot_be_rewritten_is_refused(build):
-    config = {"imports": ["$from models_genesis.training import a, b"]}
-    with pytest.raises(ValueError, match=r"train\.json: .*a, b.*expected one name"):
-        build.portable_configs({"train.json": config})
+@pytest.mark.parametrize("key", ["imports", "+imports"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "$from models_genesis.training import a, b",  # MONAI itself imports the first alone, with a warning
+        "$from models_genesis.training import a as b",
+        "$import models_genesis.training",
+        "$from models_genesis import training",
+    ],
+)
+def test_an_import_that_cannot_be_rewritten_is_refused(build, entry, key):
+    with pytest.raises(ValueError, match=rf"train\.json: .*{entry[1:]}.*expected one name"):
+        build.portable_configs({"train.json": {key: [entry]}})
 
 
 def test_enclosed_weights_are_packed_with_their_certificate_or_left_out_by_name(build, tmp_path, capsys):
