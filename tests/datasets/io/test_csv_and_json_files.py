@@ -13,7 +13,6 @@ from models_genesis.datasets import FoundScan, Survey
 from models_genesis.datasets.__main__ import main
 from models_genesis.datasets.io.csv_file import read_csv, safe_cell
 from models_genesis.datasets.io.json_file import read_json
-from models_genesis.datasets.splits import split_patients
 from models_genesis.training.files import write_csv
 
 FORMULAS = (
@@ -112,7 +111,3 @@ def test_a_name_that_is_not_utf_8_is_left_out_and_the_rest_goes_on(tmp_path, cap
     content = json.loads((tmp_path / "list.json").read_text(encoding="utf-8"))
     assert sorted(each["image"] for each in content["training"] + content["validation"]) == ["a/ct.nii", "b/ct.nii"]
     assert "Universit\\udce4t" in (tmp_path / "report.csv").read_text(encoding="utf-8")
-
-
-def test_patients_of_any_name_can_be_split():
-    assert set(split_patients(["a", "b\udcff"])) == {"a", "b\udcff"}

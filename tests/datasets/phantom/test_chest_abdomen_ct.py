@@ -1,28 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The built-in phantom: the same for a seed, anatomy-like, consistently labelled, written whole or not at all."""
+"""The built-in phantom: the same for a seed, anatomy-like, and consistently labelled."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
-from monai.transforms import LoadImaged
 from scipy import ndimage
 
-from models_genesis.datasets.__main__ import main
-from models_genesis.datasets.phantom import write_decathlon
-from models_genesis.datasets.phantom.canvas import Canvas
 from models_genesis.datasets.phantom.chest_abdomen_ct import REGIONS, Label, Phantom, make_phantom
 from models_genesis.datasets.phantom.patient import PHASES
-from models_genesis.datasets.phantom.texture import ct_noise, lattice_noise, stream
-from models_genesis.datasets.phantom.vessel_tree import grow_tree
-from models_genesis.datasets.phantom.write_decathlon import write_phantom
 
 SEEDS = range(5)
 SMALL = {"shape": (48, 40, 40), "region": "chest"}
@@ -46,11 +34,6 @@ VOLUME_ML = {
 @pytest.fixture(scope="module")
 def patients() -> list[Phantom]:
     return [make_phantom(seed, spacing=(3.0, 3.0, 3.0)) for seed in SEEDS]
-
-
-@pytest.fixture(scope="module")
-def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_phantom(tmp_path_factory.mktemp("phantom") / "set", 4, seed=3, shape=(80, 64, 72))
 
 
 def volume_ml(phantom: Phantom, label: int) -> float:
@@ -268,58 +251,6 @@ def test_coarse_chest_admits_small_cubes() -> None:
     assert admissible_starts(phantom.image, (16, 16, 16)) > 20_000
 
 
-@pytest.mark.parametrize("radius", [0.3, 0.6, 1.0, 1.5, 2.5])
-def test_thin_branches_keep_their_volume(radius: float) -> None:
-    canvas = Canvas((32, 32, 40), (2, 2, 2), (-32, -32, -40), (1, 1, 1), 0)
-    volumes = []
-    for x in np.arange(0, 2, 0.25):
-        for y in np.arange(0, 2, 0.25):
-            centres = np.stack([np.full(161, x), np.full(161, y), np.linspace(-20, 20, 161)], 1)
-            volumes.append(float(canvas.sweep(centres, np.full(161, radius)).sum() * 8))
-    # Averaged over the places within a voxel: pi r^2 along 40 mm, the balls at the ends, and up to h^2 / 12 more of the
-    # cross-section where the edge is wider than the kernel's own (8 % at r = h = 2 mm, where it is most).
-    assert np.mean(volumes) == pytest.approx(np.pi * radius**2 * (40 + 4 / 3 * radius), rel=0.12)
-
-
-def test_tube_is_a_signed_distance() -> None:
-    canvas = Canvas((30, 30, 30), (2, 2, 2), (-29, -29, -29), (1, 1, 1), 0)
-    canvas.warp = [np.zeros_like(w) for w in canvas.warp]
-    field = canvas.tube([(0, 0, -100), (0, 0, 100)], 6.0, reach=12)
-    x, y, _ = np.ix_(*canvas.axes)
-    exact = np.broadcast_to(np.hypot(x, y) - 6, field.shape)
-    np.testing.assert_allclose(field[exact < 11], exact[exact < 11], atol=1e-3)
-
-
-def test_trees_taper_and_fill() -> None:
-    rng = np.random.default_rng(0)
-    targets = rng.uniform(-50, 50, (3000, 3))
-    tree = grow_tree(np.array([0, 0, 55.0]), np.array([0, 0, -1.0]), targets, 6.0, rng)
-    # Murray's law: the cubes of the radii of a generation add up to the root's, less what ended.
-    for generation in range(3):
-        cubes = (tree.radius[tree.generation == generation] ** 3).sum()
-        assert cubes == pytest.approx(6.0**3, rel=0.01)
-    assert np.isfinite(tree.end).all() and np.abs(tree.end).max() < 60
-    nearest = np.sqrt(((targets[:200, None] - tree.end[None]) ** 2).sum(-1)).min(1)
-    # 3000 targets in (100 mm)^3 lie 7 mm apart; a supplied one has an end within a few such steps.
-    assert np.median(nearest) < 8
-    assert not len(grow_tree(np.zeros(3), np.ones(3), np.zeros((0, 3)), 1.0, rng).radius)
-
-
-def test_noise_fields_have_unit_variance_and_the_spectrum_of_ct() -> None:
-    axes = [np.arange(64, dtype=np.float32) * 2 for _ in range(3)]
-    field = lattice_noise(axes, 6.0, stream(0, "test"))
-    # About (128 / 6)^3 = 9,700 lattice nodes: the variance is known to 1.5 %, allow six times that.
-    assert field.var() == pytest.approx(1, abs=0.09)
-    noise = ct_noise((64, 64, 48), (2, 2, 2), 2.0, stream(0, "grain"))
-    assert noise.var() == pytest.approx(1, abs=1e-3)
-    power = (np.abs(np.fft.fftn(noise, axes=(0, 1))) ** 2).mean(axis=2)
-    frequency = np.hypot(np.fft.fftfreq(64)[:, None], np.fft.fftfreq(64)[None, :])
-    bands = ((0, 0.03), (0.1, 0.2), (0.45, 0.6))
-    low, middle, high = (power[(frequency > a) & (frequency < b)].mean() for a, b in bands)
-    assert middle > 1.3 * low and middle > 2 * high, "ramp filter, then roll-off"
-    assert 0.2 < (noise[:, :, 1:] * noise[:, :, :-1]).mean() < 0.95, "neighbouring slices share noise"
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -337,101 +268,3 @@ def test_noise_fields_have_unit_variance_and_the_spectrum_of_ct() -> None:
 def test_bad_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_phantom(**arguments)
-
-
-def test_data_set_reads_back(data_set: Path) -> None:
-    content = json.loads(data_set.read_text())
-    entries = content["training"] + content["validation"]
-    assert (content["numTraining"], content["numValidation"]) == (3, 1) == (len(content["training"]), 1)
-    assert content["labels"] == {str(int(label)): label.name.lower() for label in Label}
-    assert len({entry["patient"] for entry in entries}) == 4, "a patient is in one list only"
-    assert {entry["phase"] for entry in entries} == PHASES.keys() - {"pulmonary"}, "patients take turns in phase"
-    with open(data_set.parent / "nodules.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    found = 0
-    for entry in entries:
-        paths = {key: str(data_set.parent / entry[key]) for key in ("image", "label")}
-        loaded = LoadImaged(["image", "label"])(paths)
-        image, label = loaded["image"], loaded["label"]
-        np.testing.assert_array_equal(image.affine, label.affine)
-        assert tuple(image.shape) == tuple(label.shape) == (80, 64, 72)
-        assert (np.diag(image.affine)[:3] > 0).all() and np.count_nonzero(image.affine[:3, :3]) == 3, "RAS"
-        for row in (row for row in rows if row["seriesuid"] == entry["patient"]):
-            x, y, z = (float(row[f"coord{axis}"]) for axis in "XYZ")
-            index = np.rint(np.linalg.inv(image.affine.numpy()) @ (-x, -y, z, 1))[:3].astype(int)
-            assert label[tuple(index)] == Label.NODULE
-            assert 2 < float(row["diameter_mm"]) < 40
-            found += 1
-    assert found == len(rows) >= 3 * len(entries)
-
-
-def test_chosen_labels_alone_are_kept_and_numbered_in_their_order(data_set: Path, tmp_path: Path) -> None:
-    chosen = write_phantom(tmp_path / "set", 1, seed=3, shape=(80, 64, 72), labels=["lesion", "liver"])
-    assert json.loads(chosen.read_text())["labels"] == {"0": "background", "1": "lesion", "2": "liver"}
-    name = "labelsTr/phantom_000.nii.gz"
-    whole = np.asarray(nib.load(data_set.parent / name).dataobj)
-    expected = 1 * (whole == Label.LESION) + 2 * (whole == Label.LIVER)
-    np.testing.assert_array_equal(np.asarray(nib.load(chosen.parent / name).dataobj), expected)
-    assert expected.max() == 2
-
-
-@pytest.mark.parametrize("labels", [["brain"], ["liver", "liver"], ["background"]])
-def test_unknown_or_repeated_label(tmp_path: Path, labels: list[str]) -> None:
-    with pytest.raises(ValueError, match="expected labels, each once"):
-        write_phantom(tmp_path / "set", 1, labels=labels)
-
-
-def test_second_call_writes_nothing(data_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_decathlon, "make_phantom", lambda *_: pytest.fail("made again"))
-    assert write_phantom(data_set.parent, 4, seed=3, shape=(80, 64, 72)) == data_set
-
-
-@pytest.mark.parametrize("change", [{"num_patients": 5}, {"seed": 4}, {"shape": (81, 64, 72)}, {"region": "chest"}])
-def test_another_data_set_is_never_overwritten(data_set: Path, change: dict) -> None:
-    before = data_set.read_bytes()
-    with pytest.raises(FileExistsError, match="another phantom data set"):
-        write_phantom(data_set.parent, **{"num_patients": 4, "seed": 3, "shape": (80, 64, 72), **change})
-    assert data_set.read_bytes() == before
-
-
-def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match="not a phantom data set"):
-        write_phantom(tmp_path, 1)
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = make_phantom
-    calls = []
-
-    def fails_at_second(*arguments: object) -> Phantom:
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        return whole(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(write_decathlon, "make_phantom", fails_at_second)
-    with pytest.raises(OSError, match="No space left"):
-        write_phantom(tmp_path / "set", 3, **SMALL)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_writers_at_once_agree(tmp_path: Path) -> None:
-    with ThreadPoolExecutor(3) as pool:
-        jobs = [pool.submit(write_phantom, tmp_path / "set", 2, 0, **SMALL) for _ in range(3)]
-        assert {job.result() for job in jobs} == {tmp_path / "set" / "dataset.json"}
-    assert [p.name for p in tmp_path.iterdir()] == ["set"]
-
-
-@pytest.mark.parametrize("arguments", [{"num_patients": 0}, {"seed": -1}, {"validation_fraction": 1.0}])
-def test_bad_data_set(tmp_path: Path, arguments: dict) -> None:
-    with pytest.raises(ValueError, match="num_patients >= 1"):
-        write_phantom(tmp_path / "set", **arguments)
-
-
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["phantom", "--out", str(tmp_path / "set"), "--patients", "1", "--region", "chest", "--shape"]
-    assert main([*command, "48", "40", "40"]) == 0
-    assert str(tmp_path / "set" / "dataset.json") in capsys.readouterr().out
-    assert write_phantom(tmp_path / "set", 1, **SMALL).is_file()
