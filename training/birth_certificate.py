@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from monai.utils import ensure_tuple
 
-from ..datasets.whole_file import whole_text
+from ..datasets.io.atomic_write import whole_text
 from ..networks.weight_container import sha256_of
 from .running_workflow import running_workflow
 
