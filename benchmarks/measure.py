@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from models_genesis.datasets.whole_file import whole_file
+from models_genesis.datasets.io.atomic_write import whole_file
 
 __all__ = ["machine", "parse_arguments", "print_machine", "print_table", "time_in_turn", "write_results"]
 

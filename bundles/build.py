@@ -331,8 +331,8 @@ def contents(folder: Path, settings: Mapping[str, Any], weights: Weights | None 
         carried = trained_settings(weights.path)
         check_weights(weights.path, folder, {**carried, **settings})
     texts = vendored_code(folder.parents[1])
-    own = (folder / "scripts").glob("*.py")
-    texts |= {f"scripts/{path.name}": rename(path.read_text(encoding="utf-8")) for path in own}
+    own = (folder / "scripts").rglob("*.py")
+    texts |= {path.relative_to(folder).as_posix(): rename(path.read_text(encoding="utf-8")) for path in own}
     configs = read_configs(folder, settings)
     configs["train.json"].update({key: value for key, value in carried.items() if key not in settings})
     for file, config in portable_configs(configs).items():
@@ -345,7 +345,7 @@ def contents(folder: Path, settings: Mapping[str, Any], weights: Weights | None 
     texts["docs/README.md"] = portable_readme(readme, folder.name, requirements(metadata))
     files = {name: text.encode("utf-8") for name, text in texts.items()}
     plain = [folder / "LICENSE", folder / "configs" / "logging.conf", *folder.glob(SMALL_WEIGHTS)]
-    plain += [path for path in (folder / "docs").iterdir() if path.is_file() and path.name != "README.md"]
+    plain += [path for path in (folder / "docs").rglob("*") if path.is_file() and path != folder / "docs/README.md"]
     files |= {path.relative_to(folder).as_posix(): path.read_bytes() for path in plain}
     if weights is not None and weights.path.stat().st_size <= MAX_WEIGHTS:
         files["models/model.pt"] = weights.path.read_bytes()

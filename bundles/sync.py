@@ -70,7 +70,7 @@ def layout(value: Any, depth: int = 0) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, by a temporary one named as ``models_genesis.datasets.whole_file`` does."""
+    """Write a file whole or not at all, by a temporary one named as ``datasets/io/atomic_write.py`` does."""
     temporary = path.with_name(f".tmp.{secrets.token_hex(4)}.{path.name}")
     try:
         temporary.write_bytes(content)

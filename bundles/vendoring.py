@@ -39,7 +39,7 @@ def rename(text: str) -> str:
 
 
 def vendored_code(root: Path) -> dict[str, str]:
-    """Give the package's modules as they stand below ``scripts`` in a packed bundle.
+    """Give the package's modules, of every level, as they stand below ``scripts`` in a packed bundle.
 
     Args:
         root: folder that holds the four packages.
@@ -52,14 +52,14 @@ def vendored_code(root: Path) -> dict[str, str]:
     """
     code = {}
     for package in PACKAGES:
-        paths = sorted((root / package).glob("*.py"))
+        paths = sorted((root / package).rglob("*.py"))
         if not paths:
             raise ValueError(f"{root / package}: expected a package to copy, found no modules")
         for path in paths:
             text = rename(path.read_text(encoding="utf-8"))
             if re.search(r"^\s*(from|import) models_genesis\b", text, re.MULTILINE):
                 raise ValueError(f"{path}: imports models_genesis as a whole; import from one of its packages")
-            code[f"scripts/{package}/{path.name}"] = text
+            code[f"scripts/{path.relative_to(root).as_posix()}"] = text
     return code
 
 

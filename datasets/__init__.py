@@ -3,39 +3,39 @@
 
 from __future__ import annotations
 
-from .brats import survey_brats
-from .cadpe import survey_cadpe
-from .candidate_data import CandidateSet, load_candidates, scan_candidates
-from .candidate_dataset import CandidateDataset
-from .candidate_predictions import PredictionStore, merge_predictions, write_probabilities, write_submission
-from .candidate_stream import CandidateStream
-from .candidate_survey import survey_candidates
-from .candidates import BadRow, BadRowError, CandidateTable, read_candidates
-from .case_checks import check_cases
-from .case_dataset import CaseDataset
-from .case_names import OutputName, output_names
-from .cube_dataset import CubeDataset
-from .datalist import FoundScan, Survey, load_datalist, write_datalist
-from .fumpe import survey_fumpe
-from .image_folder import FolderRules, build_datalist, survey_folder
-from .lidc import survey_lidc
-from .lits import survey_lits
-from .luna16 import survey_luna16
-from .luna16_candidates import survey_luna16_candidates
-from .msd import survey_msd
-from .phantom import Phantom, make_phantom
-from .phantom_brain import BrainPhantom, make_brain_phantom
-from .phantom_brain_writing import write_brain_phantom
-from .phantom_emboli_writing import write_embolism_phantom
-from .phantom_labels import Label, Lesion, Nodule, VesselFinding
-from .phantom_luna16 import write_luna16_phantom
-from .phantom_writing import write_phantom
-from .prefetch_loader import PrefetchDataLoader
-from .rspect import survey_rspect
-from .samplers import EpochSampler
-from .scan_cache import LeftOut, ScanCache
-from .scan_header import BadScanError, ScanHeader, open_scan, read_scan_header
-from .scan_reader import ScanReader
-from .scan_writer import ScanWriter
-from .segmentation_data import MSD_TASKS, load_cases, load_labelled_cases, msd_task
+from .candidates.predictions import PredictionStore, write_probabilities, write_submission
+from .candidates.split import CandidateSet, load_candidates, scan_candidates
+from .candidates.stream import CandidateStream
+from .candidates.table import BadRow, BadRowError, CandidateTable, read_candidates
+from .candidates.training_set import CandidateDataset
+from .cases import MSD_TASKS, build_datalist, load_cases, load_datalist, load_labelled_cases, msd_task
+from .datalist import FoundScan, Survey, write_datalist
+from .io.case_names import OutputName, output_names
+from .io.scan_header import BadScanError, ScanHeader, open_scan, read_scan_header
+from .io.scan_reader import ScanReader
+from .io.scan_writer import ScanWriter
+from .layouts.brats import survey_brats
+from .layouts.cadpe import survey_cadpe
+from .layouts.candidate_survey import survey_candidates
+from .layouts.case_checks import check_cases
+from .layouts.fumpe import survey_fumpe
+from .layouts.image_folder import FolderRules, survey_folder
+from .layouts.lidc import survey_lidc
+from .layouts.lits import survey_lits
+from .layouts.luna16 import survey_luna16
+from .layouts.luna16_candidates import survey_luna16_candidates
+from .layouts.msd import survey_msd
+from .layouts.rspect import survey_rspect
+from .loading.case_dataset import CaseDataset
+from .loading.cube_dataset import CubeDataset
+from .loading.prefetch_loader import PrefetchDataLoader
+from .loading.samplers import EpochSampler
+from .loading.scan_cache import LeftOut, ScanCache
+from .phantom.brain_mr import BrainPhantom, make_brain_phantom
+from .phantom.chest_abdomen_ct import Phantom, make_phantom
+from .phantom.labels import Label, Lesion, Nodule, VesselFinding
+from .phantom.write_brats import write_brain_phantom
+from .phantom.write_decathlon import write_phantom
+from .phantom.write_emboli import write_embolism_phantom
+from .phantom.write_luna16 import write_luna16_phantom
 from .splits import split_patients

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from . import (
+from .datalist import Survey, write_datalist
+from .io import dicom_seg
+from .io.csv_file import printable
+from .layouts import (
     brats,
     cadpe,
     candidate_survey,
     case_checks,
-    dicom_seg,
     fumpe,
     image_folder,
     lidc,
@@ -23,14 +25,9 @@ from . import (
     luna16,
     luna16_candidates,
     msd,
-    phantom_brain_writing,
-    phantom_emboli_writing,
-    phantom_luna16,
-    phantom_writing,
     rspect,
 )
-from .csv_file import printable
-from .datalist import Survey, write_datalist
+from .phantom import write_brats, write_decathlon, write_emboli, write_luna16
 
 
 @dataclass(frozen=True)
@@ -70,20 +67,20 @@ def _survey_arguments(own: Callable[[argparse.ArgumentParser], None]) -> Callabl
 
 COMMANDS: dict[str, Command] = {
     "phantom": Command(
-        "write the built-in phantom as a data set", phantom_writing.add_arguments, phantom_writing.run_phantom
+        "write the built-in phantom as a data set", write_decathlon.add_arguments, write_decathlon.run_phantom
     ),
     "phantom-brain": Command(
         "write the built-in phantom of brain MR with tumours as a data set",
-        phantom_brain_writing.add_arguments,
-        phantom_brain_writing.run,
+        write_brats.add_arguments,
+        write_brats.run,
     ),
     "phantom-emboli": Command(
         "write the built-in phantom's pulmonary angiograms with emboli and candidates as a data set",
-        phantom_emboli_writing.add_arguments,
-        phantom_emboli_writing.run,
+        write_emboli.add_arguments,
+        write_emboli.run,
     ),
     "phantom-luna16": Command(
-        "write the built-in phantom in the raw layout of LUNA16", phantom_luna16.add_arguments, phantom_luna16.run
+        "write the built-in phantom in the raw layout of LUNA16", write_luna16.add_arguments, write_luna16.run
     ),
     "luna16": Command(
         "list the scans of LUNA16, split by fold", _survey_arguments(luna16.add_arguments), write_survey(luna16.survey)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data lists in the layout of the Medical Segmentation Decathlon: building, writing, reading and checking them."""
+"""Data lists in the layout of the Medical Segmentation Decathlon: surveys to lists, written, read and checked."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .csv_file import printable, safe_cell
-from .json_file import read_json
-from .scan_header import ScanHeader, split_series
+from .io.atomic_write import whole_text
+from .io.csv_file import printable, safe_cell
+from .io.json_file import read_json
+from .io.scan_header import ScanHeader, split_series
 from .splits import SPLITS
-from .whole_file import whole_text
 
 logger = logging.getLogger(__name__)
 
@@ -200,22 +200,16 @@ def write_datalist(path: str | Path, datalist: Mapping[str, Any]) -> None:
         stream.write(json.dumps(datalist, indent=2, ensure_ascii=False) + "\n")
 
 
-def load_datalist(
-    datalist: str | Path | None,
-    dataset_dir: str | Path | None = None,
-    key: str = "training",
-    with_label: bool = False,
-    **rules: Any,
+def read_datalist(
+    datalist: str | Path, dataset_dir: str | Path | None = None, key: str = "training", with_label: bool = False
 ) -> list[dict[str, Any]]:
     """Read one split of a data list and check that its images and labels are there.
 
     Args:
-        datalist: JSON file in the layout of the Medical Segmentation Decathlon; ``None`` looks through ``dataset_dir``
-            and splits it, see :func:`~models_genesis.datasets.image_folder.build_datalist`.
+        datalist: JSON file in the layout of the Medical Segmentation Decathlon.
         dataset_dir: folder that relative paths start from, by default the JSON file's own.
         key: the split, ``"training"``, ``"validation"`` or ``"testing"``, or another list of the file.
         with_label: whether to leave out the entries without a ``label``, which is logged.
-        rules: how ``dataset_dir`` is looked through, see :class:`~models_genesis.datasets.image_folder.FolderRules`.
 
     Returns:
         The entries, each a dictionary with the absolute path (or paths) of its ``image``, and of its ``label`` if it
@@ -225,12 +219,6 @@ def load_datalist(
         FileNotFoundError: When the data list, or images or labels that it names, are missing.
         ValueError: When the file is no such data list, lacks the split, or names no label with ``with_label``.
     """
-    if datalist is None:
-        if dataset_dir is None:
-            raise ValueError("expected a data list or a dataset_dir, found neither.")
-        from .image_folder import build_datalist
-
-        return _absolute(build_datalist(dataset_dir, **rules)[key], Path(dataset_dir), f"{dataset_dir}")
     path = Path(datalist)
     content = read_json(path, "a data list")
     entries = content.get(key)
@@ -249,11 +237,23 @@ def load_datalist(
         if entries and not labelled:
             raise ValueError(f"{path}: expected labels in {key!r}, found none in {len(entries)} entries.")
         entries = labelled
-    return _absolute(entries, Path(dataset_dir) if dataset_dir is not None else path.parent, f"{path} ({key})")
+    return resolve_paths(entries, Path(dataset_dir) if dataset_dir is not None else path.parent, f"{path} ({key})")
 
 
-def _absolute(entries: list[dict[str, Any]], root: Path, name: str) -> list[dict[str, Any]]:
-    """Join the paths of images and labels to the root; name the first of those that are missing."""
+def resolve_paths(entries: list[dict[str, Any]], root: Path, name: str) -> list[dict[str, Any]]:
+    """Join the paths of images and labels to a root, and check that they are there.
+
+    Args:
+        entries: entries of a data list.
+        root: folder that relative paths start from.
+        name: what messages call the list.
+
+    Returns:
+        The entries with absolute paths.
+
+    Raises:
+        FileNotFoundError: When images or labels are missing; it names the first of them.
+    """
 
     def join(path: str | list[str]) -> str | list[str]:
         if isinstance(path, str):

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ..datasets.whole_file import whole_file
+from ..datasets.io.atomic_write import whole_file
 from .original_names import from_original_name
 from .weight_container import DamagedFileError, non_finite, read_checkpoint
 

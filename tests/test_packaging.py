@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wheel holds every module, and works without the source tree."""
+"""The wheel holds every module of every level, and works without the source tree; nothing forgets a package."""
 
 from __future__ import annotations
 
+import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +31,24 @@ def wheel(tmp_path_factory) -> Path:
     return path
 
 
+def test_every_folder_of_modules_is_a_package_that_setup_lists():
+    folders = {path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = setup["options"]["packages"].split()
+    assert sorted(listed) == sorted(f"models_genesis.{'.'.join(path.relative_to(ROOT).parts)}" for path in folders)
+    assert "models_genesis.datasets.io" in listed
+    assert dict(re.findall(r"models_genesis\.(\w+) = (\w+)", setup["options"]["package_dir"])) == {
+        p: p for p in PACKAGES
+    }
+
+
+def test_types_of_every_package_are_checked():
+    (listed,) = re.findall(r"^for package in ([\w ]+); do$", (ROOT / "tools/typecheck.sh").read_text(), re.MULTILINE)
+    assert sorted(listed.split()) == sorted(PACKAGES)
+
+
 def test_wheel_holds_every_module_and_nothing_else(wheel):
     expected = {
         f"models_genesis/{package}/{path.relative_to(ROOT / package).as_posix()}"
@@ -44,16 +64,15 @@ def test_an_ordinary_install_works_from_any_directory(wheel, tmp_path):
     target = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
     subprocess.run(pip, check=True, timeout=300)
+    files = [path.relative_to(ROOT) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    names = [".".join(("models_genesis", *file.with_suffix("").parts)).removesuffix(".__init__") for file in files]
+    names = [name for name in names if not name.endswith("__main__")]
     code = "\n".join(
         [
-            "import importlib, pkgutil",
-            *(f"import models_genesis.{package}" for package in PACKAGES),
-            "for package in " + repr(PACKAGES) + ":",
-            "    parent = importlib.import_module('models_genesis.' + package)",
-            f"    assert parent.__file__.startswith({str(target)!r}), parent.__file__",
-            "    for module in pkgutil.iter_modules(parent.__path__):",
-            "        if module.name != '__main__':",
-            "            importlib.import_module(parent.__name__ + '.' + module.name)",
+            "import importlib",
+            f"for name in {names!r}:",
+            "    module = importlib.import_module(name)",
+            f"    assert module.__file__.startswith({str(target)!r}), module.__file__",
         ]
     )
     environment = {**os.environ, "PYTHONPATH": str(target)}

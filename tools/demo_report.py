@@ -23,7 +23,7 @@ import nibabel as nib
 import numpy as np
 from matplotlib.image import imsave
 
-from models_genesis.datasets.whole_file import whole_text
+from models_genesis.datasets.io.atomic_write import whole_text
 
 STYLE = """
 :root{--ink:#1c2530;--soft:#5d6b7a;--line:#dfe4ea;--good:#16713f;--bad:#a4341f;--accent:#1f5fa8}

@@ -9,4 +9,4 @@ done
 mypy=("${PYTHON:-.venv/bin/python}" -m mypy --namespace-packages --explicit-package-bases)
 MYPYPATH=build/typing "${mypy[@]}" -p models_genesis "$@"
 MYPYPATH=build/typing:bundles "${mypy[@]}" bundles/*.py "$@"
-MYPYPATH=build/typing:label "${mypy[@]}" label/main.py label/lib/*.py label/copy_bundle.py "$@"
+MYPYPATH=build/typing:label "${mypy[@]}" label/main.py label/copy_bundle.py $(find label/lib -name "*.py") "$@"

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from monai.utils import ensure_tuple
 
-from ..datasets.whole_file import whole_text
+from ..datasets.io.atomic_write import whole_text
 from ..networks.weight_container import sha256_of
 from .running_workflow import running_workflow
 
@@ -138,8 +138,8 @@ def data_of_birth(dataset: Any) -> list[dict[str, Any]]:
         dataset: whose ``data`` are the entries of a data list, or a set of candidates with such.
 
     Returns:
-        For each scan its patient and licence, if the list says, and of each of its files the path below the folder that all have in
-        common, and the SHA-256. Empty for a data set of anything else.
+        For each scan its patient and licence, if the list says, and of each of its files the path below the folder that
+        all have in common, and the SHA-256. Empty for a data set of anything else.
     """
     entries = getattr(dataset, "data", None)
     entries = getattr(entries, "data", entries)  # a CandidateSet

@@ -11,8 +11,8 @@ import numpy as np
 from monai.engines import SupervisedEvaluator
 from numpy.typing import NDArray
 
-from ..datasets.candidate_data import CandidateSet
-from ..datasets.candidates import REASONS
+from ..datasets.candidates.split import CandidateSet
+from ..datasets.candidates.table import REASONS
 
 __all__ = ["CandidateEvaluator", "CandidatesNotScoredError", "rows_not_scored"]
 

@@ -17,10 +17,10 @@ from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys
 from numpy.typing import NDArray
 
-from ..datasets.candidate_data import CandidateSet
-from ..datasets.candidate_predictions import PredictionStore, file_hash, write_probabilities, write_submission
-from ..datasets.candidates import CandidateTable
-from ..datasets.whole_file import whole_file
+from ..datasets.candidates.predictions import PredictionStore, file_hash, write_probabilities, write_submission
+from ..datasets.candidates.split import CandidateSet
+from ..datasets.candidates.table import CandidateTable
+from ..datasets.io.atomic_write import whole_file
 from .candidate_evaluator import rows_not_scored
 from .candidate_figure import draw_candidate_curves, ranking_curves
 from .files import write_csv, write_figure

@@ -10,7 +10,7 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 from monai.utils import string_list_all_gather
 
-from ..datasets.case_dataset import CASE_KEY, ERROR_KEY
+from ..datasets.loading.case_dataset import CASE_KEY, ERROR_KEY
 
 __all__ = ["CaseEvaluator", "CasesFailedError"]
 

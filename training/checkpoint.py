@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ..datasets.whole_file import sweep_temporary
+from ..datasets.io.atomic_write import sweep_temporary
 from ..networks.weight_files import save_weights
 from .birth_certificate import data_of_birth, session_of_now, sources_of_run, write_birth_certificate
 from .last_states import check_room, read_last_state, state_before, write_last_state

@@ -31,7 +31,7 @@ class DeformationPlace:
     - ``"step"``: the whole batch at once on the device, as the first part of a training step.
 
     In each the deformations depend on the samples' seeds alone, so on a
-    :class:`~models_genesis.datasets.cube_dataset.CubeDataset` they are the same for any number of workers, after a
+    :class:`~models_genesis.datasets.CubeDataset` they are the same for any number of workers, after a
     resume, and in each validation. The places draw from the same distribution, but not the same numbers.
 
     Args:

@@ -10,8 +10,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..datasets.csv_file import safe_cell
-from ..datasets.whole_file import whole_file, whole_text
+from ..datasets.io.atomic_write import whole_file, whole_text
+from ..datasets.io.csv_file import safe_cell
 
 __all__ = ["write_csv", "write_figure"]
 

@@ -17,7 +17,7 @@ from monai.utils.enums import CommonKeys
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..datasets.whole_file import sweep_temporary
+from ..datasets.io.atomic_write import sweep_temporary
 from .feature_probe import FeatureProbe
 from .files import write_csv, write_figure
 from .run_lock import hold_folder

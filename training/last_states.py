@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..datasets.whole_file import whole_path
+from ..datasets.io.atomic_write import whole_path
 from ..networks.weight_container import DamagedFileError, named_tensors, non_finite, read_checkpoint
 
 __all__ = ["check_room", "read_last_state", "state_before", "write_last_state"]

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..datasets.candidate_data import CandidateSet
-from ..datasets.candidates import COORDINATES, REASONS, CandidateTable, read_rows
+from ..datasets.candidates.split import CandidateSet
+from ..datasets.candidates.table import COORDINATES, REASONS, CandidateTable, read_rows
 from .froc import ScanMarks, mark_scan
 
 __all__ = ["HIT_RULES", "Lesions", "hit_rule", "mark_candidates", "read_lesions"]

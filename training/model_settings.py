@@ -21,8 +21,8 @@ from monai.bundle import load
 from monai.transforms import Transform
 from torch import Tensor
 
-from ..datasets.segmentation_data import MSD_TASKS, msd_task
-from ..datasets.whole_file import whole_path, whole_text
+from ..datasets.cases import MSD_TASKS, msd_task
+from ..datasets.io.atomic_write import whole_path, whole_text
 from ..networks.weight_container import sha256_of
 from ..networks.weight_files import save_weights
 

@@ -15,7 +15,7 @@ from monai.data.utils import affine_to_spacing
 from monai.transforms import Orientation
 from monai.utils.enums import CommonKeys
 
-from ..datasets.case_names import OUTPUT_NAME
+from ..datasets.io.case_names import OUTPUT_NAME
 from .files import write_figure
 from .region_masks import region_masks
 

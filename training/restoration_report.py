@@ -15,7 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys
 
-from ..datasets.whole_file import whole_text
+from ..datasets.io.atomic_write import whole_text
 from ..transforms.voxel_kinds import VOXEL_KINDS
 from .files import write_csv
 

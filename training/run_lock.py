@@ -21,7 +21,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from ..datasets.whole_file import OUT_OF_SPACE
+from ..datasets.io.atomic_write import OUT_OF_SPACE
 
 try:
     import fcntl

@@ -13,7 +13,7 @@ import torch
 from monai.bundle import ConfigParser
 from numpy.typing import ArrayLike, NDArray
 
-from ..datasets.candidates import inside, voxels_of
+from ..datasets.candidates.table import inside, voxels_of
 from ..networks import load_pretrained
 from .option_types import convert_option
 from .temperature import calibrated, read_temperature

@@ -18,8 +18,8 @@ from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.utils.enums import CommonKeys
 
-from ..datasets.case_dataset import CASE_KEY
-from ..datasets.whole_file import whole_file
+from ..datasets.io.atomic_write import whole_file
+from ..datasets.loading.case_dataset import CASE_KEY
 from .files import write_csv
 from .region_masks import region_masks
 from .segmentation_scores import EMPTY_MASKS, bootstrap_mean, mask_scores

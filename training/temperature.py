@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
-from ..datasets.candidate_predictions import file_hash
-from ..datasets.json_file import read_json
-from ..datasets.whole_file import whole_file
+from ..datasets.candidates.predictions import file_hash
+from ..datasets.io.atomic_write import whole_file
+from ..datasets.io.json_file import read_json
 
 __all__ = [
     "TEMPERATURE_FILE",

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..datasets.candidate_data import CandidateSet
+from ..datasets.candidates.split import CandidateSet
 
 __all__ = ["thin_candidates"]
 

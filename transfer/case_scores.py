@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..datasets.candidates import read_candidates
+from ..datasets.candidates.table import read_candidates
 
 
 def region_scores(

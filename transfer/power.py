@@ -93,7 +93,7 @@ def _assumed_mean(study: Study, tested: int, power: float) -> list[str]:
 
 
 def _assumed_auc(study: Study, cohort: Cohort, power: float) -> list[str]:
-    from ..datasets.candidates import read_candidates
+    from ..datasets.candidates.table import read_candidates
 
     table = read_candidates(study.dataset_dir / str(cohort.header["candidates"]), True)
     positives, negatives = int((table.label == 1).sum()), int((table.label == 0).sum())

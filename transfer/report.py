@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..datasets.whole_file import whole_text
+from ..datasets.io.atomic_write import whole_text
 from .analysis import Analysis
 from .answer import answer, control_sentences
 from .page import render_page

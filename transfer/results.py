@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..datasets.whole_file import whole_text
+from ..datasets.io.atomic_write import whole_text
 from ..training.files import write_csv
 from .plan import Run
 from .study import Study, StudyError, content_hash

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..datasets.candidate_predictions import file_hash
+from ..datasets.candidates.predictions import file_hash
 from .plan import Run, of_shard, to_do
 from .results import Protocol, Results, now
 from .settings import Settings, weight_path

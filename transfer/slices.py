@@ -17,8 +17,8 @@ from monai.transforms import Orientation
 from monai.utils.enums import CommonKeys
 from numpy.typing import NDArray
 
-from ..datasets.case_dataset import CASE_KEY
-from ..datasets.whole_file import whole_file
+from ..datasets.io.atomic_write import whole_file
+from ..datasets.loading.case_dataset import CASE_KEY
 from ..training.region_masks import region_masks
 
 

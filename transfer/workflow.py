@@ -19,7 +19,7 @@ from monai.bundle import ConfigWorkflow
 from monai.metrics import compute_roc_auc
 
 from ..datasets.datalist import write_datalist
-from ..datasets.scan_header import brief
+from ..datasets.io.scan_header import brief
 from ..training.files import write_csv
 from .case_scores import candidate_scores, case_columns, region_scores
 from .permuted import permuted_file

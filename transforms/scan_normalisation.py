@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform, NormalizeIntensity, ScaleIntensity, Transform
+from monai.utils import convert_to_dst_type
 
 from .hounsfield import whole_number_dtype
 
@@ -88,7 +90,10 @@ class NormaliseScan(Transform):
         Returns:
             The scan, of the same kind and shape; float32 if it was normalised.
         """
-        return img if self.step is None else self.step(img)
+        if self.step is None:
+            return img
+        # MONAI's steps give a MetaTensor for an array where they go through it channel by channel
+        return convert_to_dst_type(self.step(img), img, dtype=torch.float32)[0]
 
 
 class NormaliseScand(MapTransform):

@@ -18,8 +18,8 @@ import pytest
 
 from models_genesis.datasets import Label, make_phantom, write_embolism_phantom
 from models_genesis.datasets.__main__ import main
-from models_genesis.datasets.phantom_brain import make_brain_phantom
-from models_genesis.datasets.phantom_luna16 import write_luna16_phantom
+from models_genesis.datasets.phantom.brain_mr import make_brain_phantom
+from models_genesis.datasets.phantom.write_luna16 import write_luna16_phantom
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 

@@ -96,14 +96,27 @@ def test_what_is_in_a_package(build, name, tmp_path):
     }
     zoo = {"LICENSE", "configs/metadata.json", "configs/train.json", "configs/inference.json", "docs/data_license.txt"}
     code = {
-        f"scripts/{path.parent.name}/{path.name}"
+        f"scripts/{path.relative_to(ROOT).as_posix()}"
         for folder in ("datasets", "networks", "training", "transforms")
-        for path in (ROOT / folder).glob("*.py")
+        for path in (ROOT / folder).rglob("*.py")
     }
+    assert "scripts/datasets/io/scan_header.py" in code
     assert zoo | code | {"scripts/__init__.py", "docs/README.md", "configs/logging.conf"} <= set(files)
     unwanted = [file for file in files if "__pycache__" in file or file.startswith("eval/")]
     assert not unwanted + [file for file in files if file.endswith("last_epoch.pt")]
     assert package.path.stat().st_size < 25 * 1024**2
+
+
+def test_no_level_is_left_out(build, tree):
+    """Of the packages, of the bundle's own scripts, and of its docs."""
+    bundle = tree / "bundles" / PRETRAINING
+    for path in (tree / "training/a/b/deep.py", bundle / "scripts/own/deep.py", bundle / "docs/more/page.md"):
+        path.parent.mkdir(parents=True)
+        path.write_text("from models_genesis.training import a\n")
+    files = build.contents(bundle, {})
+    for file in ("scripts/training/a/b/deep.py", "scripts/own/deep.py"):
+        assert files[file] == b"from scripts.training import a\n"
+    assert "docs/more/page.md" in files
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -116,10 +129,19 @@ def test_nothing_in_a_package_imports_the_project(build, name):
             assert "models_genesis.networks" not in text and "models_genesis.training" not in text, file
 
 
-def test_an_import_that_cannot_be_rewritten_is_refused(build):
-    config = {"imports": ["$from models_genesis.training import a, b"]}
-    with pytest.raises(ValueError, match=r"train\.json: .*a, b.*expected one name"):
-        build.portable_configs({"train.json": config})
+@pytest.mark.parametrize("key", ["imports", "+imports"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "$from models_genesis.training import a, b",  # MONAI itself imports the first alone, with a warning
+        "$from models_genesis.training import a as b",
+        "$import models_genesis.training",
+        "$from models_genesis import training",
+    ],
+)
+def test_an_import_that_cannot_be_rewritten_is_refused(build, entry, key):
+    with pytest.raises(ValueError, match=rf"train\.json: .*{entry[1:]}.*expected one name"):
+        build.portable_configs({"train.json": {key: [entry]}})
 
 
 def test_enclosed_weights_are_packed_with_their_certificate_or_left_out_by_name(build, tmp_path, capsys):

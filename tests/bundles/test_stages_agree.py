@@ -67,7 +67,9 @@ def scaling(bundle: str, **settings: Any) -> Any:
 def test_ct_segmentation_sees_the_same_in_every_stage(bundle, dtype, limits, tmp_path):
     image, label, values = scan(tmp_path, dtype)
     modality = {} if dtype is not np.uint16 or bundle == MSD else {"modality": None}  # no air below zero
-    settings = {"intensity_range": limits, **modality}
+    # the Decathlon's default task is of MR, and so are the weights that are enclosed
+    task = {"task": "Task09_Spleen", "ckpt_dir": str(tmp_path / "models")} if bundle == MSD else {}
+    settings = {"intensity_range": limits, **modality, **task}
     if bundle == MSD and dtype is np.uint16:
         pytest.skip("the Decathlon's CTs have air: of unsigned numbers none is a CT")
     item = {"image": str(image), "label": str(label)}

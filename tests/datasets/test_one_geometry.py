@@ -25,7 +25,7 @@ from models_genesis.datasets import (
     survey_candidates,
     survey_folder,
 )
-from models_genesis.datasets.dicom_seg import place_on_series
+from models_genesis.datasets.io.dicom_seg import place_on_series
 from models_genesis.transforms import CandidateCubed
 
 pytest.importorskip("pydicom")

@@ -24,7 +24,7 @@ import torch
 from mutations import Edit, edit_fields, edit_text, edit_zip
 
 from models_genesis.datasets import BadScanError, ScanReader, load_datalist, open_scan, read_candidates
-from models_genesis.datasets.lidc_xml import LARGEST_SIDE, MAX_READERS, read_lidc_xml
+from models_genesis.datasets.layouts.lidc_xml import LARGEST_SIDE, MAX_READERS, read_lidc_xml
 from models_genesis.networks import GenesisUNet, load_pretrained
 from models_genesis.networks.weight_container import DamagedFileError, read_checkpoint
 

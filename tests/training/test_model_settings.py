@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models_genesis.datasets import msd_task
-from models_genesis.datasets.segmentation_data import MSD_TASKS
+from models_genesis.datasets.cases import MSD_TASKS
 from models_genesis.networks import save_weights
 from models_genesis.training import (
     ModelSettingsError,

@@ -24,9 +24,9 @@ sys.modules["models_genesis.training"] = type(sys)("models_genesis.training")  #
 import importlib.util
 spec = importlib.util.spec_from_file_location("models_genesis.training.run_lock", sys.argv[2])
 module = importlib.util.module_from_spec(spec)
-sys.modules["models_genesis.datasets"] = type(sys)("models_genesis.datasets")
-whole = type(sys)("models_genesis.datasets.whole_file"); whole.OUT_OF_SPACE = ()
-sys.modules["models_genesis.datasets.whole_file"] = whole
+for name in ("models_genesis.datasets", "models_genesis.datasets.io", "models_genesis.datasets.io.atomic_write"):
+    sys.modules[name] = type(sys)(name)
+sys.modules[name].OUT_OF_SPACE = ()
 spec.loader.exec_module(module)
 lock = module.FolderLock(sys.argv[1], heartbeat=0.1)
 print("held", flush=True)

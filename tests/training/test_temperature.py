@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from models_genesis.datasets.candidate_predictions import file_hash
+from models_genesis.datasets.candidates.predictions import file_hash
 from models_genesis.training import calibrated, fit_temperature, read_temperature, score_ranking
 from models_genesis.training.temperature import (
     expected_calibration_error,

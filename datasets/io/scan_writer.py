@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The writer of predicted label maps and restored scans."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monai.config import PathLike
+from monai.config.type_definitions import NdarrayOrTensor
+from monai.data import NibabelWriter
+from monai.data.utils import to_affine_nd
+from monai.utils import ImageMetaKey, convert_data_type
+
+from .atomic_write import whole_path
+from .nifti_scan import copy_geometry, nifti_affine, read_nifti_header
+from .scan_geometry import NIFTI_SUFFIXES, TOLERANCE, BadScanError, corner_distance
+
+logger = logging.getLogger(__name__)
+
+
+class ScanWriter(NibabelWriter):
+    """MONAI's ``NibabelWriter``, but a file appears whole or not at all, and lies on its scan in every viewer.
+
+    A file on the voxels of a NIfTI scan says where they are in that scan's own words: sform, qform, their codes, voxel
+    sides and unit are copied, so that whatever a program makes of the scan, it makes of the prediction. Others get
+    sform and qform of scanner coordinates in mm, on which nibabel and ITK agree. A single slice keeps its third axis.
+
+    Give it to MONAI as ``SaveImaged(keys="pred", writer="models_genesis.datasets.ScanWriter")``.
+    """
+
+    source: str = ""
+
+    def set_data_array(
+        self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, squeeze_end_dims: bool = True, **kwargs: Any
+    ) -> None:
+        """Take the voxels, see MONAI's; only axes behind the third are dropped where they have the length 1.
+
+        Args:
+            data_array: the voxels.
+            channel_dim: axis of the channels, ``None`` for none.
+            squeeze_end_dims: whether to drop axes of length 1 behind the third.
+            kwargs: passed on to MONAI's.
+        """
+        super().set_data_array(data_array, channel_dim, squeeze_end_dims=False, **kwargs)
+        voxels: np.ndarray = convert_data_type(self.data_obj, np.ndarray)[0]
+        while squeeze_end_dims and voxels.ndim > 3 and voxels.shape[-1] == 1:
+            voxels = voxels[..., 0]
+        self.data_obj = voxels
+
+    def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
+        """Take the metadata, see MONAI's, and note which scan the voxels are of.
+
+        Args:
+            meta_dict: metadata of the image.
+            resample: whether to resample to the original affine.
+            options: passed on to MONAI's.
+        """
+        self.source = str((meta_dict or {}).get(ImageMetaKey.FILENAME_OR_OBJ, ""))
+        super().set_metadata(meta_dict, resample, **options)
+
+    def write(self, filename: PathLike, verbose: bool = False, **obj_kwargs: Any) -> None:
+        """Write the image that was given to the writer.
+
+        Args:
+            filename: the NIfTI file to write or replace.
+            verbose: whether to log the name.
+            obj_kwargs: passed on to ``nibabel.Nifti1Image``.
+        """
+        affine = to_affine_nd(3, convert_data_type(np.eye(4) if self.affine is None else self.affine, np.ndarray)[0])
+        self.data_obj = self.create_backend_obj(self.data_obj, affine, self.output_dtype, **obj_kwargs)
+        image: Any = self.data_obj
+        image.set_sform(affine, code=1)
+        image.set_qform(affine, code=1)
+        image.header.set_xyzt_units("mm")
+        source = self._source_header(image.shape, np.asarray(affine, np.float64))
+        if source is not None:
+            copy_geometry(source, image.header)
+            # nibabel writes what the header says as long as the affine agrees with it, in the header's unit
+            image = nib.Nifti1Image(image.dataobj, image.header.get_best_affine(), image.header)
+        with whole_path(filename) as temporary:
+            nib.save(image, temporary)
+        if verbose:
+            logger.info("wrote %s", filename)
+
+    def _source_header(self, shape: tuple[int, ...], affine: np.ndarray) -> Any:
+        """Read the header of the scan if the voxels are its own; ``None`` otherwise."""
+        if not self.source.lower().endswith(NIFTI_SUFFIXES) or not Path(self.source).is_file():
+            return None
+        try:
+            header = read_nifti_header(self.source)
+            theirs = nifti_affine(self.source, header, shape)
+        except BadScanError:
+            return None  # written over since it was read
+        if tuple(int(size) for size in header["dim"][1:4]) != shape[:3]:
+            return None
+        sides = np.linalg.norm(affine[:3, :3], axis=0)
+        return header if corner_distance(shape, theirs, affine) <= TOLERANCE * sides.min() else None

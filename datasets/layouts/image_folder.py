@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any folder tree of scans, NIfTI, MetaImage, NRRD and DICOM, surveyed by its headers and split by patient."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..datalist import NAME_EXCLUDED, FoundScan, Survey
+from ..io.find_scans import find_scans, without_suffix
+from ..io.scan_header import SCAN_SUFFIXES, SERIES_SEPARATOR, BadScanError, ScanHeader, read_scan_header
+from ..splits import RULE, split_patients
+
+logger = logging.getLogger(__name__)
+
+LABEL_PATTERN = r"(^|[/_.\-])(segmentations?|seg|labels?|labels(Tr|Ts)|masks?|gt|annotations?)(?=[/_.\-]|\d*\.|\d*$)"
+"""What label maps are called in the usual data sets; searched in the relative path, in upper and lower case."""
+
+
+@dataclass(frozen=True)
+class FolderRules:
+    """What :func:`survey_folder` keeps, and how it splits.
+
+    Attributes:
+        min_size: least voxels to the right, forward and upward.
+        exclude: pattern of relative paths to leave out, by default :data:`LABEL_PATTERN`; ``""`` for none.
+        modality: DICOM modality to keep, or ``"any"``; files that do not say their modality are kept.
+        patient_pattern: pattern whose first group in the relative path names the patient. By default the patient is the
+            DICOM patient identifier, else the first folder below the one that holds all scans, else the file's name.
+        validation_fraction: share of the patients for validation.
+        test_fraction: share of the patients for testing.
+        seed: seed of the split.
+    """
+
+    min_size: tuple[int, int, int] = (64, 64, 32)
+    exclude: str = LABEL_PATTERN
+    modality: str = "CT"
+    patient_pattern: str = ""
+    validation_fraction: float = 0.2
+    test_fraction: float = 0.0
+    seed: int = 0
+
+
+def survey_folder(root: str | Path, progress: bool = False, **rules: Any) -> Survey:
+    """Find the scans below a folder, read their headers, and split them by patient.
+
+    Args:
+        root: the folder.
+        progress: whether to show a progress bar.
+        rules: see :class:`FolderRules`.
+
+    Returns:
+        All scans found, those left out with the reason.
+
+    Raises:
+        FileNotFoundError: When the folder is missing.
+        ValueError: When it holds no scan, or a rule is out of range.
+    """
+    settings = FolderRules(**rules)
+    folder = Path(root)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: expected a folder of scans, found no such folder.")
+    images = list(find_scans(folder))
+    if not images:
+        expected = ", ".join(SCAN_SUFFIXES)
+        raise ValueError(f"{folder}: expected scans ({expected} or DICOM), found none.")
+    checked = [_check(folder, image, settings) for image in tqdm(images, "headers", disable=None if progress else True)]
+    kept = [image for image, _, scan in checked if not scan.reason]
+    patients = _patients(kept, {image: header.patient for image, header, _ in checked if header}, settings)
+    splits = split_patients(patients.values(), settings.validation_fraction, settings.test_fraction, settings.seed)
+    scans = [
+        FoundScan(**{**vars(scan), "patient": patients[image], "split": splits[patients[image]]})
+        if image in patients
+        else scan
+        for image, _, scan in checked
+    ]
+    header = {
+        "name": folder.resolve().name,
+        "description": f"scans found below {folder.resolve().name}, split by patient",
+        "modality": {"0": settings.modality},
+        "split_rule": RULE,
+        "seed": settings.seed,
+        "validation_fraction": settings.validation_fraction,
+        "test_fraction": settings.test_fraction,
+    }
+    return Survey(folder, scans, _notes(scans), header)
+
+
+def _check(root: Path, image: str, rules: FolderRules) -> tuple[str, ScanHeader | None, FoundScan]:
+    """Decide by its name and header whether a scan is kept."""
+    if rules.exclude and re.search(rules.exclude, image, re.IGNORECASE):
+        return image, None, FoundScan(image, reason=NAME_EXCLUDED, detail="matches the pattern of --exclude")
+    try:
+        header = read_scan_header(os.path.normpath(root / image))
+    except BadScanError as error:
+        return image, None, FoundScan(image, reason=error.reason, detail=error.detail)
+    geometry = FoundScan.geometry(header)
+    reason = detail = ""
+    shape = header.ras_shape
+    if "LOCALIZER" in header.image_type.upper():
+        reason, detail = "localizer", f"DICOM image type {header.image_type}"
+    elif rules.modality != "any" and header.modality not in ("", rules.modality):
+        reason, detail = "other modality", f"expected {rules.modality}, found {header.modality}"
+    elif shape[2] < rules.min_size[2]:
+        reason, detail = "too few slices", f"expected at least {rules.min_size[2]}, found {shape[2]}"
+    elif any(size < least for size, least in zip(shape, rules.min_size, strict=True)):
+        expected, found = (" x ".join(map(str, sizes)) for sizes in (rules.min_size, shape))
+        reason, detail = "too small", f"expected at least {expected} voxels, found {found}"
+    return image, header, FoundScan(image, reason=reason, detail=detail, **geometry)
+
+
+def _patients(images: Sequence[str], identifiers: dict[str, str], rules: FolderRules) -> dict[str, str]:
+    """Name the patient of each scan: by pattern, by DICOM identifier, by folder or by file name, in this order."""
+    folders = [image.split(SERIES_SEPARATOR)[0] for image in images]
+    common = os.path.commonpath([os.path.dirname(folder) or "." for folder in folders]) if folders else "."
+    patients = {}
+    for image, folder in zip(images, folders, strict=True):
+        if rules.patient_pattern:
+            found = re.search(rules.patient_pattern, image)
+            if found is None or not found.groups() or not found[1]:
+                raise ValueError(
+                    f"{image}: expected the patient as first group of {rules.patient_pattern!r}, found none."
+                )
+            patients[image] = found[1]
+        elif identifiers[image]:
+            patients[image] = identifiers[image]
+        else:
+            below = Path(os.path.relpath(folder, common)).parts
+            patients[image] = below[0] if len(below) > 1 else without_suffix(below[0])
+    return patients
+
+
+def _notes(scans: Sequence[FoundScan]) -> list[str]:
+    """Point out a split that is probably not what was meant."""
+    patients = Counter(scan.patient for scan in scans if scan.split)
+    notes = []
+    if len(patients) == 1:
+        notes.append(f"all scans count as one patient ({next(iter(patients))}), so nothing is left for validation;")
+    elif patients and patients.most_common(1)[0][1] > max(sum(patients.values()) / 2, 2):
+        name, number = patients.most_common(1)[0]
+        notes.append(f"{number} of {sum(patients.values())} scans count as one patient ({name});")
+    return [f"{note} name patients with --patient-pattern if they differ" for note in notes]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line of ``python -m models_genesis.datasets folder``."""
+    rules = FolderRules()
+    parser.add_argument("--min-size", type=_sizes, default=rules.min_size, metavar="X,Y,Z", help="least size in voxels")
+    parser.add_argument("--exclude", default=rules.exclude, metavar="REGEX", help="relative paths to leave out")
+    parser.add_argument("--modality", default=rules.modality, help="DICOM modality to keep: CT, MR, ... or any")
+    parser.add_argument("--patient-pattern", default="", metavar="REGEX", help="its first group names the patient")
+    parser.add_argument("--validation-fraction", type=float, default=rules.validation_fraction)
+    parser.add_argument("--test-fraction", type=float, default=rules.test_fraction)
+    parser.add_argument("--seed", type=int, default=rules.seed, help="seed of the split")
+
+
+def survey(arguments: argparse.Namespace) -> Survey:
+    """Survey the folder that the command line names."""
+    names = FolderRules.__dataclass_fields__
+    return survey_folder(arguments.root, progress=True, **{name: getattr(arguments, name) for name in names})
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(part) for part in text.split(","))
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise ValueError(f"expected three sizes, found {text}")
+    return sizes

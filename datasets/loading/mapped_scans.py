@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prepared scans on disk, from which a cube is read without reading the scan."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai import __version__ as monai_version
+from monai.data.utils import json_hashing
+
+from ..io.atomic_write import whole_path
+from ..io.scan_header import scan_files
+
+VERSION = 1
+"""Raised when the transforms of this package prepare scans otherwise, so that older files are not taken."""
+
+
+RUN_TIME_STATE = {"R", "filenames"}
+"""Attributes of MONAI's transforms and readers that are no settings."""
+
+SMALL = 4096
+"""Bytes of a file up to which it is read instead of mapped."""
+
+
+def scan_key(scan: str | Sequence[str], preprocessing: Any) -> str:
+    """Name a prepared scan by what it is made of: its files with their sizes and times, and the preprocessing.
+
+    Args:
+        scan: path of the scan, or paths of its channels.
+        preprocessing: the transforms that prepare it.
+
+    Returns:
+        A name for files, the same in every process.
+    """
+    files = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in scan_files(scan)]
+    return json_hashing([VERSION, monai_version, scan, files, describe(preprocessing)]).decode()[:32]
+
+
+def describe(thing: Any) -> Any:
+    """Describe transforms by classes and settings, in plain lists and numbers, so that they can be hashed.
+
+    Random states and what a transform notes while it runs are left out: what is cached must not depend on them.
+
+    Example:
+        >>> from monai.transforms import Flip
+        >>> describe(Flip(spatial_axis=1))
+        ['monai.transforms.spatial.array.Flip', [['_lazy', False], ['spatial_axis', 1]]]
+    """
+    if thing is None or isinstance(thing, bool | int | float | str):
+        return thing
+    if isinstance(thing, list | tuple):
+        return [describe(part) for part in thing]
+    if isinstance(thing, Mapping):
+        return [[str(name), describe(value)] for name, value in sorted(thing.items(), key=lambda item: str(item[0]))]
+    if isinstance(thing, np.ndarray):
+        return [str(thing.dtype), thing.tolist()]
+    if isinstance(thing, np.random.RandomState):
+        return "random"
+    if isinstance(thing, type) or not hasattr(thing, "__dict__"):
+        return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', repr(thing))}"
+    code = getattr(thing, "__code__", None)
+    if code is not None:
+        return [f"{thing.__module__}.{thing.__qualname__}", code.co_code.hex(), repr(code.co_consts[1:])]
+    name = f"{type(thing).__module__}.{type(thing).__qualname__}"
+    settings = {
+        key: value
+        for key, value in vars(thing).items()
+        if key not in RUN_TIME_STATE and not isinstance(value, threading.local)
+    }
+    return [name, describe(settings)]
+
+
+class MappedScan:
+    """The arrays of one prepared scan, as files that are mapped into memory whenever one is asked for.
+
+    Nothing stays open between two uses: workers share the pages through the system's cache, no process runs out of
+    file handles, and resident memory does not grow.
+
+    Args:
+        folder: folder of the files.
+        key: their name, see :func:`scan_key`.
+    """
+
+    def __init__(self, folder: str | Path, key: str) -> None:
+        self.folder = str(folder)
+        self.key = key
+        self._index: dict[str, np.ndarray | tuple[str, tuple[int, ...], int]] | None = None
+
+    def _path(self, name: str) -> Path:
+        return Path(self.folder) / f"{self.key}.{name}"
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Map the arrays, read-only; small ones are kept in memory."""
+        if self._index is None:
+            self._index = self._read_index()
+        return {
+            name: entry if isinstance(entry, np.ndarray) else self._map(name, *entry)
+            for name, entry in self._index.items()
+        }
+
+    def _map(self, name: str, dtype: str, shape: tuple[int, ...], offset: int) -> np.ndarray:
+        return np.memmap(f"{self.folder}/{self.key}.{name}.npy", dtype, mode="r", offset=offset, shape=shape)
+
+    def _read_index(self) -> dict[str, np.ndarray | tuple[str, tuple[int, ...], int]]:
+        index: dict[str, np.ndarray | tuple[str, tuple[int, ...], int]] = {}
+        for name, written in json.loads(self._path("json").read_text()).items():
+            path = self._path(f"{name}.npy")
+            if written["size"] <= SMALL:
+                index[name] = np.load(path)
+            else:
+                array = np.load(path, mmap_mode="r")
+                index[name] = (str(array.dtype), tuple(array.shape), int(array.offset))
+        return index
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self.arrays().values())
+
+    def exists(self) -> bool:
+        """Say whether the scan was written before and is unharmed.
+
+        Size and time of each file must be as they were written; where only the time differs, as after a copy, the
+        checksum decides.
+        """
+        try:
+            written = json.loads(self._path("json").read_text())
+            for name, expected in written.items():
+                path = self._path(f"{name}.npy")
+                state = path.stat()
+                if state.st_size != expected["size"]:
+                    return False
+                if state.st_mtime_ns != expected["time"] and _checksum(path) != expected["checksum"]:
+                    return False
+            self.arrays()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+        return True
+
+    def write(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write the arrays; each file appears whole or not at all, and the index, which makes them count, last.
+
+        Args:
+            arrays: the arrays by name.
+
+        Raises:
+            OSError: When the disk is full or the folder cannot be written.
+        """
+        written = {}
+        for name, array in arrays.items():
+            path = self._path(f"{name}.npy")
+            checksum = self._replace(path, lambda stream, array=array: np.save(stream, array, allow_pickle=False))
+            state = path.stat()
+            written[name] = {"size": state.st_size, "time": state.st_mtime_ns, "checksum": checksum}
+        text = json.dumps(written).encode()
+        self._replace(self._path("json"), lambda stream: stream.write(text))
+        self._index = None
+
+    def _replace(self, path: Path, write: Any) -> int:
+        with whole_path(path, durable=False) as temporary:
+            with temporary.open("wb") as stream:
+                write(stream)
+            return _checksum(temporary)
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with open(path, "rb") as stream:
+        while block := stream.read(2**22):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def check_free_space(folder: str | Path, needed: int) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        folder: where the files go; it is made where it lacks.
+        needed: bytes.
+
+    Raises:
+        OSError: When less is free, with both numbers.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{folder}: expected {needed / 2**30:.2f} GiB free for prepared scans, found {free / 2**30:.2f} GiB;"
+            " name another cache_dir, or allow more memory (cache_gib)."
+        )

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import logging
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import SaveImage
+
+from models_genesis.datasets.io.atomic_write import whole_file, whole_path, whole_text
+
+
+@pytest.mark.parametrize("writer", [whole_file, whole_text, whole_path])
+def test_a_failure_leaves_the_old_file_alone(tmp_path, writer):
+    path = tmp_path / "new" / "table.csv"
+    with whole_text(path) as file:
+        file.write("old")
+    with pytest.raises(KeyboardInterrupt), writer(path) as file:
+        if writer is whole_path:
+            file.write_text("half")
+        else:
+            file.write("half" if writer is whole_text else b"half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_two_writers_of_one_file_do_not_mix(tmp_path):
+    path = tmp_path / "table.csv"
+    with whole_text(path) as first:
+        first.write("first\n" * 9)
+        with whole_text(path) as second:
+            second.write("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first\n" * 9
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_text_is_written_as_it_is(tmp_path):
+    with whole_text(tmp_path / "table.csv", errors="surrogateescape") as file:
+        file.write("Müller\r\n\udcff\n")
+    assert (tmp_path / "table.csv").read_bytes() == "Müller\r\n".encode() + b"\xff\n"
+
+
+def test_a_block_that_writes_nothing_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), whole_path(tmp_path / "scan.nii.gz"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def save(folder, labels, affine):
+    image = MetaTensor(torch.as_tensor(labels)[None], affine=affine, meta={"filename_or_obj": "scan.nii.gz"})
+    transform = SaveImage(
+        folder,
+        output_postfix="seg",
+        output_dtype="uint8",
+        resample=False,
+        separate_folder=False,
+        writer="models_genesis.datasets.ScanWriter",
+        print_log=True,
+    )
+    transform(image)
+
+
+def test_a_label_map_is_replaced_as_a_whole(tmp_path, monkeypatch, caplog):
+    labels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    affine = np.diag([2.0, -1, 3, 1])
+    affine[:3, 3] = 5, 6, 7
+    path = tmp_path / "scan_seg.nii.gz"
+    with caplog.at_level(logging.INFO):
+        save(tmp_path, labels, affine)
+    assert f"wrote {path}" in caplog.text and ".tmp" not in caplog.text
+    written = nib.load(path)
+    assert np.array_equal(np.asarray(written.dataobj), labels)
+    assert np.array_equal(written.affine, affine)
+    content = path.read_bytes()
+
+    def half(image, filename):
+        with open(filename, "wb") as file:
+            file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(nib, "save", half)
+    with pytest.raises(Exception, match="No space left"):
+        save(tmp_path, labels + 1, affine)
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]

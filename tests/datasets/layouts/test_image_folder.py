@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any folder of scans: each scan once, patients together, what is left out with its reason."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from monai.data import load_decathlon_datalist
+
+from models_genesis.datasets import build_datalist, load_datalist, survey_folder
+from models_genesis.datasets.__main__ import main
+from models_genesis.datasets.io.find_scans import find_scans
+from models_genesis.datasets.splits import SPLITS
+
+SMALL = {"min_size": (8, 8, 4)}
+
+
+def test_folder_lists_every_scan_once_by_patient(scan_folder, tmp_path):
+    arguments = ["folder", "--root", str(scan_folder), "--out", str(tmp_path / "list.json"), "--min-size", "8,8,4"]
+    assert main([*arguments, "--report", str(tmp_path / "report.csv")]) == 0
+    datalist = json.loads((tmp_path / "list.json").read_text())
+    patients = {split: {entry["patient"] for entry in datalist[split]} for split in SPLITS}
+    assert patients["training"] | patients["validation"] == {"a", "b", "c"} and len(patients["validation"]) == 1
+    assert not patients["training"] & patients["validation"]
+    images = sorted(entry["image"] for split in SPLITS for entry in datalist[split])
+    assert images == ["a/first.nii.gz", "a/second.nii.gz", "b/only.nii", "c/deep/y.nii.gz", "c/x.nii.gz"]
+    assert datalist["numTraining"] + datalist["numValidation"] == 5 and datalist["seed"] == 0
+    with open(tmp_path / "report.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["image"]: row["split"] for row in rows} == {
+        entry["image"]: split for split in SPLITS for entry in datalist[split]
+    }
+    assert rows[0]["shape"] == "24 x 20 x 16" and rows[0]["spacing"] == "2 x 2 x 3"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["list.json", "report.csv", "scans"]
+    # MONAI reads the same, and so do we
+    for split in ("training", "validation"):
+        stock = load_decathlon_datalist(tmp_path / "list.json", False, split, scan_folder)
+        ours = load_datalist(tmp_path / "list.json", scan_folder, split)
+        assert [entry["image"] for entry in ours] == [entry["image"] for entry in stock]
+        assert ours == load_datalist(None, scan_folder, split, **SMALL)
+
+
+def test_absolute_paths_need_no_folder(scan_folder, tmp_path):
+    arguments = ["folder", "--root", str(scan_folder), "--out", str(tmp_path / "deep/list.json"), "--min-size", "1,1,1"]
+    assert main([*arguments, "--absolute"]) == 0
+    assert {entry["image"] for entry in load_datalist(tmp_path / "deep/list.json")} <= {
+        str(path) for path in scan_folder.rglob("*.nii*")
+    }
+
+
+def test_bad_and_unwanted_scans_are_left_out_with_the_reason(scan_folder, bad_scan, tools):
+    path, message = bad_scan
+    survey = survey_folder(scan_folder, **SMALL)
+    name = path.split("/")[-1]
+    scan = next((scan for scan in survey.scans if scan.image == name), None)
+    if "found none" in message:
+        assert scan is None
+    elif "cannot" in message or "finite" in message or "admissible" in message:
+        assert scan.split  # headers tell nothing of it; the cache finds out
+    elif name in ("small.nii.gz", "slice.nii.gz"):
+        assert (scan.reason, scan.split) == ("too small" if name.startswith("small") else "too few slices", "")
+    else:
+        assert scan.reason in message and not scan.split
+        assert f"left out, {scan.reason}" in survey.table() and name in survey.table()
+    assert sum(bool(scan.split) for scan in survey.scans if scan.image != name) == 5
+
+
+def test_label_maps_are_left_out_by_name(scan_folder, tools):
+    for name in [
+        "a/first_seg.nii.gz",
+        "labelsTr/a.nii.gz",
+        "segmentation-3.nii",
+        "b/Mask.nii.gz",
+        "segmented/d.nii.gz",
+    ]:
+        tools.write_nifti(scan_folder / name, tools.make_scan(9))
+    left_out = [scan.image for scan in survey_folder(scan_folder, **SMALL).scans if scan.reason == "name excluded"]
+    assert sorted(left_out) == ["a/first_seg.nii.gz", "b/Mask.nii.gz", "labelsTr/a.nii.gz", "segmentation-3.nii"]
+    assert not [scan for scan in survey_folder(scan_folder, exclude="", **SMALL).scans if scan.reason]
+
+
+def test_size_is_measured_along_the_body(tmp_path, tools):
+    # the file's first axis points upward: 24 slices of 20 x 16
+    affine = np.array([[0.0, 2, 0, 0], [0, 0, 2, 0], [3, 0, 0, 0], [0, 0, 0, 1]])
+    tools.write_nifti(tmp_path / "a.nii", tools.make_scan(0), affine)
+    assert not survey_folder(tmp_path, min_size=(20, 16, 24)).scans[0].reason
+    assert survey_folder(tmp_path, min_size=(20, 16, 25)).scans[0].reason == "too few slices"
+    assert survey_folder(tmp_path, min_size=(20, 17, 24)).scans[0].reason == "too small"
+
+
+def test_dicom_one_entry_a_series_and_split_by_patient_identifier(tmp_path, tools):
+    scan = tools.make_scan(0)
+    tools.write_series(tmp_path / "one", scan, patient="P1")
+    tools.write_series(tmp_path / "more", scan, "s", patient="P1")
+    tools.write_series(tmp_path / "more", scan[..., :8], "t", patient="P2")
+    tools.write_series(tmp_path / "pet", scan, patient="P3", modality="PT")
+    tools.write_series(tmp_path / "scout", scan[..., :5], patient="P4", image_type="LOCALIZER")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/readme.txt").write_text("nothing")
+    survey = survey_folder(tmp_path, **SMALL)
+    kept = {scan.image.split("::")[0]: [] for scan in survey.scans}
+    for found in survey.scans:
+        kept[found.image.split("::")[0]].append((found.patient, found.reason))
+    assert sorted(kept.pop("more")) == [("P1", ""), ("P2", "")]
+    assert kept == {"one": [("P1", "")], "pet": [("", "other modality")], "scout": [("", "localizer")]}
+    splits = {scan.patient: scan.split for scan in survey.scans if scan.split}
+    assert sorted(splits.values()) == ["training", "validation"]
+    assert sum(not scan.reason for scan in survey_folder(tmp_path, modality="any", **SMALL).scans) == 4
+    # the entries load as they are listed
+    for entry in load_datalist(None, tmp_path, "training", **SMALL):
+        assert tools.preprocessing()[0](entry)["image"].shape[1:3] == (24, 20)
+
+
+def test_dicom_files_without_suffix_in_the_root(tmp_path, tools):
+    tools.write_series(tmp_path, tools.make_scan(0), patient="P1")
+    for path in list(tmp_path.iterdir()):
+        path.rename(path.with_suffix(""))
+    assert list(find_scans(tmp_path)) == ["."]
+    entry = load_datalist(None, tmp_path, **SMALL)[0]
+    assert entry == {"image": str(tmp_path), "patient": "P1"}
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern", "patients"),
+    [
+        (["p1_a.nii", "p1_b.nii", "p2.nii"], "", ["p1_a", "p1_b", "p2"]),
+        (["p1_a.nii", "p1_b.nii", "p2_a.nii"], r"(p\d)", ["p1", "p1", "p2"]),
+        (["images/p1.nii", "images/p2.nii"], "", ["p1", "p2"]),
+        (["ct/p1/a.nii", "ct/p1/b/c.nii", "ct/p2/a.nii"], "", ["p1", "p1", "p2"]),
+    ],
+)
+def test_who_a_patient_is(names, pattern, patients, tmp_path, tools):
+    for name in names:
+        tools.write_nifti(tmp_path / name, tools.make_scan(0))
+    scans = survey_folder(tmp_path, patient_pattern=pattern, **SMALL).scans
+    assert [scan.patient for scan in sorted(scans, key=lambda scan: scan.image)] == patients
+
+
+def test_one_patient_is_pointed_out(tmp_path, tools):
+    for number in range(3):
+        tools.write_nifti(tmp_path / f"x_{number}.nii", tools.make_scan(0))
+    survey = survey_folder(tmp_path, patient_pattern="(x)", **SMALL)
+    assert "--patient-pattern" in survey.table() and "one patient (x)" in survey.table()
+    with pytest.raises(ValueError, match="expected the patient as first group"):
+        survey_folder(tmp_path, patient_pattern="(y)", **SMALL)
+
+
+def test_loops_of_links_end(scan_folder):
+    (scan_folder / "a/loop").symlink_to(scan_folder)
+    assert len(list(find_scans(scan_folder))) == 5
+
+
+def test_real_folder_of_scans(shared):
+    survey = survey_folder(shared / "data/ct")
+    assert len(survey.scans) == 6 and not [scan for scan in survey.scans if scan.reason]
+    assert len(build_datalist(shared / "data/ct")["validation"]) == 1
+    lits = survey_folder(shared / "data/lits", min_size=(64, 64, 16)).scans
+    assert {scan.image: scan.reason for scan in lits} == {
+        "segmentation-0.nii.gz": "name excluded",
+        "segmentation-1.nii.gz": "name excluded",
+        "volume-0.nii.gz": "",
+        "volume-1.nii.gz": "",
+    }
