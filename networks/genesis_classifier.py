@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .genesis_encoder import GenesisEncoder, check_architecture
 from .weight_container import refuse_non_finite
+from .weight_names import accept_prefixes
 
 
 class GenesisClassifier(nn.Module):
@@ -67,6 +68,7 @@ class GenesisClassifier(nn.Module):
         self.act = nn.ReLU()
         self.dropout = nn.Dropout(dropout)
         self.classes = nn.Linear(hidden_channels, num_classes)
+        self.register_load_state_dict_pre_hook(accept_prefixes)
         self.register_load_state_dict_pre_hook(refuse_non_finite)
 
     def forward(self, x: Tensor) -> Tensor:

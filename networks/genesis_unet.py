@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .genesis_decoder import GenesisDecoder
 from .genesis_encoder import GenesisEncoder, check_architecture
 from .weight_container import refuse_non_finite
+from .weight_names import accept_prefixes
 
 
 def check_divisible(sides: list[int], divisor: int) -> None:
@@ -102,6 +103,7 @@ class GenesisUNet(nn.Module):
         )
         self.decoder = GenesisDecoder(spatial_dims, channels, act, norm, batch_statistics, use_checkpointing)
         self.head = Conv[Conv.CONV, spatial_dims](channels[0], out_channels, kernel_size=1)
+        self.register_load_state_dict_pre_hook(accept_prefixes)
         self.register_load_state_dict_pre_hook(refuse_non_finite)
 
     def forward(self, x: Tensor) -> Tensor:
