@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .genesis_decoder import GenesisDecoder
 from .genesis_encoder import GenesisEncoder, check_architecture
+from .hub import PretrainedMixin
 from .weight_container import refuse_non_finite
 from .weight_names import accept_prefixes
 
@@ -41,7 +42,7 @@ def check_divisible(sides: list[int], divisor: int) -> None:
         raise ValueError(f"every spatial side must be divisible by {divisor}, found {sides}: pad the image to {padded}")
 
 
-class GenesisUNet(nn.Module):
+class GenesisUNet(nn.Module, PretrainedMixin):
     """The encoder-decoder of Models Genesis, 3D or 2D (arXiv:2004.07882, section 3).
 
     The layers are the original's: per level two convolutions of width 3 with bias, norm and activation; max-pool 2
@@ -97,6 +98,15 @@ class GenesisUNet(nn.Module):
     ) -> None:
         super().__init__()
         channels = check_architecture(spatial_dims, features)
+        self.architecture = {  # what save_pretrained writes
+            "spatial_dims": spatial_dims,
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "features": channels,
+            "act": act,
+            "norm": norm,
+            "batch_statistics": batch_statistics,
+        }
         self.divisor = 2 ** (len(channels) - 1)
         self.encoder = GenesisEncoder(
             spatial_dims, in_channels, channels, act, norm, batch_statistics, use_checkpointing

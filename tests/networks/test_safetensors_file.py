@@ -98,7 +98,7 @@ def test_of_400_flipped_bits_none_loads_as_another_number(ours: Path, source: Ge
 def test_truncated_files_are_refused(keep: float, ours: Path) -> None:
     content = ours.read_bytes()
     ours.write_bytes(content[: int(keep * len(content))])
-    with pytest.raises(ValueError, match="cannot be read as weights: .* or a file of safetensors"):
+    with pytest.raises(ValueError, match=r"cannot be read as weights: .* or a file of safetensors"):
         load_pretrained(GenesisUNet(features=(4, 8)), ours)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prefixes in weight files: each one and their nesting load, in transfer and in inference; ambiguous ones are refused."""
+"""Prefixes in weight files: each one and their nesting load, in inference too; ambiguous ones are refused."""
 
 from __future__ import annotations
 
