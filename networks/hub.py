@@ -44,7 +44,7 @@ else:
                 raise ImportError("expected huggingface_hub 0.34 or later: pip install 'models-genesis[hub]'")
 
 
-__all__ = ["PretrainedMixin"]
+__all__ = ["PretrainedMixin", "load_network"]
 
 logger = logging.getLogger(__name__)
 
@@ -241,6 +241,27 @@ class PretrainedMixin(
         save_safetensors(tensors, save_directory / WEIGHTS, {HEADER: text})
         with whole_text(save_directory / CONFIG) as file:
             file.write(text + "\n")
+
+
+def load_network(source: str | os.PathLike[str], filename: str | None = None, **options: Any) -> Any:
+    """Make whichever of our networks weights are of, as :meth:`PretrainedMixin.from_pretrained` does.
+
+    Args:
+        source: a file, a folder, or a repository of the Hugging Face hub.
+        filename: the weights' name in folder or repository, where it is not one of the usual.
+        options: of ``huggingface_hub.hf_hub_download``, for a repository.
+
+    Returns:
+        A :class:`GenesisUNet` or a :class:`GenesisClassifier`, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: there is nothing of that name.
+        ValueError: the weights are of no network of ours, contradict their config, or are damaged.
+    """
+    files = find_files(source, filename, **options)
+    kind = read_config(files, read_weights(files.weights), _networks()).network
+    make: Any = _networks()[kind]
+    return make.from_pretrained(files.weights)
 
 
 def _networks() -> dict[str, type[nn.Module]]:

@@ -20,8 +20,8 @@ __all__ = ["HEADER", "PREPROCESSING", "NetworkConfig", "config_text", "read_conf
 HEADER = "models_genesis"
 """Entry of a safetensors header that holds the config, so that the one file is complete."""
 
-PREPROCESSING = ("cube_size", "spacing", "axcodes", "normalise", "intensity_range")
-"""Settings that go with the encoder, whatever head is put on it."""
+PREPROCESSING = ("cube_size", "spacing", "axcodes", "normalise", "intensity_range", "task_facts")
+"""Settings that go with the encoder, whatever head is put on it; ``task_facts`` tell CT from MR."""
 
 _NETWORK, _SETTINGS = "network", "model_settings"  # entries of the config besides the network's arguments
 
