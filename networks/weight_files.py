@@ -18,7 +18,12 @@ from .safetensors_file import is_safetensors, read_safetensors
 from .weight_container import DamagedFileError, non_finite, read_checkpoint
 from .weight_names import bare_names, names_in_file
 
-ENTRIES = ("state_dict", "model", "network")
+ENTRIES = ("state_dict", "model", "network", "net", "network_weights")
+"""Entries of a checkpoint that hold weights: of bundles, PyTorch and Lightning, SuPreM, nnU-Net and nnssl."""
+
+BACKBONE = "backbone."
+"""What SuPreM and the Universal Model, whose U-Net has the original's names, put before them."""
+
 EXPECTED = (
     f"expected a state dict, or a checkpoint with one under {', '.join(map(repr, ENTRIES))}, written by torch.save, "
     "or a file of safetensors"
@@ -122,11 +127,12 @@ def read_weights(
         names = names_in_file(raw, own_names)
     except ValueError as error:
         raise ValueError(f"{path} holds {error}") from error
-    ours = [from_original_name(name) for name in names]
+    ours = [from_original_name(name.removeprefix(BACKBONE)) for name in names]
     untranslated: tuple[str, ...] = ()
     original = any(name is not None for name in ours)
     if original:
-        layout += ", the original Models Genesis names"
+        backbone = any(name.startswith(BACKBONE) for name in names)
+        layout += ", the original's names below backbone" if backbone else ", the original Models Genesis names"
         untranslated = tuple(name for name, known in zip(names, ours, strict=True) if known is None)
         names = [known or name for name, known in zip(names, ours, strict=True)]
     if len(set(names)) < len(names):
