@@ -14,12 +14,10 @@ import torch
 from monai.utils import min_version, optional_import
 from torch import nn
 
-from ..datasets.whole_file import whole_text
 from .pretrained_config import HEADER, PREPROCESSING, NetworkConfig, config_text, read_config
 from .pretrained_files import CONFIG, WEIGHTS, find_files, hub_library
-from .safetensors_file import save_safetensors
 from .weight_container import non_finite
-from .weight_files import read_weights
+from .weight_files import read_weights, save_safetensors, save_whole
 from .weight_names import bare_names
 from .weight_report import WeightReport
 from .weights import load_pretrained
@@ -206,8 +204,8 @@ class PretrainedMixin(
         self._save_pretrained(folder)
         if hasattr(self, "generate_model_card") and not (folder / "README.md").exists():
             card = {"network": _kind(type(self)), "repo_id": repo_id} | (model_card_kwargs or {})
-            with whole_text(folder / "README.md") as file:
-                file.write(str(self.generate_model_card(**card)))
+            content = str(self.generate_model_card(**card)).encode()
+            save_whole(lambda file: file.write(content), folder / "README.md")
         if push_to_hub:
             return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_options)
         return None
@@ -239,8 +237,7 @@ class PretrainedMixin(
             raise ValueError(f"{save_directory}: {wrong}, expected finite weights to save")
         tensors = dict(zip(bare_names(state), state.values(), strict=True))
         save_safetensors(tensors, save_directory / WEIGHTS, {HEADER: text})
-        with whole_text(save_directory / CONFIG) as file:
-            file.write(text + "\n")
+        save_whole(lambda file: file.write(f"{text}\n".encode()), save_directory / CONFIG)
 
 
 def load_network(source: str | os.PathLike[str], filename: str | None = None, **options: Any) -> Any:

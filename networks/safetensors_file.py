@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..datasets.whole_file import whole_path
 from .weight_container import DamagedFileError, check_layout, sha256_of
 
 if TYPE_CHECKING:
     import types
 
-__all__ = ["is_safetensors", "read_safetensors", "save_safetensors"]
+__all__ = ["is_safetensors", "read_safetensors", "safetensors_content"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,24 +60,22 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_safetensors(
-    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write a file of safetensors as a whole or not at all.
+def safetensors_content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Give the content of a file of safetensors.
 
     Args:
         tensors: by name.
-        path: the file to write or replace; its folder is made where it is missing.
         metadata: texts for the header; a checksum of the tensors is added to them.
+
+    Returns:
+        What is to be written, such as by :func:`.weight_files.save_safetensors`.
 
     Raises:
         ImportError: the package ``safetensors`` is missing.
-        OSError: the disk is full or the folder cannot be written; an older file at ``path`` is as it was.
     """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    content = _library().save(plain, {"format": "pt", **(metadata or {}), DIGEST: _digest(plain)})
-    with whole_path(path) as temporary:
-        temporary.write_bytes(content)
+    content: bytes = _library().save(plain, {"format": "pt", **(metadata or {}), DIGEST: _digest(plain)})
+    return content
 
 
 def read_safetensors(
@@ -89,7 +86,7 @@ def read_safetensors(
     Args:
         path: the file.
         map_location: where tensors go.
-        need_checksums: refuse files without the checksum that :func:`save_safetensors` writes; the format itself has
+        need_checksums: refuse files without the checksum that :func:`safetensors_content` writes; the format itself has
             none, so damage to the numbers could not be seen. Where False, the log gives the SHA-256 of such a file.
 
     Returns:

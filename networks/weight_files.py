@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..datasets.io.atomic_write import whole_file
 from .original_names import from_original_name
-from .safetensors_file import is_safetensors, read_safetensors
+from .safetensors_file import is_safetensors, read_safetensors, safetensors_content
 from .weight_container import DamagedFileError, non_finite, read_checkpoint
 from .weight_names import bare_names, names_in_file
 
@@ -166,6 +166,24 @@ def save_weights(state_dict: Mapping[str, Tensor], path: str | os.PathLike[str])
         raise ValueError(f"state_dict for {path} must hold named tensors only, found {wrong[:5] or 'nothing'}")
     plain = dict(zip(bare_names(state_dict), (value.detach().cpu() for value in state_dict.values()), strict=True))
     save_whole(lambda file: torch.save(plain, file), path)
+
+
+def save_safetensors(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a file of safetensors as a whole or not at all.
+
+    Args:
+        tensors: by name.
+        path: the file to write or replace; its folder is made where it is missing.
+        metadata: texts for the header.
+
+    Raises:
+        ImportError: the package ``safetensors`` is missing.
+        OSError: the disk is full or the folder cannot be written; an older file at ``path`` is as it was.
+    """
+    content = safetensors_content(tensors, metadata)
+    save_whole(lambda file: file.write(content), path)
 
 
 def save_whole(write: Callable[[BinaryIO], object], path: str | os.PathLike[str]) -> None:

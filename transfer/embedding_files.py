@@ -16,10 +16,10 @@ import torch
 from ..datasets import load_datalist, survey_folder
 from ..datasets.csv_file import printable, safe_cell
 from ..datasets.datalist import NAME_EXCLUDED
-from ..datasets.whole_file import whole_file
 from ..networks import load_network
 from ..networks.pretrained_config import PREPROCESSING
 from ..networks.weight_container import sha256_of
+from ..networks.weight_files import save_whole
 from ..training import check_model_settings
 from .embedding import Embedding, embed_scans
 
@@ -155,15 +155,14 @@ def save_embedding(result: Embedding, path: str | Path, about: Mapping[str, str]
             "skipped": np.array([printable(text) for text in result.skipped], dtype=str),
         }
         arrays |= {key: np.array(text) for key, text in (about or {}).items()}
-        with whole_file(path) as file:
-            np.savez_compressed(file, **arrays)
+        save_whole(lambda file: np.savez_compressed(file, **arrays), path)
         return path
-    with whole_file(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True) as text:
-        writer = csv.writer(text)
-        writer.writerow(["image", "label", "x", "y", "z", *(f"f{number}" for number in range(len(result.features[0])))])
-        for row in zip(result.images, result.labels, result.centres, result.features, strict=True):
-            image, label, centre, features = row
-            cells = [safe_cell(printable(image)), "" if label < 0 else label, *(f"{at:.3f}" for at in centre)]
-            writer.writerow([*cells, *(f"{value:.8g}" for value in features)])
-        text.detach()
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["image", "label", "x", "y", "z", *(f"f{number}" for number in range(len(result.features[0])))])
+    for row in zip(result.images, result.labels, result.centres, result.features, strict=True):
+        image, label, centre, features = row
+        cells = [safe_cell(printable(image)), "" if label < 0 else label, *(f"{at:.3f}" for at in centre)]
+        writer.writerow([*cells, *(f"{value:.8g}" for value in features)])
+    save_whole(lambda file: file.write(text.getvalue().encode()), path)
     return path

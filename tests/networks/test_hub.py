@@ -22,7 +22,7 @@ from torch import nn
 from models_genesis.networks import GenesisClassifier, GenesisUNet, save_weights
 from models_genesis.networks import hub as hub_module
 from models_genesis.networks.original_names import from_original_name
-from models_genesis.networks.safetensors_file import save_safetensors
+from models_genesis.networks.weight_files import save_safetensors
 from models_genesis.training import ModelSettingsError, save_trained_weights
 
 SPEC = importlib.util.spec_from_file_location("loopback_hub", Path(__file__).with_name("loopback_hub.py"))

@@ -16,8 +16,8 @@ import torch
 from safetensors import safe_open
 
 from models_genesis.networks import DamagedFileError, GenesisUNet, load_pretrained
-from models_genesis.networks.safetensors_file import DIGEST, is_safetensors, save_safetensors
-from models_genesis.networks.weight_files import read_weights
+from models_genesis.networks.safetensors_file import DIGEST, is_safetensors
+from models_genesis.networks.weight_files import read_weights, save_safetensors
 from models_genesis.training import load_pretrained_weights
 
 

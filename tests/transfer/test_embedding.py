@@ -21,7 +21,7 @@ from models_genesis.transfer.__main__ import main
 from models_genesis.transfer.embedding import embed_scans, preprocessing
 from models_genesis.transforms import BadCaseError
 
-ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 SETTINGS = {"features": [4, 8, 16], "cube_size": [16, 16, 8], "intensity_range": [-1000, 1000]}
 
 
@@ -112,8 +112,8 @@ def test_preprocessing_is_that_of_the_bundle(case: str, network: GenesisUNet, tm
     if "task" in settings:
         settings["task_facts"] = msd_task(settings["task"])
     save_trained_weights(network.state_dict(), tmp_path / "model.pt", settings)
-    parser = ConfigParser(ConfigParser.load_config_file(str(ROOT / "bundles" / bundle / "configs" / "inference.json")))
-    parser.update({"ckpt_dir": str(tmp_path), "bundle_root": str(ROOT / "bundles" / bundle)})
+    parser = ConfigParser(ConfigParser.load_config_file(str(BUNDLES / bundle / "configs" / "inference.json")))
+    parser.update({"ckpt_dir": str(tmp_path), "bundle_root": str(BUNDLES / bundle)})
     values = scan(5) if case not in ("glioma", "hippocampus") else np.abs(scan(5))
     entry = {"image": str(write(tmp_path / "a.nii.gz", values))}
     expected = parser.get_parsed_content("preprocessing")(entry)["image"]
@@ -222,10 +222,15 @@ def test_the_nearest_neighbour_of_a_changed_copy_is_its_original(data: str, shar
     folder = shared / "data" / data
     if not folder.is_dir():
         pytest.skip(f"real scans are not on this machine (expected at {folder})")
-    weights = ROOT / "bundles" / "genesis_chest_ct_pretraining" / "models" / "phantom_pretrained.pt"
-    network = GenesisUNet.from_pretrained(weights)
     ct = data.startswith("lidc")
-    settings = {"cube_size": [32, 32, 16]} | ({"intensity_range": [-1000, 1000]} if ct else {"normalise": "minmax"})
+    if ct:
+        network = GenesisUNet.from_pretrained(
+            BUNDLES / "genesis_chest_ct_pretraining" / "models" / "phantom_pretrained.pt"
+        )
+        settings: dict[str, Any] = {"cube_size": [32, 32, 16], "intensity_range": [-1000, 1000]}
+    else:
+        network = GenesisUNet.from_pretrained(BUNDLES / "genesis_msd_segmentation")
+        settings = dict(network.model_settings)
     originals = sorted(folder.glob("*.nii.gz"))[:24]
     R = np.random.default_rng(0)
     copies = []
