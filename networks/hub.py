@@ -147,7 +147,7 @@ class PretrainedMixin(
             >>> GenesisUNet(features=(4, 8)).save_pretrained(folder)
             >>> GenesisUNet.from_pretrained(folder, out_channels=3).head.out_channels
             3
-            >>> GenesisClassifier.from_pretrained(folder, num_classes=2, hidden_channels=16).weight_report.summary[-45:]
+            >>> GenesisClassifier.from_pretrained(folder, num_classes=2, hidden_channels=16).weight_report.summary[-44:]
             '28 matched, 0 adapted, 18 skipped, 4 missing'
         """
         _check_overrides(cls, overrides)
