@@ -9,10 +9,12 @@ from monai.networks.layers.factories import Pool
 from torch import Tensor, nn
 
 from .genesis_encoder import GenesisEncoder, check_architecture
+from .hub import PretrainedMixin
 from .weight_container import refuse_non_finite
+from .weight_names import accept_prefixes
 
 
-class GenesisClassifier(nn.Module):
+class GenesisClassifier(nn.Module, PretrainedMixin):
     """The Genesis encoder with a classification head (arXiv:2004.07882, section 3: target tasks).
 
     Bottleneck, global average pool, a linear layer with ReLU, a linear layer. Nothing is frozen. The encoder's names
@@ -59,6 +61,17 @@ class GenesisClassifier(nn.Module):
     ) -> None:
         super().__init__()
         channels = check_architecture(spatial_dims, features)
+        self.architecture = {  # what save_pretrained writes
+            "spatial_dims": spatial_dims,
+            "in_channels": in_channels,
+            "num_classes": num_classes,
+            "features": channels,
+            "hidden_channels": hidden_channels,
+            "act": act,
+            "norm": norm,
+            "dropout": dropout,
+            "batch_statistics": batch_statistics,
+        }
         self.encoder = GenesisEncoder(
             spatial_dims, in_channels, channels, act, norm, batch_statistics, use_checkpointing
         )
@@ -67,6 +80,7 @@ class GenesisClassifier(nn.Module):
         self.act = nn.ReLU()
         self.dropout = nn.Dropout(dropout)
         self.classes = nn.Linear(hidden_channels, num_classes)
+        self.register_load_state_dict_pre_hook(accept_prefixes)
         self.register_load_state_dict_pre_hook(refuse_non_finite)
 
     def forward(self, x: Tensor) -> Tensor:

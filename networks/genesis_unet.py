@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from .genesis_decoder import GenesisDecoder
 from .genesis_encoder import GenesisEncoder, check_architecture
+from .hub import PretrainedMixin
 from .weight_container import refuse_non_finite
+from .weight_names import accept_prefixes
 
 
 def check_divisible(sides: list[int], divisor: int) -> None:
@@ -40,7 +42,7 @@ def check_divisible(sides: list[int], divisor: int) -> None:
         raise ValueError(f"every spatial side must be divisible by {divisor}, found {sides}: pad the image to {padded}")
 
 
-class GenesisUNet(nn.Module):
+class GenesisUNet(nn.Module, PretrainedMixin):
     """The encoder-decoder of Models Genesis, 3D or 2D (arXiv:2004.07882, section 3).
 
     The layers are the original's: per level two convolutions of width 3 with bias, norm and activation; max-pool 2
@@ -96,12 +98,22 @@ class GenesisUNet(nn.Module):
     ) -> None:
         super().__init__()
         channels = check_architecture(spatial_dims, features)
+        self.architecture = {  # what save_pretrained writes
+            "spatial_dims": spatial_dims,
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "features": channels,
+            "act": act,
+            "norm": norm,
+            "batch_statistics": batch_statistics,
+        }
         self.divisor = 2 ** (len(channels) - 1)
         self.encoder = GenesisEncoder(
             spatial_dims, in_channels, channels, act, norm, batch_statistics, use_checkpointing
         )
         self.decoder = GenesisDecoder(spatial_dims, channels, act, norm, batch_statistics, use_checkpointing)
         self.head = Conv[Conv.CONV, spatial_dims](channels[0], out_channels, kernel_size=1)
+        self.register_load_state_dict_pre_hook(accept_prefixes)
         self.register_load_state_dict_pre_hook(refuse_non_finite)
 
     def forward(self, x: Tensor) -> Tensor:

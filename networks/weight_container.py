@@ -137,7 +137,7 @@ def read_checkpoint(
             sha256_of(path),
         )
     for name, tensor in named_tensors(content):
-        _check_layout(path, name, tensor)
+        check_layout(path, name, tensor)
     return content
 
 
@@ -174,8 +174,17 @@ def named_tensors(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             waiting.extend(reversed(parts))
 
 
-def _check_layout(path: Path, name: str, tensor: Tensor) -> None:
-    """Refuse tensors that are no plain arrays, or claim more numbers than the file can hold."""
+def check_layout(path: Path, name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that is not a plain array, or claims more numbers than the file can hold.
+
+    Args:
+        path: the file.
+        name: of the tensor.
+        tensor: as it was read.
+
+    Raises:
+        DamagedFileError: naming file and tensor.
+    """
     kind = (
         "sparse"
         if tensor.layout != torch.strided

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,11 +14,19 @@ from torch import Tensor
 
 from ..datasets.io.atomic_write import whole_file
 from .original_names import from_original_name
+from .safetensors_file import is_safetensors, read_safetensors, safetensors_content
 from .weight_container import DamagedFileError, non_finite, read_checkpoint
+from .weight_names import bare_names, names_in_file
 
-ENTRIES = ("state_dict", "model", "network")
+ENTRIES = ("state_dict", "model", "network", "net", "network_weights")
+"""Entries of a checkpoint that hold weights: of bundles, PyTorch and Lightning, SuPreM, nnU-Net and nnssl."""
+
+BACKBONE = "backbone."
+"""What SuPreM and the Universal Model, whose U-Net has the original's names, put before them."""
+
 EXPECTED = (
-    f"expected a state dict, or a checkpoint with one under {', '.join(map(repr, ENTRIES))}, written by torch.save"
+    f"expected a state dict, or a checkpoint with one under {', '.join(map(repr, ENTRIES))}, written by torch.save, "
+    "or a file of safetensors"
 )
 
 
@@ -32,6 +40,7 @@ class WeightFile:
         tensors: the tensors by name, wrappers' prefixes removed and the original's names translated to ours.
         original: whether the names were the original's.
         untranslated: names in a file of the original that the rule does not know; they are in ``tensors`` as they are.
+        metadata: texts in the header of a file of safetensors.
     """
 
     path: Path
@@ -39,25 +48,7 @@ class WeightFile:
     tensors: dict[str, Tensor]
     original: bool = False
     untranslated: tuple[str, ...] = ()
-
-
-def bare_names(names: Iterable[str]) -> list[str]:
-    """Remove what DistributedDataParallel, DataParallel and ``torch.compile`` put into tensor names.
-
-    Args:
-        names: all names of one state dict; ``module.`` goes only where every name begins with it.
-
-    Returns:
-        The bare names, in the same order.
-
-    Example:
-        >>> bare_names(["module._orig_mod.head.weight", "module._orig_mod.head.bias"])
-        ['head.weight', 'head.bias']
-    """
-    bare = [".".join(part for part in name.split(".") if part != "_orig_mod") for name in names]
-    while bare and all(name.startswith("module.") for name in bare):
-        bare = [name.removeprefix("module.") for name in bare]
-    return bare
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:
@@ -67,10 +58,15 @@ def _tensors(content: Any) -> dict[str, Tensor]:
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def _unpickle(path: Path, map_location: str | torch.device, need_checksums: bool) -> Any:
-    """Read the file by :func:`read_checkpoint`, and say what was expected where that fails."""
+def _read(
+    path: Path, map_location: str | torch.device, need_checksums: bool
+) -> tuple[dict[str, Tensor], str, dict[str, str]]:
+    """Read the file by its kind, and say what was expected where that fails."""
     try:
-        return read_checkpoint(path, map_location, need_checksums)
+        if path.is_file() and is_safetensors(path):
+            tensors, metadata = read_safetensors(path, map_location, need_checksums)
+            return tensors, "safetensors", metadata
+        content = read_checkpoint(path, map_location, need_checksums)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"weight file {path} does not exist; {EXPECTED}") from error
     except DamagedFileError as error:
@@ -81,6 +77,7 @@ def _unpickle(path: Path, map_location: str | torch.device, need_checksums: bool
             f"{path} cannot be read as weights: {EXPECTED}; {cause}; pickled modules and TorchScript archives are "
             "refused as well"
         ) from error
+    return *_find_tensors(path, content), {}
 
 
 def _find_tensors(path: Path, content: Any) -> tuple[dict[str, Tensor], str]:
@@ -104,13 +101,17 @@ def read_weights(
     path: str | os.PathLike[str],
     map_location: str | torch.device = "cpu",
     need_checksums: bool = False,
+    own_names: Collection[str] = (),
 ) -> WeightFile:
-    """Read a state dict, a checkpoint that holds one, or the original's ``Genesis_Chest_CT.pt``.
+    """Read a state dict, a checkpoint that holds one, a file of safetensors, or the original's ``Genesis_Chest_CT.pt``.
 
     Args:
-        path: the file, written by ``torch.save``; its checksums are compared first, see :func:`read_checkpoint`.
+        path: the file, written by ``torch.save`` or safetensors; checksums are compared first, see
+            :func:`read_checkpoint` and :func:`.safetensors_file.read_safetensors`.
         map_location: where the tensors go.
-        need_checksums: whether to refuse the format of torch before 1.6, which has none; the original's file has it.
+        need_checksums: whether to refuse files without checksums: of safetensors by others, and the format of torch
+            before 1.6, which the original's file has.
+        own_names: bare names of the network that takes the weights; prefixes that these have themselves stay.
 
     Returns:
         The tensors by bare name, the original's names translated by :func:`from_original_name`.
@@ -121,22 +122,28 @@ def read_weights(
         ValueError: no tensors in it, several sets of weights, two tensors of one name, or NaN or infinity in them.
     """
     path = Path(path)
-    raw, layout = _find_tensors(path, _unpickle(path, map_location, need_checksums))
-    names = bare_names(raw)
-    ours = [from_original_name(name) for name in names]
+    raw, layout, metadata = _read(path, map_location, need_checksums)
+    try:
+        names = names_in_file(raw, own_names)
+    except ValueError as error:
+        raise ValueError(f"{path} holds {error}") from error
+    ours = [from_original_name(name.removeprefix(BACKBONE)) for name in names]
     untranslated: tuple[str, ...] = ()
     original = any(name is not None for name in ours)
     if original:
-        layout += ", the original Models Genesis names"
+        backbone = any(name.startswith(BACKBONE) for name in names)
+        layout += ", the original's names below backbone" if backbone else ", the original Models Genesis names"
         untranslated = tuple(name for name, known in zip(names, ours, strict=True) if known is None)
         names = [known or name for name, known in zip(names, ours, strict=True)]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"{path} holds several tensors of one name without wrappers, expected one: {twice[:5]}")
+        raise ValueError(
+            f"{path} holds several tensors of one name once they are translated, expected one: {twice[:5]}"
+        )
     tensors = dict(zip(names, raw.values(), strict=True))
     if wrong := non_finite(tensors):
         raise ValueError(f"{path}: {wrong}, expected finite weights")
-    return WeightFile(path, layout, tensors, original, untranslated)
+    return WeightFile(path, layout, tensors, original, untranslated, metadata)
 
 
 def save_weights(state_dict: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
@@ -159,6 +166,24 @@ def save_weights(state_dict: Mapping[str, Tensor], path: str | os.PathLike[str])
         raise ValueError(f"state_dict for {path} must hold named tensors only, found {wrong[:5] or 'nothing'}")
     plain = dict(zip(bare_names(state_dict), (value.detach().cpu() for value in state_dict.values()), strict=True))
     save_whole(lambda file: torch.save(plain, file), path)
+
+
+def save_safetensors(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a file of safetensors as a whole or not at all.
+
+    Args:
+        tensors: by name.
+        path: the file to write or replace; its folder is made where it is missing.
+        metadata: texts for the header.
+
+    Raises:
+        ImportError: the package ``safetensors`` is missing.
+        OSError: the disk is full or the folder cannot be written; an older file at ``path`` is as it was.
+    """
+    content = safetensors_content(tensors, metadata)
+    save_whole(lambda file: file.write(content), path)
 
 
 def save_whole(write: Callable[[BinaryIO], object], path: str | os.PathLike[str]) -> None:

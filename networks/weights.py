@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .weight_files import WeightFile, bare_names, read_weights
+from .foreign_names import translate_foreign_names
+from .weight_files import WeightFile, read_weights
+from .weight_names import bare_names
 from .weight_report import WeightReport
 from .weight_scale import PRETRAINED_SCALES, rescale
 
@@ -116,6 +118,15 @@ def _fit(
     return fitting, reasons
 
 
+def _in_names_of(file: WeightFile, wanted: Mapping[str, Tensor]) -> WeightFile:
+    """Translate another project's names where those fit the network better."""
+    names, layout = translate_foreign_names(file.tensors, wanted)
+    if not layout:
+        return file
+    tensors = {names[name]: tensor for name, tensor in file.tensors.items()}
+    return dataclasses.replace(file, tensors=tensors, layout=f"{file.layout}, {layout}")
+
+
 def _unexpected(skipped: tuple[str, ...], missing: tuple[str, ...], wanted: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Give the names that transfer learning from one Genesis network to another does not explain."""
     if not any(name.startswith(_ENCODER) for name in wanted):
@@ -151,10 +162,13 @@ def load_pretrained(
     """Load weights from a file into a network, and report what became of every tensor.
 
     The file may be a plain state dict (``model.pt``), a checkpoint with one under ``model``, ``state_dict`` or
-    ``network``, or the original's ``Genesis_Chest_CT.pt``, whose names are translated (its weights are licensed for
-    non-commercial use only). Prefixes of DistributedDataParallel, DataParallel and ``torch.compile`` do not matter, in
-    the file or in the network. The network may be a :class:`GenesisUNet`, a :class:`GenesisClassifier` (which takes
-    the encoder), or any other whose names are those of the file.
+    ``network``, a file of safetensors, or the original's ``Genesis_Chest_CT.pt``, whose names are translated (its
+    weights are licensed for non-commercial use only). Prefixes of DistributedDataParallel, DataParallel and
+    ``torch.compile`` do not matter, in the file or in the network, nor does ``network.``, ``model.`` or ``net.`` before
+    every name of the file. Names of SuPreM, the Universal Model, VoCo and MONAI's pretrained Swin transformers are
+    translated (:mod:`.foreign_names`); those of MedicalNet and nnssl are MONAI's and nnU-Net's own. The network may be
+    a :class:`GenesisUNet`, a :class:`GenesisClassifier` (which takes the encoder), or any other whose names are those
+    of the file.
 
     Tensors are loaded where name and shape agree. A first convolution for another number of image channels is adapted
     (:func:`adapt_input_channels`). A layer of which one tensor does not fit is left fresh as a whole, such as the head
@@ -176,7 +190,8 @@ def load_pretrained(
         map_location: where the file's tensors are put before they are copied.
         strict: raise unless every tensor of file and network matches, as for evaluation.
         scale: ``"kept"`` or ``"initial"``.
-        need_checksums: refuse the format of torch before 1.6, which has no checksums, so that damage cannot be seen.
+        need_checksums: refuse files without checksums, in which damage cannot be seen: the format of torch before 1.6,
+            and safetensors that others wrote.
 
     Returns:
         The report.
@@ -200,7 +215,8 @@ def load_pretrained(
     state = network.state_dict()
     names = dict(zip(bare_names(state), state, strict=True))
     wanted = {bare: state[name] for bare, name in names.items() if isinstance(state[name], Tensor)}
-    file = read_weights(path, map_location, need_checksums)
+    file = read_weights(path, map_location, need_checksums, own_names=wanted)
+    file = _in_names_of(file, wanted)
     inputs = _input_kernels(_convolution_kernels(network, names), file.tensors, wanted)
     fitting, reasons = _fit(file.tensors, wanted, inputs)
     skipped = tuple(name for name in file.tensors if name not in fitting)

@@ -25,6 +25,14 @@ from ..datasets.cases import MSD_TASKS, msd_task
 from ..datasets.io.atomic_write import whole_path, whole_text
 from ..networks.weight_container import sha256_of
 from ..networks.weight_files import save_weights
+from ..networks.weight_settings import (
+    FORMAT,
+    ModelSettingsError,
+    read_settings_file,
+    settings_entry,
+    settings_of_weights,
+    settings_path,
+)
 
 __all__ = [
     "ModelSettingsError",
@@ -39,17 +47,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-FORMAT = 1
-
-
-class ModelSettingsError(ValueError):
-    """Settings differ from those that the weights were trained with, or cannot be told."""
-
-
-def settings_path(weights: str | Path) -> Path:
-    """Give the file that holds the settings of weights: their name with ``.json``."""
-    return Path(weights).with_suffix(".json")
 
 
 def save_trained_weights(
@@ -70,7 +67,7 @@ def save_trained_weights(
         facts: what else the file says, such as the epoch.
     """
     path = Path(path)
-    previous = _entry(path)
+    previous = settings_entry(path)
     with whole_path(path) as temporary:
         save_weights(state_dict, temporary)
         content = {
@@ -102,20 +99,7 @@ def read_model_settings(ckpt_dir: str | Path, file: str = "model.pt") -> dict[st
     Raises:
         ModelSettingsError: when the file cannot be read, or describes other weights.
     """
-    weights = _weights_of_load() or Path(ckpt_dir) / file
-    path = settings_path(weights)
-    if not path.is_file():
-        return {}
-    content = _read(path)
-    entry = _entry(weights, content) if weights.is_file() else content
-    if entry is None:
-        raise ModelSettingsError(
-            f"{path}: expected the settings of {weights.name}, whose SHA-256 is {sha256_of(weights)}, found those of "
-            f"weights with {content['weights']['sha256']}. Put the JSON next to the weights it was written with, or "
-            "remove it to go by the bundle's keys alone"
-        )
-    logger.info("%s: trained with %s", path, entry["settings"])
-    return dict(entry["settings"])
+    return settings_of_weights(_weights_of_load() or Path(ckpt_dir) / file)
 
 
 def settings_of_load() -> dict[str, Any]:
@@ -211,7 +195,7 @@ class ModelSettingsGuard(Transform):
         """
         state = self._state()
         if state != self._seen:
-            now = _read(self.path)["settings"] if self.path.is_file() else {}
+            now = read_settings_file(self.path)["settings"] if self.path.is_file() else {}
             if now != self.settings:
                 raise ModelSettingsError(
                     f"{self.path} has changed: this process prepares scans for {self.settings}, the weights are for "
@@ -226,41 +210,6 @@ class ModelSettingsGuard(Transform):
         except OSError:
             return None
         return found.st_mtime_ns, found.st_size
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Read a file of settings and check its form."""
-    expected = "expected the settings that training writes next to its weights"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelSettingsError(f"{path}: {expected}, found: {error}") from error
-    for entry in [content, *([content["previous"]] if isinstance(content, dict) and "previous" in content else [])]:
-        well_formed = (
-            isinstance(entry, dict)
-            and isinstance(entry.get("settings"), dict)
-            and isinstance(entry.get("weights"), dict)
-            and isinstance(entry["weights"].get("sha256"), str)
-        )
-        if not well_formed:
-            raise ModelSettingsError(f"{path}: {expected}, found no 'settings' and 'weights' with a 'sha256'")
-    if content.get("format") != FORMAT:
-        raise ModelSettingsError(f"{path}: {expected} in format {FORMAT}, found {content.get('format')!r}")
-    return dict(content)
-
-
-def _entry(weights: Path, content: Mapping[str, Any] | None = None) -> Mapping[str, Any] | None:
-    """Give the part of a file of settings that describes the weights next to it, None where none does."""
-    if content is None:
-        if not (weights.is_file() and settings_path(weights).is_file()):
-            return None
-        try:
-            content = _read(settings_path(weights))
-        except ModelSettingsError:  # about to be replaced
-            return None
-    sha256 = sha256_of(weights)
-    entries = [content, content.get("previous")]
-    return next((entry for entry in entries if entry and entry["weights"]["sha256"] == sha256), None)
 
 
 def _plain(value: Any) -> Any:

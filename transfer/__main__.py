@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line of transfer studies: ``python -m models_genesis.transfer run|report|power|permute``."""
+"""Command line of transfer: ``python -m models_genesis.transfer run|report|power|permute|embed``."""
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     permute.add_argument("--seed", type=int, default=0)
     permute.add_argument("--out", type=Path, required=True)
     permute.set_defaults(command=_permute)
+    _add_embed(commands.add_parser("embed", help="write the encoder's features of scans, for retrieval and probes"))
     return parser
 
 
@@ -71,6 +72,60 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry", action="store_true", help="do failed runs again")
     parser.add_argument("--keep_weights", action="store_true", help="keep each run's model.pt")
     parser.set_defaults(command=_run)
+
+
+def _add_embed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", required=True, help="file, folder (a bundle's or its ckpt_dir) or hub repository")
+    parser.add_argument("--images", type=Path, required=True, help="folder of scans, or a data list")
+    parser.add_argument("--out", type=Path, required=True, help=".npz or .csv")
+    parser.add_argument("--per", choices=("scan", "region", "tile"), default="scan", help="what gets a vector")
+    parser.add_argument("--levels", choices=("last", "all"), default="last", help="of the encoder")
+    parser.add_argument("--split", nargs="+", default=["training"], help="lists of the data list")
+    parser.add_argument("--device", default="cuda:0" if _has_gpu() else "cpu")
+    parser.add_argument("--skip_bad", action="store_true", help="leave out scans that cannot be read, and say which")
+    parser.add_argument("--modality", choices=("CT", "MR", "any"), help="default: CT where the weights are for HU")
+    settings = parser.add_argument_group("preprocessing", "by default that of the weights (model.json, config.json)")
+    settings.add_argument("--intensity_range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="becomes [0, 1]")
+    settings.add_argument("--normalise", choices=("none", "zscore", "minmax"))
+    settings.add_argument("--spacing", type=float, nargs=3, help="mm")
+    settings.add_argument("--axcodes", help="orientation, such as RAS")
+    settings.add_argument("--cube_size", type=int, nargs=3, help="voxels of a tile")
+    settings.add_argument("--allow_changed_settings", action="store_true", help="other settings than in the training")
+    parser.set_defaults(command=_embed)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _embed(arguments: argparse.Namespace) -> int:
+    from .embedding_files import embed_files
+
+    given = {
+        key: getattr(arguments, key)
+        for key in ("intensity_range", "normalise", "spacing", "axcodes", "cube_size")
+        if getattr(arguments, key) is not None
+    }
+    result = embed_files(
+        arguments.weights,
+        arguments.images,
+        arguments.out,
+        settings=given,
+        allow_changed_settings=arguments.allow_changed_settings,
+        splits=arguments.split,
+        device=arguments.device,
+        skip_bad=arguments.skip_bad,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        per=arguments.per,
+        levels=arguments.levels,
+        modality=arguments.modality,
+    )
+    for line in result.skipped:
+        print(f"left out: {line}")
+    print(f"written: {arguments.out}, {len(result.features)} vectors of {len(result.features[0])} features")
+    return 0
 
 
 def _shard(text: str) -> tuple[int, int]:
