@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from ..datasets import load_datalist, survey_folder
-from ..datasets.csv_file import printable, safe_cell
 from ..datasets.datalist import NAME_EXCLUDED
+from ..datasets.io.csv_file import printable, safe_cell
 from ..networks import load_network
 from ..networks.pretrained_config import PREPROCESSING
 from ..networks.weight_container import sha256_of
