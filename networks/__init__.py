@@ -6,7 +6,7 @@ from __future__ import annotations
 from .genesis_classifier import GenesisClassifier
 from .genesis_encoder import GenesisEncoder
 from .genesis_unet import GenesisUNet
-from .hub import load_network
+from .load_network import load_network
 from .weight_container import DamagedFileError, read_checkpoint
 from .weight_files import save_weights
 from .weight_report import WeightReport

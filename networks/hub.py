@@ -42,7 +42,7 @@ else:
                 raise ImportError("expected huggingface_hub 0.34 or later: pip install 'models-genesis[hub]'")
 
 
-__all__ = ["PretrainedMixin", "load_network"]
+__all__ = ["PretrainedMixin"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,9 @@ _FRESH = {  # what may be left over where an argument differs from that of the w
     "hidden_channels": ("hidden.", "classes."),
 }
 _OUTPUTS = {"GenesisUNet": "out_channels", "GenesisClassifier": "num_classes"}
+NETWORKS: dict[str, type[nn.Module]] = {}
+"""The networks that can be told from weights, by name; each enters itself as it is defined."""
+
 _ABOVE_ENCODER = ("decoder.", "head.", "hidden.", "classes.")
 
 CARD = """---
@@ -93,6 +96,12 @@ class PretrainedMixin(
         architecture: Mapping[str, Any]
         weight_report: WeightReport
         model_settings: Mapping[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Enter a network of :data:`_OUTPUTS` in :data:`NETWORKS`."""
+        super().__init_subclass__(**kwargs)
+        if cls.__name__ in _OUTPUTS and issubclass(cls, nn.Module):
+            NETWORKS[cls.__name__] = cls
 
     @classmethod
     def from_pretrained(
@@ -160,7 +169,7 @@ class PretrainedMixin(
             "endpoint": endpoint,
         }
         files = find_files(pretrained_model_name_or_path, filename, **hub_options)
-        config = read_config(files, read_weights(files.weights), _networks())
+        config = read_config(files, read_weights(files.weights), NETWORKS)
         network, report = _build(cls, config, overrides, files.weights)
         transferred = bool(report.adapted or report.skipped or report.missing)
         settings = {name: config.settings[name] for name in PREPROCESSING if name in config.settings}
@@ -240,38 +249,9 @@ class PretrainedMixin(
         save_whole(lambda file: file.write(f"{text}\n".encode()), save_directory / CONFIG)
 
 
-def load_network(source: str | os.PathLike[str], filename: str | None = None, **options: Any) -> Any:
-    """Make whichever of our networks weights are of, as :meth:`PretrainedMixin.from_pretrained` does.
-
-    Args:
-        source: a file, a folder, or a repository of the Hugging Face hub.
-        filename: the weights' name in folder or repository, where it is not one of the usual.
-        options: of ``huggingface_hub.hf_hub_download``, for a repository.
-
-    Returns:
-        A :class:`GenesisUNet` or a :class:`GenesisClassifier`, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: there is nothing of that name.
-        ValueError: the weights are of no network of ours, contradict their config, or are damaged.
-    """
-    files = find_files(source, filename, **options)
-    kind = read_config(files, read_weights(files.weights), _networks()).network
-    make: Any = _networks()[kind]
-    return make.from_pretrained(files.weights)
-
-
-def _networks() -> dict[str, type[nn.Module]]:
-    """Give the networks that can be told from weights."""
-    from .genesis_classifier import GenesisClassifier
-    from .genesis_unet import GenesisUNet
-
-    return {"GenesisUNet": GenesisUNet, "GenesisClassifier": GenesisClassifier}
-
-
 def _kind(network: type) -> str:
     """Give which of the networks a class is, or is made from."""
-    return next(name for name, each in _networks().items() if issubclass(network, each))
+    return next(each.__name__ for each in network.__mro__ if each.__name__ in _OUTPUTS)
 
 
 def _check_overrides(network: type, overrides: Mapping[str, Any]) -> None:

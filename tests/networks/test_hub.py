@@ -259,12 +259,12 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no head": (
         lambda folder: without(folder / "model.safetensors", "head.weight", "head.bias"),
         {},
-        "expected all weights of GenesisUNet or GenesisClassifier, found 44 tensors",
+        "expected all weights of GenesisClassifier or GenesisUNet, found 44 tensors",
     ),
     "another network": (
         lambda folder: save_safetensors(nn.Linear(3, 2).state_dict(), folder / "model.safetensors"),
         {},
-        "expected all weights of GenesisUNet or GenesisClassifier, found 2 tensors such as",
+        "expected all weights of GenesisClassifier or GenesisUNet, found 2 tensors such as",
     ),
     "two files": (
         lambda folder: save_weights(unet().state_dict(), folder / "model.pt"),
@@ -475,6 +475,7 @@ def test_without_the_package_files_load_and_repositories_say_what_they_need(
     assert spec is not None and spec.loader is not None
     alone = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(alone)
+    alone.NETWORKS.update(hub_module.NETWORKS)  # the networks have entered themselves in the module as it was
     assert not issubclass(alone.PretrainedMixin, PyTorchModelHubMixin)
     network: Any = type("Alone", (alone.PretrainedMixin, GenesisUNet), {}).from_pretrained(saved)
     network.save_pretrained(tmp_path / "again")
