@@ -215,6 +215,13 @@ def trained_settings(weights: Path) -> dict[str, Any]:
     return read_model_settings(weights.parent, weights.name)
 
 
+def decathlon_tasks() -> frozenset[str]:
+    """Name the tasks whose channels and labels the bundles know."""
+    from models_genesis.datasets.cases import MSD_TASKS
+
+    return frozenset(MSD_TASKS)
+
+
 def check_weights(weights: Path, folder: Path, settings: Mapping[str, Any]) -> None:
     """Refuse weights that do not fit the network of ``inference.json`` and ``train.json`` exactly.
 
@@ -329,6 +336,8 @@ def contents(folder: Path, settings: Mapping[str, Any], weights: Weights | None 
     if weights is not None:
         # training goes on with the network of the weights; inference and evaluation read their settings themselves
         carried = trained_settings(weights.path)
+        if carried.get("task") in decathlon_tasks():
+            carried.pop("task_facts", None)  # they follow from the task, and from another one that a user gives
         check_weights(weights.path, folder, {**carried, **settings})
     texts = vendored_code(folder.parents[1])
     own = (folder / "scripts").rglob("*.py")
@@ -351,7 +360,8 @@ def contents(folder: Path, settings: Mapping[str, Any], weights: Weights | None 
         files["models/model.pt"] = weights.path.read_bytes()
     if carried:
         files["models/model.json"] = weights.path.with_suffix(".json").read_bytes()  # type: ignore[union-attr]
-    if weights is not None and weights.path.with_name(CERTIFICATE).is_file():
+    if weights is not None and weights == shipped_weights(folder):
+        # the certificate of anybody's own weights names patients and files, and is not given away unasked
         files[f"models/{CERTIFICATE}"] = weights.path.with_name(CERTIFICATE).read_bytes()
     return files
 

@@ -24,7 +24,14 @@ from typing import Any
 import numpy as np
 from monai.bundle import ConfigParser
 
-from models_genesis.training import ModelSettingsError, check_model_settings, convert_option, read_model_settings
+from models_genesis.datasets import msd_task
+from models_genesis.training import (
+    ModelSettingsError,
+    check_model_settings,
+    convert_option,
+    name_of_task,
+    read_model_settings,
+)
 from models_genesis.transforms.brats_regions import BRATS_REGIONS, brats_labels
 
 CONFIGS = ("train", "inference")
@@ -56,8 +63,11 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
     settings = {key: convert_option(key, value, contents["train"].get(key)) for key, value in settings.items()}
     checked = contents["inference"].get("settings_check", {}).get("given", {})
     enclosed = weights is None
+    given = {key: value for key, value in settings.items() if key in checked}
+    if "task" in settings:
+        given["task"] = name_of_task(msd_task(settings["task"]))
     try:
-        check_model_settings(recorded, {key: value for key, value in settings.items() if key in {*checked, "task"}})
+        check_model_settings(recorded, given)
     except ModelSettingsError as error:
         if not enclosed:
             raise

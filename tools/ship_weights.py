@@ -79,6 +79,12 @@ def scores_by_case(report: Path) -> dict[str, dict[str, float]]:
     return scores
 
 
+def image_files(scan: Mapping[str, Any]) -> list[str]:
+    """List the image files of a scan of a certificate."""
+    images = scan.get("image", [])
+    return [each["file"] for each in (images if isinstance(images, list) else [images])]
+
+
 def ship(bundle: Path, ckpt_dir: Path, reports: Mapping[str, Path], commands: Mapping[str, str]) -> dict[str, Any]:
     """Copy weights into a bundle.
 
@@ -110,11 +116,18 @@ def ship(bundle: Path, ckpt_dir: Path, reports: Mapping[str, Path], commands: Ma
     for name, value in found.items():
         if value != sha256:
             raise ValueError(f"{name}: expected it to be about {weights} ({sha256}), found {value}")
-    unseen = [part for part in contents if part not in CHOSEN_BY] or list(contents)
+    unseen = [part for part in contents if part not in CHOSEN_BY]
     if not unseen:
-        raise ValueError("expected a report of an evaluation, found none")
+        raise ValueError(f"expected a report on data that did not choose the weights, found {list(contents)}")
+    by_case = {part: scores_by_case(path) for part, path in reports.items()}
+    chosen_by = {
+        Path(file).name for part in certificate["data"].values() for scan in part for file in image_files(scan)
+    }
+    for part in unseen:
+        if seen := sorted(chosen_by & set(by_case[part])):
+            raise ValueError(f"{reports[part]}: expected cases that the training has not seen, found {seen[:3]}")
     certificate["evaluations"] = {
-        part: {"command": commands.get(part), "report": content, "dice_by_case": scores_by_case(reports[part])}
+        part: {"command": commands.get(part), "report": content, "dice_by_case": by_case[part]}
         for part, content in contents.items()
     }
     metadata_path = bundle / "configs" / "metadata.json"

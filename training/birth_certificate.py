@@ -127,8 +127,13 @@ def sources_of_run() -> dict[str, Any]:
 
 def _seen_before(certificate: Path, sha256: str) -> Any:
     """The scans that the weights started from have seen; their certificate counts only if it is of these weights."""
-    content = json.loads(certificate.read_text(encoding="utf-8"))
-    return content.get("data") if content.get("weights", {}).get("sha256") == sha256 else None
+    try:
+        content = json.loads(certificate.read_text(encoding="utf-8"))
+        return content["data"] if content["weights"]["sha256"] == sha256 else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s: expected a birth certificate, found %r; what these weights have seen is left out",
+                       certificate, error)  # fmt: skip
+        return None
 
 
 def data_of_birth(dataset: Any) -> list[dict[str, Any]]:
@@ -150,8 +155,13 @@ def data_of_birth(dataset: Any) -> list[dict[str, Any]]:
     }
     if not files:
         return []
-    root = os.path.commonpath([os.path.dirname(file) for file in files])
-    return [_scan(entry, root) for entry in entries]
+    try:
+        root = os.path.commonpath([os.path.dirname(file) for file in files])
+    except ValueError:  # several drives of Windows
+        root = ""
+    logger.info("hashing %d files for the birth certificate", len(files))
+    hashes = {file: _hash_of(Path(file)) for file in sorted(files)}
+    return [_scan(entry, root, hashes) for entry in entries]
 
 
 def _file_names(value: Any) -> list[str | os.PathLike[str]]:
@@ -159,11 +169,14 @@ def _file_names(value: Any) -> list[str | os.PathLike[str]]:
     return [name for name in ensure_tuple(value) if isinstance(name, str | os.PathLike)]
 
 
-def _scan(entry: Mapping[str, Any], root: str) -> dict[str, Any]:
+def _scan(entry: Mapping[str, Any], root: str, hashes: Mapping[str, str | None]) -> dict[str, Any]:
     scan: dict[str, Any] = {key: entry[key] for key in ("patient", "licence") if entry.get(key)}
     for key in ("image", "label"):
         described = [
-            {"file": Path(os.path.relpath(name, root)).as_posix(), "sha256": _hash_of(Path(name))}
+            {
+                "file": Path(os.path.relpath(name, root)).as_posix() if root else Path(name).name,
+                "sha256": hashes[os.path.abspath(name)],
+            }
             for name in _file_names(entry.get(key))
         ]
         if described:
@@ -200,13 +213,17 @@ def _code() -> dict[str, Any]:
         commit = _git(here, "rev-parse", "HEAD")
         tracked = _git(here, "ls-files", "--error-unmatch", Path(__file__).name)
         changed = _git(here, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return code  # no working tree of ours: an installed package, or a bundle with the code packed in
+    except (OSError, subprocess.SubprocessError) as error:
+        # an installed package, a bundle with the code packed in, or a working tree that git will not read
+        reason = str(getattr(error, "stderr", "") or error).strip().splitlines()
+        return {**code, "commit": None, "no_commit_because": reason[0] if reason else type(error).__name__}
     return {**code, "commit": commit, "changed": bool(changed)} if tracked else code
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        ["git", "--no-optional-locks", *arguments], cwd=folder, check=True, capture_output=True, text=True, timeout=20
+    )
     return done.stdout.strip()
 
 

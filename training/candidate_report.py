@@ -218,7 +218,8 @@ class CandidateReport(_Scores):
             raise ValueError(f"calibrate: expected --split validation, found {split}: the test must stay unseen")
         self.temperature = read_temperature(temperature, ckpt_dir)
         self.temperature_path = Path(ckpt_dir) / TEMPERATURE_FILE
-        self.weights_path = Path(ckpt_dir) / "model.pt"
+        weights = Path(ckpt_dir) / "model.pt"
+        self.weights_sha256 = file_hash(weights) if weights.is_file() else None
         self.calibrate = calibrate
         self.split = split
         self.num_resamples = num_resamples
@@ -238,7 +239,7 @@ class CandidateReport(_Scores):
         series, marks = mark_candidates(self.data, logits)
         froc = self._froc(marks, FALSE_POSITIVE_RATES)
         summary = self._summary(series, marks, scores, labels, ranking, froc)
-        summary["weights_sha256"] = file_hash(self.weights_path) if self.weights_path.is_file() else None
+        summary["weights_sha256"] = self.weights_sha256
         with whole_file(self.folder / "classification.json") as file:
             file.write(json.dumps(summary, indent=2).encode() + b"\n")
         lines = [dict(zip(self.columns, line, strict=True)) for line in _lines(ranking, froc)]

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..datasets.io.atomic_write import sweep_temporary
 from ..networks.weight_files import save_weights
-from .birth_certificate import data_of_birth, session_of_now, sources_of_run, write_birth_certificate
+from .birth_certificate import CERTIFICATE, data_of_birth, session_of_now, sources_of_run, write_birth_certificate
 from .last_states import check_room, read_last_state, state_before, write_last_state
 from .model_settings import save_trained_weights
 from .run_lock import FolderLock, hold_folder
@@ -121,7 +121,7 @@ class TrainingCheckpoint:
         """
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)
-        engine.add_event_handler(Events.COMPLETED, self.certify)
+        engine.add_event_handler(Events.COMPLETED, self._certify_or_say_why_not)
         self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.save_best)
 
     def start(self, engine: Engine) -> None:
@@ -147,6 +147,8 @@ class TrainingCheckpoint:
             logger.warning("%s of an earlier run will be overwritten; --resume True goes on from it", self.last_path)
             for before in self.last_path.parent.glob(state_before(self.last_path, 0).name.replace("0", "*")):
                 before.unlink()  # a state of another run is nothing to fall back to
+        if self.rank == 0 and not self.resume and self.best_path.with_name(CERTIFICATE).exists():
+            logger.warning("%s and its birth certificate will be overwritten by this training", self.best_path)
         if self.rank == 0:
             self._sessions.append(session_of_now(engine.state.epoch + 1))
 
@@ -159,6 +161,7 @@ class TrainingCheckpoint:
         if self.rank == 0 and evaluator.state.best_metric_epoch == evaluator.state.epoch:
             if self._lock is not None:
                 self._lock.check()
+            self.best_path.with_name(CERTIFICATE).unlink(missing_ok=True)  # of the weights that are replaced
             if self.model_settings is None:
                 save_weights(self.network.state_dict(), self.best_path)
             else:
@@ -210,7 +213,7 @@ class TrainingCheckpoint:
         training = {
             "epochs": engine.state.epoch,
             "steps": engine.state.iteration,
-            "cubes": round(sum(float(row["seconds"]) * float(row["cubes_per_second"]) for row in history)),
+            "cubes": _cubes_seen(history, self._all_settings(engine)),
             "hours": round(sum(float(row["seconds"]) for row in history) / 3600, 3),
             "chosen_epoch": best_epoch,
             "validation": {str(self.evaluator.state.key_metric_name): float(self.evaluator.state.best_metric)},
@@ -222,6 +225,13 @@ class TrainingCheckpoint:
             "validation": data_of_birth(getattr(self.evaluator.data_loader, "dataset", None)),
         }
         write_birth_certificate(self.best_path, self._all_settings(engine), self.sources, data, training)
+
+    def _certify_or_say_why_not(self, engine: Engine) -> None:
+        """The weights are there: a file that cannot be hashed by now does not make their training a failure."""
+        try:
+            self.certify(engine)
+        except (OSError, ValueError):
+            logger.exception("%s: no birth certificate could be written", self.best_path)
 
     def _load(self, engine: Engine) -> None:
         state = read_last_state(self.last_path, set_aside=self.rank == 0)
@@ -308,6 +318,13 @@ class TrainingCheckpoint:
             stopping.best_score, stopping.counter = None, 0
         if isinstance(self.lr_scheduler, ReduceLROnPlateau):
             self.lr_scheduler.best, self.lr_scheduler.num_bad_epochs = self.lr_scheduler.mode_worse, 0
+
+
+def _cubes_seen(history: list[dict[str, Any]], settings: Mapping[str, Any]) -> int:
+    """Cubes of all epochs: exact where a data set has a length, from the rates where it is a stream."""
+    if isinstance(settings.get("samples"), int):
+        return int(settings["samples"]) * len(history)
+    return sum(round(float(row["seconds"]) * float(row["cubes_per_second"])) for row in history)
 
 
 def _probe_of(history: list[dict[str, Any]], epoch: int) -> dict[str, float] | None:

@@ -95,8 +95,18 @@ def test_a_training_that_was_cut_off_is_not_shipped(tool, trained, bundle):
 
 
 def test_weights_without_an_evaluation_are_not_shipped(tool, trained, bundle):
-    with pytest.raises(ValueError, match="expected a report of an evaluation, found none"):
-        tool.ship(bundle, trained, {}, {})
+    own = report(trained, 0.9, weights_sha256=sha256_of(trained / "model.pt"))
+    for reports in ({}, {"validation": own}):
+        with pytest.raises(ValueError, match="expected a report on data that did not choose the weights, found"):
+            tool.ship(bundle, trained, reports, {})
+
+
+def test_a_report_on_cases_of_the_training_is_refused(tool, trained, bundle):
+    seen = {"training": [{"image": {"file": "images/P2.nii", "sha256": "0"}}]}
+    write_birth_certificate(trained / "model.pt", {"seed": 0}, {"datalist": None}, seen, {"epochs": 1})
+    own = report(trained, 0.9, weights_sha256=sha256_of(trained / "model.pt"))
+    with pytest.raises(ValueError, match=r"has not seen, found \['P2\.nii'\]"):
+        tool.ship(bundle, trained, {"testing": own}, {})
 
 
 def test_two_cases_of_one_name_are_refused(tool, trained, bundle):

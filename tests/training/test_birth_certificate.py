@@ -13,9 +13,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
 
 from models_genesis.training import TrainingCheckpoint
-from models_genesis.training.birth_certificate import CERTIFICATE, data_of_birth, session_of_now
+from models_genesis.training.birth_certificate import (
+    CERTIFICATE,
+    data_of_birth,
+    session_of_now,
+    sources_of_run,
+    write_birth_certificate,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,9 +71,12 @@ def test_a_series_of_files_is_hashed_by_all_of_them(tmp_path):
 
 def test_a_session_names_the_commit_of_the_working_tree():
     code = session_of_now(3)["code"]
-    git = subprocess.run(["git", "log", "-1", "--format=%H"], cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        git = subprocess.run(["git", "log", "-1", "--format=%H"], cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("git is not installed")
     if git.returncode:
-        assert "commit" not in code  # no working tree, or one that git will not read
+        assert code["commit"] is None and code["no_commit_because"]  # no working tree, or one that git will not read
     else:
         assert code["commit"] == git.stdout.strip()
 
@@ -134,6 +144,43 @@ def test_the_certificate_is_of_the_weights_and_counts_every_session(tmp_path):
     assert all(each["packages"]["torch"] == importlib.metadata.version("torch") for each in training["sessions"])
     assert content["settings"]["seed"] == 5
     assert content["data"]["training"] == [{"patient": "P1", "image": {"file": "a.nii", "sha256": sha256(b"one")}}]
+
+
+def sources_within(folder: Path, content: dict) -> dict:
+    """What a component of a bundle's config finds out about the workflow that builds it."""
+    config = folder / "train.json"
+    config.write_text(json.dumps({**content, "run": ["$gather()"], "initialize": []}))
+    workflow = ConfigWorkflow(config_file=str(config), workflow_type="train", logging_file=False)
+    found: list[dict] = []
+    workflow.parser.globals["gather"] = lambda: found.append(sources_of_run())
+    workflow.initialize()
+    workflow.run()
+    return found[0]
+
+
+def test_what_the_pretrained_weights_have_seen_comes_along_if_the_certificate_is_theirs(tmp_path, caplog):
+    weights = tmp_path / "model.pt"
+    torch.save({"head.weight": torch.ones(2)}, weights)
+    data = {"training": [{"patient": "P9"}]}
+    write_birth_certificate(weights, {}, {}, data, {})
+    given = {"datalist": None, "dataset_dir": str(tmp_path), "pretrained": str(weights), "candidates": None}
+    assert sources_within(tmp_path, given)["pretrained"] == {
+        "file": "model.pt", "sha256": sha256(weights.read_bytes()), "data": data,
+    }  # fmt: skip
+    for broken in ("{", "[1]", json.dumps({"weights": {"sha256": "0"}, "data": data})):
+        (tmp_path / CERTIFICATE).write_text(broken)
+        assert sources_within(tmp_path, given)["pretrained"]["data"] is None
+    assert "expected a birth certificate" in caplog.text
+
+
+def test_the_data_list_is_named_with_its_licence_and_not_where_it_lies(tmp_path):
+    datalist = tmp_path / "list.json"
+    datalist.write_text(json.dumps({"name": "Ten CT", "licence": "CC BY 4.0", "training": []}))
+    found = sources_within(tmp_path, {"datalist": str(datalist), "pretrained": "none"})
+    assert found["datalist"] == {
+        "file": "list.json", "sha256": sha256(datalist.read_bytes()), "name": "Ten CT", "licence": "CC BY 4.0",
+    }  # fmt: skip
+    assert found["pretrained"] is None
 
 
 def test_a_training_that_does_not_reach_its_end_writes_none(tmp_path):
