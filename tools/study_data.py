@@ -64,11 +64,22 @@ def with_validation(lists: dict[str, list[dict[str, Any]]]) -> dict[str, list[di
     }
 
 
+def person_of(name: str) -> int:
+    """Tell the person whom a crop of the hippocampus task is of: its two sides have numbers 2k - 1 and 2k.
+
+    The task does not say so. Its 394 crops are of 195 people, and of the crops at hand those of an odd and the next even
+    number differ by 0.027 in the logarithm of their median intensity (median of 54 pairs, at most 0.078), those of an
+    even and the next odd number by 0.31 (55 pairs).
+    """
+    return (int(name.rsplit("_", 1)[1]) + 1) // 2
+
+
 def hippocampus(source: Path, out: Path, seed: int, test: int = 58) -> None:
-    """Split the hippocampus task of the Decathlon; a case is a patient.
+    """Split the hippocampus task of the Decathlon by file, as was done before :func:`person_of` was known.
 
     The images of the training patients alone are listed for pretraining in ``hippocampus.pretraining.json`` next to it,
-    and the list of the weights to ship is ``hippocampus.weights.json``.
+    the list of the weights to ship is ``hippocampus.weights.json``, and ``hippocampus.tested.json`` has the crops that
+    these weights are tested on: those of other people.
 
     Args:
         source: folder of the task.
@@ -90,8 +101,12 @@ def hippocampus(source: Path, out: Path, seed: int, test: int = 58) -> None:
     lists = {key: [{**entries[name], "patient": name} for name in sorted(each)] for key, each in parts.items()}
     write_json(out, {**header, "labels": content["labels"], **lists})
     write_json(out.with_name("hippocampus.pretraining.json"), {**header, **unlabelled(lists["training"], seed)})
-    weights = {**header, "labels": content["labels"], **with_validation(lists)}
-    write_json(out.with_name("hippocampus.weights.json"), weights)
+    chosen = with_validation(lists)
+    write_json(out.with_name("hippocampus.weights.json"), {**header, "labels": content["labels"], **chosen})
+    seen = {person_of(entry["patient"]) for part in ("training", "validation") for entry in chosen[part]}
+    others = [entry for entry in lists["testing"] if person_of(entry["patient"]) not in seen]
+    header["split_rule"] += "; of these the crops of people whose other side neither trains nor validates"
+    write_json(out.with_name("hippocampus.tested.json"), {**header, "labels": content["labels"], "testing": others})
 
 
 def nodules(source: Path, out: Path, seed: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def test_certificate_settings_and_metadata_are_of_the_weights(bundle):
     assert all(report["report"]["weights_sha256"] == digest for report in certificate["evaluations"].values())
     metadata = json.loads((BUNDLES / bundle / "configs" / "metadata.json").read_text())
     assert metadata["eval_metrics"]
-    assert str(ROOT.parent) not in json.dumps([certificate, settings])  # no paths of the machine
+    assert not re.search(r'"(/|\.\./|[A-Za-z]:\\)', json.dumps([certificate, settings]))  # no paths of the machine
 
 
 @pytest.mark.parametrize("bundle", SHIPPED)
@@ -61,6 +62,11 @@ def test_what_was_measured_was_not_trained_on_and_may_be_given_away(bundle):
     for part, evaluation in certificate["evaluations"].items():
         if part not in ("training", "validation"):
             assert not {Path(name).name for name in trained} & set(evaluation["dice_by_case"])
+            if bundle == MSD:  # the two sides of a person are files of neighbouring numbers
+                person = [
+                    {(int(name[-10:-7]) + 1) // 2 for name in names} for names in (trained, evaluation["dice_by_case"])
+                ]
+                assert not person[0] & person[1]
 
 
 def dice(predicted: np.ndarray, truth: np.ndarray, value: int) -> float:
@@ -77,7 +83,9 @@ def test_inference_needs_no_key_and_scores_as_certified(bundle, tmp_path):
     lists = json.loads((ROOT / "docs" / "evidence" / certificate["datalist"]["file"]).read_text())
     labels = {name: int(value) for value, name in lists["labels"].items() if int(value) > 0}
     cases = certificate["evaluations"]["testing"]["dice_by_case"]
-    entries = lists["testing"][:: len(lists["testing"]) // 3][:3]
+    tested = [entry for entry in lists["testing"] if Path(entry["image"]).name in cases]
+    assert len(tested) == len(cases)
+    entries = tested[:: len(tested) // 3][:3]
     (tmp_path / "scans").mkdir()
     for entry in entries:
         shutil.copy(source / entry["image"], tmp_path / "scans")

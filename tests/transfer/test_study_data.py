@@ -153,7 +153,7 @@ VOI = ROOT.parent / "shared" / "data" / "lidc" / "voi"
 def test_the_committed_lists_of_the_hippocampus_are_what_the_tool_writes(maker, tmp_path):
     maker.hippocampus(TASK, tmp_path / "hippocampus.datalist.json", 0)
     written = sorted(path.name for path in tmp_path.iterdir())
-    assert written == [f"hippocampus.{kind}.json" for kind in ("datalist", "pretraining", "weights")]
+    assert written == [f"hippocampus.{kind}.json" for kind in ("datalist", "pretraining", "tested", "weights")]
     for name in written:
         assert (tmp_path / name).read_bytes() == (ROOT / "docs" / "evidence" / name).read_bytes(), name
 
@@ -184,3 +184,14 @@ def test_the_probe_looks_at_training_patients_alone():
     probed = [{entry["patient"] for entry in lists["probe"][key]} for key in ("training", "validation")]
     assert probed[0].isdisjoint(probed[1]) and set.union(*probed) <= training
     assert training.isdisjoint(entry["patient"] for entry in lists["datalist"]["testing"])
+
+
+def test_the_enclosed_weights_are_tested_on_other_people(maker):
+    lists = {
+        kind: json.loads((ROOT / "docs" / "evidence" / f"hippocampus.{kind}.json").read_text())
+        for kind in ("weights", "tested")
+    }
+    seen = {maker.person_of(e["patient"]) for key in ("training", "validation") for e in lists["weights"][key]}
+    tested = [entry["patient"] for entry in lists["tested"]["testing"]]
+    assert len(tested) == 43 and not {maker.person_of(name) for name in tested} & seen
+    assert {maker.person_of(name) for name in ("hippocampus_007", "hippocampus_008")} == {4}
