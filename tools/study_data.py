@@ -67,7 +67,7 @@ def with_validation(lists: dict[str, list[dict[str, Any]]]) -> dict[str, list[di
 def person_of(name: str) -> int:
     """Tell the person whom a crop of the hippocampus task is of: its two sides have numbers 2k - 1 and 2k.
 
-    The task does not say so. Its 394 crops are of 195 people, and of the crops at hand those of an odd and the next even
+    The task does not say so. Its 394 crops are of 195 people. Of the crops at hand, those of an odd and the next even
     number differ by 0.027 in the logarithm of their median intensity (median of 54 pairs, at most 0.078), those of an
     even and the next odd number by 0.31 (55 pairs).
     """
