@@ -64,7 +64,8 @@ def verdict(line: Mapping[str, Any]) -> str:
         return "no difference shown"
     if line["low"] <= 0 <= line["high"]:
         return "no difference shown beyond these seeds"
-    return f"{line['arm']} is {'better' if line['difference'] > 0 else 'worse'}"
+    alone = " with this one seed, which says nothing of others" if line.get("seeds") == 1 else ""
+    return f"{line['arm']} is {'better' if line['difference'] > 0 else 'worse'}{alone}"
 
 
 def p_text(p: float) -> str:
