@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data of the studies in ``docs/evidence``: splits by patient, and files where the bundles need other ones.
 
-``hippocampus`` and ``nodule_crops`` write data lists alone; ``nodules`` and ``candidates`` write NIfTI files and their
-data list.
+``hippocampus``, ``hippocampus_people`` and ``nodule_crops`` write data lists alone; ``nodules`` and ``candidates`` write
+NIfTI files and their data list.
 """
 
 from __future__ import annotations
@@ -50,6 +50,46 @@ def unlabelled(entries: Sequence[dict[str, Any]], seed: int) -> dict[str, list[d
         "training": [each for each in images if each["patient"] not in held_out],
         "validation": [each for each in images if each["patient"] in held_out],
     }
+
+
+def by_person(source: Path, out: Path, seed: int, share: float = 0.28) -> None:
+    """Split the hippocampus task by person (:func:`person_of`), who is the list's ``patient``.
+
+    Next to the list lie that of the pretraining on the training people's images, and that of its probe: 8 of these
+    people with labels to fit to, 12 others to score on.
+
+    Args:
+        source: folder of the task.
+        out: the data list to write.
+        seed: seed of the split.
+        share: share of the people for testing.
+    """
+    content = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
+    entries = [
+        {
+            **{key: Path(each[key]).as_posix() for key in ("image", "label")},
+            "patient": f"person_{person_of(Path(each['image']).name.removesuffix('.nii.gz')):03d}",
+        }
+        for each in sorted(content["training"], key=lambda each: str(each["image"]))
+    ]
+    people = ordered(sorted({entry["patient"] for entry in entries}), seed)
+    tested = set(people[: round(share * len(people))])
+    lists = {
+        "training": [each for each in entries if each["patient"] not in tested],
+        "testing": [each for each in entries if each["patient"] in tested],
+    }
+    header = {key: content[key] for key in ("name", "licence", "reference", "modality")}
+    header["split_rule"] = f"people, files 2k - 1 and 2k, by sha256('{seed}/person_KKK'), {share:.0%} for testing"
+    write_json(out, {**header, "labels": content["labels"], **lists})
+    pretraining = unlabelled(lists["training"], seed)
+    stem = out.name.split(".", 1)[0]
+    write_json(out.with_name(f"{stem}.pretraining.json"), {**header, **pretraining})
+    trained = ordered(sorted({entry["patient"] for entry in pretraining["training"]}), "probe")
+    probe = {
+        key: [each for each in lists["training"] if each["patient"] in chosen]
+        for key, chosen in (("training", trained[:8]), ("validation", trained[8:20]))
+    }
+    write_json(out.with_name(f"{stem}.probe.json"), {**header, "labels": content["labels"], **probe})
 
 
 def with_validation(lists: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
@@ -259,13 +299,15 @@ def candidates(source: Path, out: Path) -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=["hippocampus", "nodules", "nodule_crops", "candidates"])
+    parser.add_argument("study", choices=["hippocampus", "hippocampus_people", "nodules", "nodule_crops", "candidates"])
     parser.add_argument("--source", type=Path, required=True, help="folder of the data as they came")
     parser.add_argument("--out", type=Path, required=True, help="data list (hippocampus) or folder to write")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.study == "hippocampus":
         hippocampus(arguments.source, arguments.out, arguments.seed)
+    elif arguments.study == "hippocampus_people":
+        by_person(arguments.source, arguments.out, arguments.seed)
     elif arguments.study == "nodules":
         nodules(arguments.source, arguments.out, arguments.seed)
     elif arguments.study == "nodule_crops":

@@ -26,7 +26,7 @@ def maker():
     return module
 
 
-@pytest.mark.parametrize("name", ["hippocampus", "nodules", "candidates"])
+@pytest.mark.parametrize("name", ["hippocampus", "hippocampus_people", "nodules", "candidates"])
 def test_studies_fit_their_bundles(name):
     study = load_study(ROOT / "docs" / "evidence" / f"{name}.json")
     assert {arm.permute for arm in study.arms.values()} == {False, True}
@@ -195,3 +195,32 @@ def test_the_enclosed_weights_are_tested_on_other_people(maker):
     tested = [entry["patient"] for entry in lists["tested"]["testing"]]
     assert len(tested) == 43 and not {maker.person_of(name) for name in tested} & seen
     assert {maker.person_of(name) for name in ("hippocampus_007", "hippocampus_008")} == {4}
+
+
+@pytest.mark.skipif(not TASK.is_dir(), reason="needs ../shared/data, which is not part of the project")
+def test_the_committed_lists_by_person_are_what_the_tool_writes(maker, tmp_path):
+    maker.by_person(TASK, tmp_path / "hippocampus_people.datalist.json", 0)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (ROOT / "docs" / "evidence" / path.name).read_bytes(), path.name
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_no_person_is_in_two_parts_of_the_split_by_person(maker):
+    lists = {
+        kind: json.loads((ROOT / "docs" / "evidence" / f"hippocampus_people.{kind}.json").read_text())
+        for kind in ("datalist", "pretraining", "probe")
+    }
+
+    def people(kind: str, key: str) -> set[str]:
+        entries = lists[kind][key]
+        for entry in entries:  # the list's patient is the person of the file
+            number = maker.person_of(Path(entry["image"]).name.removesuffix(".nii.gz"))
+            assert entry["patient"] == f"person_{number:03d}"
+        return {entry["patient"] for entry in entries}
+
+    train, test = people("datalist", "training"), people("datalist", "testing")
+    assert train.isdisjoint(test) and (len(train), len(test)) == (111, 43)
+    seen, validated = people("pretraining", "training"), people("pretraining", "validation")
+    assert seen.isdisjoint(validated) and seen | validated == train
+    fitted, scored = people("probe", "training"), people("probe", "validation")
+    assert (len(fitted), len(scored)) == (8, 12) and fitted.isdisjoint(scored) and fitted | scored <= seen
