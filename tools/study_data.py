@@ -3,6 +3,7 @@
 
 ``hippocampus``, ``hippocampus_people`` and ``nodule_crops`` write data lists alone; ``nodules`` and ``candidates`` write
 NIfTI files and their data list.
+NIfTI files and their data list.
 """
 
 from __future__ import annotations
