@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data of the studies in ``docs/evidence``: splits by patient, and files where the bundles need other ones.
 
-``hippocampus``, ``hippocampus_people`` and ``nodule_crops`` write data lists alone; ``nodules`` and ``candidates`` write
-NIfTI files and their data list.
-NIfTI files and their data list.
+``hippocampus``, ``hippocampus_people`` and ``nodule_crops`` write data lists alone; ``nodules`` and ``candidates``
+write NIfTI files and their data list.
 """
 
 from __future__ import annotations
