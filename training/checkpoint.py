@@ -161,12 +161,12 @@ class TrainingCheckpoint:
         if self.rank == 0 and evaluator.state.best_metric_epoch == evaluator.state.epoch:
             if self._lock is not None:
                 self._lock.check()
-            self.best_path.with_name(CERTIFICATE).unlink(missing_ok=True)  # of the weights that are replaced
             if self.model_settings is None:
                 save_weights(self.network.state_dict(), self.best_path)
             else:
                 facts = {"epoch": evaluator.state.epoch}
                 save_trained_weights(self.network.state_dict(), self.best_path, self.model_settings, facts)
+            self.best_path.with_name(CERTIFICATE).unlink(missing_ok=True)  # of the weights that were replaced
             logger.info("saved %s (epoch %d)", self.best_path, evaluator.state.epoch)
 
     def save_last(self, engine: Engine) -> None:

@@ -57,7 +57,7 @@ def test_training_learns_and_leaves_what_the_readme_promises(trained):
     made = {path.name for path in (trained / "eval").iterdir() if "tfevents" not in path.name}
     assert {"history.csv", "history.png", "restoration.png"} <= made
     made = {path.name for path in (trained / "models").iterdir()}
-    assert made == {"model.pt", "model.json", "last_epoch.pt", "last_epoch_before_1.pt"}
+    assert made == {"model.pt", "model.json", "last_epoch.pt", "last_epoch_before_1.pt", "birth_certificate.json"}
 
 
 def test_the_loss_goes_to_tensorboard(trained):

@@ -99,7 +99,7 @@ def test_it_learns_what_an_untrained_network_does_not_know(trained, run_bundle, 
     made = {path.name for path in (folder / "eval").iterdir() if "tfevents" not in path.name}
     assert made == {"history.csv", "history.png"}
     made = {path.name for path in (folder / "models").iterdir()}
-    assert made == {"model.pt", "model.json", "last_epoch.pt", "last_epoch_before_1.pt"}
+    assert made == {"model.pt", "model.json", "last_epoch.pt", "last_epoch_before_1.pt", "birth_certificate.json"}
     own = {**SHAPE, **OWN[bundle], **data_of(bundle)}
     run_bundle(bundle, ["train", "evaluate"], **own, ckpt_dir=folder / "models", output_dir=folder / "evaluated")
     summary = json.loads((folder / "evaluated" / "segmentation.json").read_text())
@@ -287,6 +287,8 @@ def test_the_parts_work_as_monai_label_calls_them(bundle, data_of):
     scan = sorted(source.glob(pattern[bundle]))[0]
     parser = ConfigParser(config(bundle, "inference"))
     parser.update({"device": torch.device("cpu"), **SHAPE, **OWN[bundle], "channels": ["flair"]})
+    # not the enclosed weights', whose settings would count
+    parser.update({"ckpt_dir": "no weights", **({"task": "Task03_Liver"} if bundle == MSD else {})})
     before, network, inferer, after = (
         parser.get_parsed_content(name) for name in ("preprocessing", "network_def", "inferer", "postprocessing")
     )
