@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -135,14 +134,14 @@ def ship(bundle: Path, ckpt_dir: Path, reports: Mapping[str, Path], commands: Ma
     metadata["eval_metrics"] = {
         f"{part}_{name}": value for part in unseen for name, value in headline(contents[part]).items()
     }
-    (bundle / "models").mkdir(exist_ok=True)
-    for name in ("model.pt", "model.json"):
-        shutil.copyfile(ckpt_dir / name, bundle / "models" / name)
-    text = json.dumps(certificate, indent=1, ensure_ascii=False)
-    (bundle / "models" / CERTIFICATE).write_text(text + "\n", encoding="utf-8")
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundles"))
     from sync import layout, write_whole  # type: ignore[import-not-found,unused-ignore]
 
+    text = json.dumps(certificate, indent=1, ensure_ascii=False) + "\n"
+    (bundle / "models").mkdir(exist_ok=True)
+    for name in ("model.pt", "model.json"):
+        write_whole(bundle / "models" / name, (ckpt_dir / name).read_bytes())
+    write_whole(bundle / "models" / CERTIFICATE, text.encode())
     write_whole(metadata_path, (layout(metadata) + "\n").encode())
     return certificate
 

@@ -15,7 +15,7 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +26,7 @@ from monai.utils import ensure_tuple
 
 from ..datasets.io.atomic_write import whole_text
 from ..networks.weight_container import sha256_of
+from .run_settings import entries_of
 from .running_workflow import running_workflow
 
 __all__ = ["CERTIFICATE", "data_of_birth", "session_of_now", "sources_of_run", "write_birth_certificate"]
@@ -146,10 +147,7 @@ def data_of_birth(dataset: Any) -> list[dict[str, Any]]:
         For each scan its patient and licence, if the list says, and of each of its files the path below the folder that
         all have in common, and the SHA-256. Empty for a data set of anything else.
     """
-    entries = getattr(dataset, "data", None)
-    entries = getattr(entries, "data", entries)  # a CandidateSet
-    if not isinstance(entries, Sequence) or not all(isinstance(each, Mapping) and "image" in each for each in entries):
-        return []
+    entries = entries_of(dataset) or []
     files = {
         os.path.abspath(name) for entry in entries for key in ("image", "label") for name in _file_names(entry.get(key))
     }

@@ -17,10 +17,11 @@ from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys
 from numpy.typing import NDArray
 
-from ..datasets.candidates.predictions import PredictionStore, file_hash, write_probabilities, write_submission
+from ..datasets.candidates.predictions import PredictionStore, write_probabilities, write_submission
 from ..datasets.candidates.split import CandidateSet
 from ..datasets.candidates.table import CandidateTable
 from ..datasets.io.atomic_write import whole_file
+from ..networks.weight_container import sha256_of
 from .candidate_evaluator import rows_not_scored
 from .candidate_figure import draw_candidate_curves, ranking_curves
 from .files import write_csv, write_figure
@@ -60,7 +61,7 @@ def prediction_store(
     Returns:
         The store.
     """
-    content = file_hash(weights) if Path(weights).is_file() else None
+    content = sha256_of(weights) if Path(weights).is_file() else None
     text = json.dumps({"weights": content, **settings}, sort_keys=True, default=str)
     file = Path(path)
     file = file if rank == 0 else file.with_name(f"{file.stem}_{rank}{file.suffix}")
@@ -219,7 +220,7 @@ class CandidateReport(_Scores):
         self.temperature = read_temperature(temperature, ckpt_dir)
         self.temperature_path = Path(ckpt_dir) / TEMPERATURE_FILE
         weights = Path(ckpt_dir) / "model.pt"
-        self.weights_sha256 = file_hash(weights) if weights.is_file() else None
+        self.weights_sha256 = sha256_of(weights) if weights.is_file() else None
         self.calibrate = calibrate
         self.split = split
         self.num_resamples = num_resamples
@@ -291,7 +292,7 @@ class CandidateReport(_Scores):
             notes = {"split": self.split, "candidates_file": str(table.path)}
             weights = self.temperature_path.with_name("model.pt")
             if weights.is_file():
-                notes["weights_sha256"] = file_hash(weights)
+                notes["weights_sha256"] = sha256_of(weights)
             write_temperature(self.temperature_path, calibration, **notes)
             summary["calibration"] = asdict(calibration)
             logger.info(

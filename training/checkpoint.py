@@ -110,7 +110,7 @@ class TrainingCheckpoint:
         self.resume_changed = resume_changed
         self.model_settings = model_settings
         self.settings = settings_of_run() if settings is None else dict(settings)
-        self.sources = sources_of_run()
+        self.sources = sources_of_run() if rank == 0 else {}  # hashes files
         self._sessions: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -147,9 +147,9 @@ class TrainingCheckpoint:
             logger.warning("%s of an earlier run will be overwritten; --resume True goes on from it", self.last_path)
             for before in self.last_path.parent.glob(state_before(self.last_path, 0).name.replace("0", "*")):
                 before.unlink()  # a state of another run is nothing to fall back to
-        if self.rank == 0 and not self.resume and self.best_path.with_name(CERTIFICATE).exists():
-            logger.warning("%s and its birth certificate will be overwritten by this training", self.best_path)
         if self.rank == 0:
+            if not self.resume and self.best_path.with_name(CERTIFICATE).exists():
+                logger.warning("%s and its birth certificate will be overwritten by this training", self.best_path)
             self._sessions.append(session_of_now(engine.state.epoch + 1))
 
     def save_best(self, evaluator: Engine) -> None:
@@ -209,11 +209,11 @@ class TrainingCheckpoint:
         best_epoch = self.evaluator.state.best_metric_epoch
         if self.rank != 0 or best_epoch < 1 or not self.best_path.is_file():
             return
-        history = list(getattr(engine.state, "history", []))
+        history, settings = list(getattr(engine.state, "history", [])), self._all_settings(engine)
         training = {
             "epochs": engine.state.epoch,
             "steps": engine.state.iteration,
-            "cubes": _cubes_seen(history, self._all_settings(engine)),
+            "cubes": _cubes_seen(history, settings),
             "hours": round(sum(float(row["seconds"]) for row in history) / 3600, 3),
             "chosen_epoch": best_epoch,
             "validation": {str(self.evaluator.state.key_metric_name): float(self.evaluator.state.best_metric)},
@@ -224,7 +224,7 @@ class TrainingCheckpoint:
             "training": data_of_birth(getattr(engine.data_loader, "dataset", None)),
             "validation": data_of_birth(getattr(self.evaluator.data_loader, "dataset", None)),
         }
-        write_birth_certificate(self.best_path, self._all_settings(engine), self.sources, data, training)
+        write_birth_certificate(self.best_path, settings, self.sources, data, training)
 
     def _certify_or_say_why_not(self, engine: Engine) -> None:
         """The weights are there: a file that cannot be hashed by now does not make their training a failure."""

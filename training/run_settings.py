@@ -30,6 +30,7 @@ __all__ = [
     "changed_settings",
     "data_facts",
     "describe_changes",
+    "entries_of",
     "measure_changed",
     "schedule_changes",
     "settings_of_run",
@@ -122,6 +123,22 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float | bool) else f"<{type(value).__name__}>"
 
 
+def entries_of(dataset: Any) -> Sequence[Mapping[str, Any]] | None:
+    """Find the entries of the data list that a data set was made of.
+
+    Args:
+        dataset: whose ``data`` are the entries, or a set of candidates with such.
+
+    Returns:
+        The entries, each with an ``"image"``; None for a data set of anything else.
+    """
+    entries = getattr(dataset, "data", None)
+    entries = getattr(entries, "data", entries)  # a CandidateSet
+    if not isinstance(entries, Sequence) or not all(isinstance(each, Mapping) and "image" in each for each in entries):
+        return None
+    return entries
+
+
 def data_facts(dataset: Any, prefix: str = "") -> dict[str, Any]:
     """Tell which scans a data set has, wherever they lie.
 
@@ -133,9 +150,8 @@ def data_facts(dataset: Any, prefix: str = "") -> dict[str, Any]:
         The number of ``scans``, a fingerprint of their paths below the folder that they have in common, and the number
         of ``samples`` of an epoch. Empty for a data set without entries.
     """
-    entries = getattr(dataset, "data", None)
-    entries = getattr(entries, "data", entries)  # a CandidateSet
-    if not isinstance(entries, Sequence) or not all(isinstance(each, Mapping) and "image" in each for each in entries):
+    entries = entries_of(dataset)
+    if entries is None:
         return {}
     first = [ensure_tuple(each["image"])[0] for each in entries]
     if not all(isinstance(image, str | os.PathLike) for image in first):

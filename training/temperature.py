@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
-from ..datasets.candidates.predictions import file_hash
 from ..datasets.io.atomic_write import whole_file
 from ..datasets.io.json_file import read_json
+from ..networks.weight_container import sha256_of
 
 __all__ = [
     "TEMPERATURE_FILE",
@@ -255,7 +255,7 @@ def _read_file(path: Path, weights: Path) -> dict[str, Any]:
     elif "nll_after" in content:
         raise ValueError(f"{path}: expected a checksum, found none: damaged, edited, or of an older version; {advice}")
     fitted = content.get("weights_sha256")
-    if fitted is not None and weights.is_file() and file_hash(weights) != fitted:
+    if fitted is not None and weights.is_file() and sha256_of(weights) != fitted:
         raise ValueError(f"{path}: was fitted for other weights than {weights}; {advice}")
     return content
 

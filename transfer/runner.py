@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..datasets.candidates.predictions import file_hash
+from ..networks.weight_container import sha256_of
 from .plan import Run, of_shard, to_do
 from .results import Protocol, Results, now
 from .settings import Settings, weight_path
@@ -114,7 +114,7 @@ class Runner:
             raise FileNotFoundError(
                 f"{self.study.path}: expected weight files, found none at:\n  " + "\n  ".join(missing)
             )
-        hashes = {arm: None if path is None else file_hash(path) for arm, path in paths.items()}
+        hashes = {arm: None if path is None else sha256_of(path) for arm, path in paths.items()}
         for name, row in self.rows.items():
             arm = str(row["arm"])
             if arm in hashes and row["weights_sha256"] != hashes[arm]:

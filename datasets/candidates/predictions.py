@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import logging
 import zlib
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ...networks.weight_container import sha256_of
 from ..io.atomic_write import whole_text
 from .table import COORDINATES, CandidateTable, read_rows
 
@@ -114,7 +114,7 @@ class PredictionStore:
 
 def _mark(table: CandidateTable, key: str) -> str:
     """Make the first line of a store."""
-    mark = {"version": VERSION, "rows": len(table), "table": file_hash(table.path), "key": key}
+    mark = {"version": VERSION, "rows": len(table), "table": sha256_of(table.path), "key": key}
     return json.dumps(mark, sort_keys=True)
 
 
@@ -173,22 +173,6 @@ def _parse(line: str, mark: str, rows: int) -> tuple[int, float] | None:
     if not row.isdecimal() or int(row) >= rows or not np.isfinite(float(value)):
         return None
     return int(row), float(value)
-
-
-def file_hash(path: str | Path) -> str:
-    """Hash a file's content.
-
-    Args:
-        path: the file.
-
-    Returns:
-        SHA-256 in hexadecimal.
-    """
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_probabilities(path: str | Path, table: CandidateTable, probabilities: NDArray[np.floating]) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from ...transforms.brats_regions import BRATS_LABELS
 from ..layouts.brats import MODALITIES
 from .brain_mr import BRAIN_SHAPE, BRAIN_VERSION, make_brain_phantom
-from .write_decathlon import write_once
+from .write_decathlon import check_patients, write_once
 
 
 def write_brain_phantom(
@@ -49,11 +49,7 @@ def write_brain_phantom(
         FileExistsError: if the folder holds something else: other files, or a phantom of other arguments or version.
         ValueError: for arguments out of range.
     """
-    if num_patients < 1 or seed < 0 or not 0 <= validation_fraction < 1:
-        raise ValueError(
-            "expected num_patients >= 1, seed >= 0 and validation_fraction in [0, 1), "
-            f"got {num_patients}, {seed} and {validation_fraction}"
-        )
+    check_patients(num_patients, seed, validation_fraction)
     manifest = {
         "version": BRAIN_VERSION,
         "part": "brain",

@@ -63,11 +63,7 @@ def write_phantom(
         FileExistsError: if the folder holds something else: other files, or a phantom of other arguments or version.
         ValueError: for arguments out of range.
     """
-    if num_patients < 1 or seed < 0 or not 0 <= validation_fraction < 1:
-        raise ValueError(
-            "expected num_patients >= 1, seed >= 0 and validation_fraction in [0, 1), "
-            f"got {num_patients}, {seed} and {validation_fraction}"
-        )
+    check_patients(num_patients, seed, validation_fraction)
     names = [label.name.lower() for label in Label]
     if len(set(labels)) < len(labels) or not set(labels) <= set(names[1:]):
         raise ValueError(f"expected labels, each once, among {', '.join(names[1:])}, got {', '.join(labels)}")
@@ -82,6 +78,15 @@ def write_phantom(
         "labels": list(labels),
     }
     return write_once(root, manifest, _write)
+
+
+def check_patients(num_patients: int, seed: int, validation_fraction: float) -> None:
+    """Refuse a number of phantom patients, a seed or a share for validation that is out of range."""
+    if num_patients < 1 or seed < 0 or not 0 <= validation_fraction < 1:
+        raise ValueError(
+            "expected num_patients >= 1, seed >= 0 and validation_fraction in [0, 1), "
+            f"got {num_patients}, {seed} and {validation_fraction}"
+        )
 
 
 def write_once(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from models_genesis.datasets.candidates.predictions import file_hash
+from models_genesis.networks.weight_container import sha256_of
 from models_genesis.training import calibrated, fit_temperature, read_temperature, score_ranking
 from models_genesis.training.temperature import (
     expected_calibration_error,
@@ -124,7 +124,7 @@ def test_a_temperature_of_other_weights_is_refused(tmp_path):
     weights = tmp_path / "model.pt"
     weights.write_bytes(b"first")
     fitted = fit_temperature(*drawn(2.5, 1000))
-    write_temperature(tmp_path / "temperature.json", fitted, weights_sha256=file_hash(weights))
+    write_temperature(tmp_path / "temperature.json", fitted, weights_sha256=sha256_of(weights))
     assert read_temperature("calibrated", tmp_path)[0] == fitted.temperature
     weights.write_bytes(b"other")
     with pytest.raises(ValueError, match="was fitted for other weights"):
