@@ -260,7 +260,8 @@ def _stretched(array: np.ndarray) -> np.ndarray:
 def candidates(source: Path, out: Path) -> None:
     """Write each cube of ``lidc/fp_candidates`` as a scan with one candidate in its middle.
 
-    All cubes are alike in shape and spacing, and are written with the same affine.
+    All cubes are alike in shape and spacing, and are written with the same affine. ``probe.json`` has the classes for
+    the probe of a pretraining: the cubes of 40 patients to fit to, those of the others to score on.
 
     Args:
         source: ``lidc/fp_candidates``.
@@ -270,7 +271,7 @@ def candidates(source: Path, out: Path) -> None:
     with (source / "candidates.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     (out / "image").mkdir(parents=True, exist_ok=True)
-    entries, table = [], []
+    entries, table, classes = [], [], {}
     for row, image, label in zip(rows, content["image"], content["label"], strict=True):
         if int(row["class"]) != int(label):
             raise ValueError(
@@ -284,6 +285,7 @@ def candidates(source: Path, out: Path) -> None:
         middle = [(side - 1) / 2 for side in image.shape]  # LPS, as the affine above has x and y
         table.append([name, *middle, row["class"]])
         entries.append({"image": f"image/{name}.nii.gz", "seriesuid": name, "patient": f"p{int(row['patient']):04d}"})
+        classes[name] = int(label)
     with (out / "candidates.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([["seriesuid", "coordX", "coordY", "coordZ", "class"], *table])
@@ -294,6 +296,13 @@ def candidates(source: Path, out: Path) -> None:
         "candidates": "candidates.csv",
     }
     write_json(out / "dataset.json", {**header, "training": entries})
+    fitted = set(ordered(sorted({entry["patient"] for entry in entries}), "probe")[:40])
+    probe: dict[str, list[dict[str, Any]]] = {"training": [], "validation": []}
+    for entry in entries:
+        probe["training" if entry["patient"] in fitted else "validation"].append(
+            {"image": entry["image"], "patient": entry["patient"], "class": classes[entry["seriesuid"]]}
+        )
+    write_json(out / "probe.json", {**header, **probe})
 
 
 def main() -> None:
