@@ -92,11 +92,11 @@ def by_person(source: Path, out: Path, seed: int, share: float = 0.28) -> None:
     write_json(out.with_name(f"{stem}.probe.json"), {**header, "labels": content["labels"], **probe})
 
 
-def with_validation(lists: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Take every tenth training patient for validation, for a training that chooses its weights: those to ship."""
+def with_validation(lists: dict[str, list[dict[str, Any]]], share: float = 0.1) -> dict[str, list[dict[str, Any]]]:
+    """Take a share of the training patients for validation, for a training that chooses its weights: those to ship."""
     patients = ordered(sorted({entry["patient"] for entry in lists["training"]}), "ship")
     entries = sorted(lists["training"], key=lambda entry: patients.index(entry["patient"]))
-    held_out = set(patients[: len(patients) // 10])
+    held_out = set(patients[: int(share * len(patients))])
     return {
         "training": [each for each in entries if each["patient"] not in held_out],
         "validation": [each for each in entries if each["patient"] in held_out],
@@ -261,7 +261,8 @@ def candidates(source: Path, out: Path) -> None:
     """Write each cube of ``lidc/fp_candidates`` as a scan with one candidate in its middle.
 
     All cubes are alike in shape and spacing, and are written with the same affine. ``probe.json`` has the classes for
-    the probe of a pretraining: the cubes of 40 patients to fit to, those of the others to score on.
+    the probe of a pretraining: the cubes of 40 patients to fit to, those of the others to score on. ``weights.json``
+    has the split of the weights to ship: a quarter of the patients for testing, a fifth of the others for validation.
 
     Args:
         source: ``lidc/fp_candidates``.
@@ -296,7 +297,13 @@ def candidates(source: Path, out: Path) -> None:
         "candidates": "candidates.csv",
     }
     write_json(out / "dataset.json", {**header, "training": entries})
-    fitted = set(ordered(sorted({entry["patient"] for entry in entries}), "probe")[:40])
+    patients = sorted({entry["patient"] for entry in entries})
+    tested = set(ordered(patients, "ship")[: len(patients) // 4])
+    lists: dict[str, list[dict[str, Any]]] = {"training": [], "testing": []}
+    for entry in entries:
+        lists["testing" if entry["patient"] in tested else "training"].append(entry)
+    write_json(out / "weights.json", {**header, **with_validation(lists, 0.2)})
+    fitted = set(ordered(patients, "probe")[:40])
     probe: dict[str, list[dict[str, Any]]] = {"training": [], "validation": []}
     for entry in entries:
         probe["training" if entry["patient"] in fitted else "validation"].append(
