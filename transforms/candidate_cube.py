@@ -140,7 +140,14 @@ class RandCandidateCubed(RandomizableTransform, MapTransform):
     ) -> None:
         RandomizableTransform.__init__(self, prob=prob)
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.cube = CandidateCubed(keys, cube_size, fill, center_key, affine_key, allow_missing_keys)
+        self.cube = CandidateCubed(
+            keys,
+            cube_size,
+            fill=fill,
+            center_key=center_key,
+            affine_key=affine_key,
+            allow_missing_keys=allow_missing_keys,
+        )
         self.max_shift = tuple(int(shift) for shift in ensure_tuple_rep(max_shift, 3))
         # further out the candidate would leave the cube
         if any(not 0 <= 2 * shift < side for shift, side in zip(self.max_shift, self.cube.cube_size, strict=True)):

@@ -450,26 +450,9 @@ class RandGenesisDeformd(RandomizableTransform, MapTransform):
     Args:
         keys: keys of the images, all of one spatial shape.
         target_keys: keys of the targets, one for each image.
-        variant: see :class:`RandGenesisDeform`.
-        flip_prob: see :class:`RandGenesisDeform`.
-        max_flips: see :class:`RandGenesisDeform`.
-        flip_axes: see :class:`RandGenesisDeform`.
-        shuffle_prob: see :class:`RandGenesisDeform`.
-        nonlinear_prob: see :class:`RandGenesisDeform`.
-        reverse_prob: see :class:`RandGenesisDeform`.
-        paint_prob: see :class:`RandGenesisDeform`.
-        out_paint_prob: see :class:`RandGenesisDeform`.
-        num_blocks: see :class:`RandGenesisDeform`.
-        max_block_fraction: see :class:`RandGenesisDeform`.
-        intensity_range: see :class:`RandGenesisDeform`.
-        output_range: see :class:`RandGenesisDeform`.
-        backend: see :class:`RandGenesisDeform`.
-        allow_missing_keys: whether a missing key is passed over.
-        mask_prob: see :class:`RandGenesisDeform`.
-        mask_patch: see :class:`RandGenesisDeform`.
-        mask_ratio: see :class:`RandGenesisDeform`.
-        mask_value: see :class:`RandGenesisDeform`.
         kinds_key: key under which the item gets the map of :func:`voxel_kind_map`; None: no map.
+        allow_missing_keys: whether a missing key is passed over.
+        kwargs: see :class:`RandGenesisDeform`.
 
     Example:
         >>> deform = RandGenesisDeformd(keys="image").set_random_state(0)
@@ -483,26 +466,10 @@ class RandGenesisDeformd(RandomizableTransform, MapTransform):
         self,
         keys: KeysCollection,
         target_keys: KeysCollection = "label",
-        variant: str = "genesis",
-        flip_prob: float = 0.4,
-        max_flips: int = 3,
-        flip_axes: Sequence[int] | int | None = None,
-        shuffle_prob: float | None = None,
-        nonlinear_prob: float | None = None,
-        reverse_prob: float = 0.5,
-        paint_prob: float | None = None,
-        out_paint_prob: float | None = None,
-        num_blocks: int = 10_000,
-        max_block_fraction: float = 0.1,
-        intensity_range: Sequence[float] = (0.0, 1.0),
-        output_range: Sequence[float] | None = None,
-        backend: str = "auto",
-        allow_missing_keys: bool = False,
-        mask_prob: float | None = None,
-        mask_patch: Sequence[int] | int = 16,
-        mask_ratio: float = 0.6,
-        mask_value: float | None = None,
+        *,
         kinds_key: str | None = None,
+        allow_missing_keys: bool = False,
+        **kwargs: Any,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, 1.0)
@@ -510,26 +477,7 @@ class RandGenesisDeformd(RandomizableTransform, MapTransform):
         if len(set(self.target_keys)) != len(self.keys):
             raise ValueError(f"target_keys: expected one key for each of {self.keys}, found {self.target_keys}")
         self.kinds_key = kinds_key
-        self.deform = RandGenesisDeform(
-            variant,
-            flip_prob,
-            max_flips,
-            flip_axes,
-            shuffle_prob,
-            nonlinear_prob,
-            reverse_prob,
-            paint_prob,
-            out_paint_prob,
-            num_blocks,
-            max_block_fraction,
-            intensity_range,
-            output_range,
-            backend,
-            mask_prob,
-            mask_patch,
-            mask_ratio,
-            mask_value,
-        )
+        self.deform = RandGenesisDeform(**kwargs)
 
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None

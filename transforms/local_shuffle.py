@@ -259,27 +259,16 @@ class RandLocalPixelShuffled(RandomizableTransform, MapTransform):
 
     Args:
         keys: keys of the images.
-        prob: see :class:`RandLocalPixelShuffle`.
-        num_blocks: see :class:`RandLocalPixelShuffle`.
-        max_block_fraction: see :class:`RandLocalPixelShuffle`.
-        backend: see :class:`RandLocalPixelShuffle`.
         allow_missing_keys: whether a missing key is passed over.
+        kwargs: see :class:`RandLocalPixelShuffle`.
     """
 
     backend = RandLocalPixelShuffle.backend
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.5,
-        num_blocks: int = 10_000,
-        max_block_fraction: float = 0.1,
-        backend: str = "auto",
-        allow_missing_keys: bool = False,
-    ) -> None:
+    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False, **kwargs: Any) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, 1.0)
-        self.shuffle = RandLocalPixelShuffle(prob, num_blocks, max_block_fraction, backend)
+        self.shuffle = RandLocalPixelShuffle(**kwargs)
 
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None

@@ -261,33 +261,16 @@ class RandPatchMaskingd(RandomizableTransform, MapTransform):
 
     Args:
         keys: keys of the images, all of one spatial shape.
-        prob: see :class:`RandPatchMasking`.
-        patch: see :class:`RandPatchMasking`.
-        ratio: see :class:`RandPatchMasking`.
-        value: see :class:`RandPatchMasking`.
-        intensity_range: see :class:`RandPatchMasking`.
-        dtype: see :class:`RandPatchMasking`.
-        backend: see :class:`RandPatchMasking`.
         allow_missing_keys: whether a missing key is passed over.
+        kwargs: see :class:`RandPatchMasking`.
     """
 
     backend = RandPatchMasking.backend
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 1.0,
-        patch: Sequence[int] | int = 16,
-        ratio: float = 0.6,
-        value: float | None = None,
-        intensity_range: Sequence[float] = (0.0, 1.0),
-        dtype: DtypeLike = np.float32,
-        backend: str = "auto",
-        allow_missing_keys: bool = False,
-    ) -> None:
+    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False, **kwargs: Any) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, 1.0)
-        self.mask = RandPatchMasking(prob, patch, ratio, value, intensity_range, dtype, backend)
+        self.mask = RandPatchMasking(**kwargs)
 
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None

@@ -363,29 +363,16 @@ class RandNonlinearIntensityd(RandomizableTransform, MapTransform):
 
     Args:
         keys: keys of the images.
-        prob: see :class:`RandNonlinearIntensity`.
-        reverse_prob: see :class:`RandNonlinearIntensity`.
-        intensity_range: see :class:`RandNonlinearIntensity`.
-        dtype: see :class:`RandNonlinearIntensity`.
-        backend: see :class:`RandNonlinearIntensity`.
         allow_missing_keys: whether a missing key is passed over.
+        kwargs: see :class:`RandNonlinearIntensity`.
     """
 
     backend = RandNonlinearIntensity.backend
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.9,
-        reverse_prob: float = 0.5,
-        intensity_range: Sequence[float] = (0.0, 1.0),
-        dtype: DtypeLike = np.float32,
-        backend: str = "auto",
-        allow_missing_keys: bool = False,
-    ) -> None:
+    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False, **kwargs: Any) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, 1.0)
-        self.mapper = RandNonlinearIntensity(prob, reverse_prob, intensity_range, dtype, backend)
+        self.mapper = RandNonlinearIntensity(**kwargs)
 
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None

@@ -328,20 +328,10 @@ class _RandPaintingd(RandomizableTransform, MapTransform):
     backend = _RandPainting.backend
     painting: type[_RandPainting]
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.9,
-        max_boxes: int = 5,
-        box_prob: float = 0.95,
-        intensity_range: Sequence[float] = (0.0, 1.0),
-        dtype: DtypeLike = np.float32,
-        backend: str = "auto",
-        allow_missing_keys: bool = False,
-    ) -> None:
+    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False, **kwargs: Any) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, 1.0)
-        self.painter = self.painting(prob, max_boxes, box_prob, intensity_range, dtype, backend)
+        self.painter = self.painting(**kwargs)
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> _RandPaintingd:
         """Set the random state of the transform, as in MONAI."""
@@ -369,13 +359,8 @@ class RandInPaintingd(_RandPaintingd):
 
     Args:
         keys: keys of the images, all of one spatial shape.
-        prob: see :class:`RandInPainting`.
-        max_boxes: see :class:`RandInPainting`.
-        box_prob: see :class:`RandInPainting`.
-        intensity_range: see :class:`RandInPainting`.
-        dtype: see :class:`RandInPainting`.
-        backend: see :class:`RandInPainting`.
         allow_missing_keys: whether a missing key is passed over.
+        kwargs: see :class:`RandInPainting`.
     """
 
     painting = RandInPainting
@@ -386,13 +371,8 @@ class RandOutPaintingd(_RandPaintingd):
 
     Args:
         keys: keys of the images, all of one spatial shape.
-        prob: see :class:`RandOutPainting`.
-        max_boxes: see :class:`RandOutPainting`.
-        box_prob: see :class:`RandOutPainting`.
-        intensity_range: see :class:`RandOutPainting`.
-        dtype: see :class:`RandOutPainting`.
-        backend: see :class:`RandOutPainting`.
         allow_missing_keys: whether a missing key is passed over.
+        kwargs: see :class:`RandOutPainting`.
     """
 
     painting = RandOutPainting

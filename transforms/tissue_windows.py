@@ -365,7 +365,15 @@ class TissueWindowsd(MapTransform):
         if len(self.keys) != 1:
             raise ValueError(f"keys must hold one key, the scan that the tissue rule looks at, got {self.keys}.")
         self.starts_key = starts_key
-        self.windows = TissueWindows(cube_size, threshold, score_range, border, channel, on_empty, lowest_share)
+        self.windows = TissueWindows(
+            cube_size,
+            threshold=threshold,
+            score_range=score_range,
+            border=border,
+            channel=channel,
+            on_empty=on_empty,
+            lowest_share=lowest_share,
+        )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the item with the starts added."""
