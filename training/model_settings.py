@@ -12,7 +12,7 @@ import inspect
 import json
 import logging
 import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ __all__ = [
     "ModelSettingsError",
     "ModelSettingsGuard",
     "check_model_settings",
+    "features_of_pretrained",
     "name_of_task",
     "read_model_settings",
     "save_trained_weights",
@@ -110,6 +111,28 @@ def settings_of_load() -> dict[str, Any]:
     """
     weights = _weights_of_load()
     return {} if weights is None else read_model_settings(weights.parent, weights.name)
+
+
+def features_of_pretrained(pretrained: str | Path | None, default: Sequence[int]) -> list[int]:
+    """Give a fine-tuning the width of the weights that it starts from, where their ``model.json`` tells it.
+
+    Args:
+        pretrained: the key ``--pretrained``: a file, or ``None`` or ``"none"`` from scratch.
+        default: channels of the levels otherwise; weights that then do not fit are refused when they are loaded.
+
+    Returns:
+        Channels of the levels.
+
+    Raises:
+        ModelSettingsError: when ``model.json`` cannot be read, or describes other weights.
+
+    Example:
+        >>> features_of_pretrained("none", [64, 128, 256, 512])
+        [64, 128, 256, 512]
+    """
+    if pretrained is None or str(pretrained).lower() == "none":
+        return list(default)
+    return list(settings_of_weights(Path(pretrained)).get("features", default))
 
 
 def check_model_settings(recorded: Mapping[str, Any], given: Mapping[str, Any], allow: bool = False) -> None:

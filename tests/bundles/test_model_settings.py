@@ -242,3 +242,14 @@ def test_stale_settings_stop_inference(tmp_path):
     with pytest.raises(RuntimeError) as error:
         parser(LIDC, ["inference"], ckpt_dir=str(tmp_path)).get_parsed_content("settings_check")
     assert isinstance(error.value.__cause__, ModelSettingsError) and "SHA-256" in str(error.value.__cause__)
+
+
+@pytest.mark.parametrize("bundle", [name for name in NAMES if name != PRETRAINING])
+def test_fine_tuning_takes_its_width_from_the_pretrained_weights(bundle, tmp_path):
+    save_trained_weights({"head.weight": torch.ones(2, 1)}, tmp_path / "model.pt", {"features": [4, 8]})
+    for given, width in (
+        ({"pretrained": str(tmp_path / "model.pt")}, [4, 8]),
+        ({"pretrained": "none"}, [64, 128, 256, 512]),
+        ({"pretrained": str(tmp_path / "model.pt"), "features": [8, 16]}, [8, 16]),
+    ):
+        assert parser(bundle, ["train"], **given).get_parsed_content("features") == width

@@ -15,6 +15,7 @@ from models_genesis.training import (
     ModelSettingsError,
     ModelSettingsGuard,
     check_model_settings,
+    features_of_pretrained,
     name_of_task,
     read_model_settings,
     save_trained_weights,
@@ -44,6 +45,18 @@ def test_what_training_writes_is_what_inference_reads(tmp_path):
 def test_weights_from_elsewhere_have_no_settings(tmp_path):
     save_weights(weights(1.0), tmp_path / "model.pt")
     assert read_model_settings(tmp_path) == {}
+
+
+def test_a_fine_tuning_is_as_wide_as_the_weights_that_it_starts_from(tmp_path):
+    save_trained_weights(weights(1.0), tmp_path / "model.pt", SETTINGS)
+    assert features_of_pretrained(tmp_path / "model.pt", [64, 128]) == [8, 16]
+    for other in (None, "none", "None", tmp_path / "missing.pt"):
+        assert features_of_pretrained(other, [64, 128]) == [64, 128]
+    save_weights(weights(2.0), tmp_path / "from_elsewhere.pt")
+    assert features_of_pretrained(tmp_path / "from_elsewhere.pt", [64, 128]) == [64, 128]
+    save_weights(weights(2.0), tmp_path / "model.pt")
+    with pytest.raises(ModelSettingsError, match="SHA-256"):
+        features_of_pretrained(tmp_path / "model.pt", [64, 128])
 
 
 def test_settings_of_other_weights_are_refused(tmp_path):
