@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from models_genesis.datasets.io.find_scans import without_suffix
 from models_genesis.networks.weight_container import sha256_of
 from models_genesis.training import read_model_settings
 from models_genesis.training.birth_certificate import CERTIFICATE
@@ -78,6 +79,42 @@ def scores_by_case(report: Path) -> dict[str, dict[str, float]]:
     return scores
 
 
+def probabilities_by_scan(report: Path) -> dict[str, list[float]]:
+    """Read the probabilities that a classification's report lies next to, empty for other reports.
+
+    Args:
+        report: ``classification.json``; the probabilities are in ``predictions.csv``.
+
+    Returns:
+        Probabilities by series, in the order of the table of candidates.
+    """
+    path = report.with_name("predictions.csv")
+    if report.name != "classification.json" or not path.is_file():
+        return {}
+    found: dict[str, list[float]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["seriesuid"], []).append(round(float(row["probability"]), 4))
+    return found
+
+
+def errors_by_scan(report: Path) -> dict[str, dict[str, float]]:
+    """Read the errors of each scan that a restoration's report lies next to, empty for other reports.
+
+    Args:
+        report: ``restoration.json``; the scans are in ``restoration.csv``.
+
+    Returns:
+        Mean squared errors by the name of the scan's file.
+    """
+    path = report.with_suffix(".csv")
+    if report.name != "restoration.json" or not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["scan"] != "all"]
+    return {Path(row["scan"]).name: {key: float(row[key]) for key in row if key.startswith("mse")} for row in rows}
+
+
 def image_files(scan: Mapping[str, Any]) -> list[str]:
     """List the image files of a scan of a certificate."""
     images = scan.get("image", [])
@@ -119,14 +156,20 @@ def ship(bundle: Path, ckpt_dir: Path, reports: Mapping[str, Path], commands: Ma
     if not unseen:
         raise ValueError(f"expected a report on data that did not choose the weights, found {list(contents)}")
     by_case = {part: scores_by_case(path) for part, path in reports.items()}
+    by_scan = {part: probabilities_by_scan(path) for part, path in reports.items()}
+    errors = {part: errors_by_scan(path) for part, path in reports.items()}
     chosen_by = {
         Path(file).name for part in certificate["data"].values() for scan in part for file in image_files(scan)
     }
+    chosen_by |= {without_suffix(name) for name in chosen_by}  # tables of candidates name a series, not its file
     for part in unseen:
-        if seen := sorted(chosen_by & set(by_case[part])):
+        if seen := sorted(chosen_by & {*by_case[part], *by_scan[part], *errors[part]}):
             raise ValueError(f"{reports[part]}: expected cases that the training has not seen, found {seen[:3]}")
     certificate["evaluations"] = {
-        part: {"command": commands.get(part), "report": content, "dice_by_case": by_case[part]}
+        part: {"command": commands.get(part), "report": content}
+        | ({"dice_by_case": by_case[part]} if by_case[part] else {})
+        | ({"probabilities_by_scan": by_scan[part]} if by_scan[part] else {})
+        | ({"errors_by_scan": errors[part]} if errors[part] else {})
         for part, content in contents.items()
     }
     metadata_path = bundle / "configs" / "metadata.json"

@@ -109,6 +109,57 @@ def test_a_report_on_cases_of_the_training_is_refused(tool, trained, bundle):
         tool.ship(bundle, trained, {"testing": own}, {})
 
 
+def classification(folder: Path, *series: str) -> Path:
+    """Write a report on candidates, two of the first series."""
+    path = folder / "classification.json"
+    content = {"ranking": {"auc": 0.91234, "average_precision": None}, "weights_sha256": sha256_of(folder / "model.pt")}
+    path.write_text(json.dumps(content))
+    rows = [f"{name},1,2,3,0.{number}25" for number, name in enumerate([series[0], *series], start=1)]
+    (folder / "predictions.csv").write_text("\n".join(["seriesuid,coordX,coordY,coordZ,probability", *rows]) + "\n")
+    return path
+
+
+def test_a_classification_keeps_the_probability_of_each_candidate(tool, trained, bundle):
+    certificate = tool.ship(bundle, trained, {"testing": classification(trained, "1.2.3", "1.2.4")}, {})
+    assert certificate["evaluations"]["testing"]["probabilities_by_scan"] == {
+        "1.2.3": [0.125, 0.225],
+        "1.2.4": [0.325],
+    }
+    assert "dice_by_case" not in certificate["evaluations"]["testing"]
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    assert metadata["eval_metrics"] == {"testing_auc": 0.9123}
+
+
+def test_a_classification_of_the_trainings_scans_is_refused(tool, trained, bundle):
+    seen = {"validation": [{"image": {"file": "subset0/1.2.4.mhd", "sha256": "0"}}]}
+    write_birth_certificate(trained / "model.pt", {"seed": 0}, {"datalist": None}, seen, {"epochs": 1})
+    with pytest.raises(ValueError, match=r"classification\.json: .* has not seen, found \['1\.2\.4'\]"):
+        tool.ship(bundle, trained, {"testing": classification(trained, "1.2.3", "1.2.4")}, {})
+
+
+def restoration(folder: Path) -> Path:
+    path = folder / "restoration.json"
+    errors = {"mse_restored": 0.01, "mse_deformed": 0.2, "mse_mean_image": 0.02}
+    path.write_text(json.dumps({"scans": 1, **errors, "weights_sha256": sha256_of(folder / "model.pt")}))
+    table = ",".join(["scan", "cubes", *errors]), "/a/ct_1.nii.gz,4,0.01,0.2,0.02", "all,4,0.01,0.2,0.02"
+    path.with_suffix(".csv").write_text("\n".join(table) + "\n")
+    return path
+
+
+def test_a_pretraining_keeps_the_errors_of_each_scan(tool, trained, bundle):
+    certificate = tool.ship(bundle, trained, {"testing": restoration(trained)}, {})
+    assert certificate["evaluations"]["testing"]["errors_by_scan"] == {
+        "ct_1.nii.gz": {"mse_restored": 0.01, "mse_deformed": 0.2, "mse_mean_image": 0.02}
+    }
+
+
+def test_a_restoration_of_the_trainings_scans_is_refused(tool, trained, bundle):
+    seen = {"training": [{"image": {"file": "ct/ct_1.nii.gz", "sha256": "0"}}]}
+    write_birth_certificate(trained / "model.pt", {"seed": 0}, {"datalist": None}, seen, {"epochs": 1})
+    with pytest.raises(ValueError, match=r"restoration\.json: .* has not seen, found \['ct_1\.nii\.gz'\]"):
+        tool.ship(bundle, trained, {"testing": restoration(trained)}, {})
+
+
 def test_two_cases_of_one_name_are_refused(tool, trained, bundle):
     path = report(trained, 0.9, weights_sha256=sha256_of(trained / "model.pt"))
     path.with_suffix(".csv").write_text("case,region,dice\n/a/P1.nii,nodule,0.7\n/b/P1.nii,nodule,0.5\n")
