@@ -203,7 +203,7 @@ def _survey(layout: Layout, root: str | Path, channels: Sequence[str] | None, co
 def _choose_channels(
     source: str | Path, cases: list[dict[str, Any]], content: Mapping[str, Any], channels: Sequence[str] | None
 ) -> list[dict[str, Any]]:
-    """Take the files of some channels, in the order asked for, where each channel has a file of its own."""
+    """Take the files of some channels, in the given order, where each channel has its own file."""
     if channels is None or not all(isinstance(case["image"], list) for case in cases):
         return cases
     listed = list(content.get("modality", {}).values())
@@ -227,7 +227,7 @@ def msd_task(task: str | Path) -> dict[str, Any]:
     Returns:
         ``name``, ``modality`` (``"CT"`` or ``"MR"``), ``in_channels``, ``labels`` (names by value, background first),
         ``out_channels``, ``regions`` (label values by name, without the background) and ``tolerance_mm`` of the surface
-        Dice as the challenge has it (2 mm where the task is none of the ten).
+        Dice as the challenge has it (2 mm where the task is not one of the ten).
 
     Raises:
         ValueError: for another name, or a ``dataset.json`` whose labels are not numbered from 0 without a gap.

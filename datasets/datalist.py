@@ -37,11 +37,11 @@ def _made_by() -> str:
 
 @dataclass(frozen=True)
 class FoundScan:
-    """One scan that was found, and what becomes of it.
+    """One scan that was found, and its status.
 
     Attributes:
         image: path, relative to the root with forward slashes; ``folder::series`` for one DICOM series of several;
-            several paths where each channel is a file of its own.
+            several paths where each channel has its own file.
         patient: name that keeps a patient's scans in one split.
         split: the split it goes to; ``""`` where it is left out.
         reason: short reason for leaving it out; ``""`` where it is kept.
@@ -64,7 +64,7 @@ class FoundScan:
 
     @property
     def name(self) -> str:
-        """The scan's path, that of the first channel where each is a file of its own."""
+        """The scan's path, that of the first channel where each has its own file."""
         return self.image if isinstance(self.image, str) else self.image[0]
 
     def entry(self, root: Path | None = None) -> dict[str, Any]:

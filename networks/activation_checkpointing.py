@@ -28,7 +28,7 @@ def checkpointed(module: nn.Module, *inputs: Tensor) -> Tensor:
     """Run ``module`` without keeping what is between its inputs and its output; backward computes that once more.
 
     The second run would update the running statistics of batch norm a second time, so it works on copies of the
-    buffers. Where no gradient is asked for there is nothing to save and the module simply runs.
+    buffers. Where no gradient is needed there is nothing to save and the module simply runs.
 
     Args:
         module: takes ``inputs`` and gives one tensor.

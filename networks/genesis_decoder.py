@@ -14,7 +14,7 @@ from .convolution_pair import ConvolutionPair
 
 
 class DecoderLevel(nn.Module):
-    """One step up: transposed convolution of width and stride 2, the skip beside it, two convolutions.
+    """One step up: transposed convolution of width and stride 2, the skip connection concatenated, two convolutions.
 
     Args:
         spatial_dims: 2 or 3.

@@ -46,7 +46,7 @@ class GenesisUNet(nn.Module, PretrainedMixin):
     """The encoder-decoder of Models Genesis, 3D or 2D (arXiv:2004.07882, section 3).
 
     The layers are the original's: per level two convolutions of width 3 with bias, norm and activation; max-pool 2
-    between levels; up again by transposed convolutions that keep the channels, the encoder's features beside them; a
+    between levels; up again by transposed convolutions that keep the channels, the encoder's features concatenated; a
     convolution of width 1 at the end. The default has 19,073,665 parameters, 7,027,776 of them in the encoder. Two
     things differ from the original: the output is logits (it has a sigmoid at the end), and batch norm uses
     its running statistics in evaluation. ``batch_statistics=True`` gives the original's way, where a sample's output

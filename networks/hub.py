@@ -121,7 +121,7 @@ class PretrainedMixin(
         """Make the network that weights were trained in, with its weights, in evaluation mode.
 
         Width, channels and classes are those of the weights; activation, norm and preprocessing those of
-        ``config.json`` or ``model.json`` next to them. Every tensor has to match. Fresh parts have to be asked for:
+        ``config.json`` or ``model.json`` next to them. Every tensor has to match. Fresh parts have to be requested:
         another ``out_channels``, ``num_classes`` or ``hidden_channels`` gives a fresh head, another ``in_channels``
         adapts the first convolution. ``out_channels`` or ``num_classes`` also takes the encoder from a
         :class:`GenesisClassifier` or :class:`GenesisUNet`, the rest is fresh then.
@@ -130,7 +130,7 @@ class PretrainedMixin(
             pretrained_model_name_or_path: a file of weights (``model.safetensors``, a bundle's ``model.pt``, the
                 original's ``Genesis_Chest_CT.pt``); a folder of one (a bundle's or its ``ckpt_dir``, what
                 :meth:`save_pretrained` wrote); or a repository ``owner/name`` of the Hugging Face hub.
-            filename: the weights' name in folder or repository, where it is none of these.
+            filename: the weights' name in folder or repository, where it is not one of these.
             map_location: device of the network.
             revision: branch, tag or commit of the repository.
             token: for private repositories.

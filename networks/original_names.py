@@ -30,7 +30,7 @@ def from_original_name(name: str) -> str | None:
         name: the original's name without the ``module.`` of DataParallel.
 
     Returns:
-        Our name, or None where ``name`` is none of the original's.
+        Our name, or None where ``name`` is not one of the original's.
 
     Example:
         >>> from_original_name("down_tr128.ops.0.bn1.running_var")

@@ -147,7 +147,7 @@ def read_weights(
 
 
 def save_weights(state_dict: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Write a plain state dict as a whole or not at all: to a temporary file beside ``path``, then renamed.
+    """Write a plain state dict as a whole or not at all: to a temporary file next to ``path``, then renamed.
 
     Tensors are written from the CPU and under bare names (without the prefixes of DistributedDataParallel and
     ``torch.compile``), so the file fits the bare network on any machine.
@@ -187,7 +187,7 @@ def save_safetensors(
 
 
 def save_whole(write: Callable[[BinaryIO], object], path: str | os.PathLike[str]) -> None:
-    """Write a file as a whole or not at all: to a temporary file beside ``path``, then renamed.
+    """Write a file as a whole or not at all: to a temporary file next to ``path``, then renamed.
 
     Args:
         write: writes the content to the open file that it is given.

@@ -14,7 +14,7 @@ from .norm_pairs import find_norm_pairs, unwrapped
 __all__ = ["PRETRAINED_SCALES", "Rescaling", "eps_change", "rescale"]
 
 PRETRAINED_SCALES = ("kept", "initial")
-"""What becomes of the scale of pretrained weights: it stays, or it becomes that of the fresh network."""
+"""The scale of pretrained weights: it is kept, or becomes that of the fresh network."""
 
 # in front of a norm these scale with the convolution's output, or with its square
 _BIAS, _MEAN, _VARIANCE = "bias", "running_mean", "running_var"

@@ -56,7 +56,7 @@ def draw_curve(study: Study, scores: Sequence[Mapping[str, Any]], kind: str) -> 
     arms = [arm for arm in study.arms if any(line["arm"] == arm for line in lines)]
     for number, arm in enumerate(arms):
         own = sorted((line for line in lines if line["arm"] == arm), key=lambda line: order(line["labels"]))
-        # arms side by side, so that their intervals can be told apart
+        # arms next to each other, so that their intervals can be told apart
         places = np.array([line["patients"] for line in own]) * 1.05 ** (number - (len(arms) - 1) / 2)
         means = np.array([line["score"] for line in own])
         ends = np.array(

@@ -143,7 +143,7 @@ def mean_score(score: str, cases: Sequence[Mapping[str, Any]]) -> float:
 
 
 def run_workflow(bundle: Path, files: Sequence[str], overrides: Mapping[str, Any]) -> None:
-    """Run configs of a bundle with objects of their own, and leave nothing behind in this process.
+    """Run configs of a bundle with the study's own objects, and leave nothing behind in this process.
 
     Args:
         bundle: folder of the bundle.
@@ -183,7 +183,7 @@ def _log_to(path: Path) -> Iterator[None]:
     before = [(each, list(each.handlers), each.level, each.propagate) for each in [root, *own]]
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for logger_, *_ in before:  # MONAI's loggers have handlers of their own
+    for logger_, *_ in before:  # MONAI's loggers have their own handlers
         logger_.handlers[:], logger_.propagate = [], True
     root.addHandler(handler)
     root.setLevel(logging.INFO)

@@ -53,5 +53,5 @@ def resolve_backend(backend: str = "auto") -> str:
     if error is None:
         return "numba"
     if backend == "numba":
-        raise ImportError(f"backend: 'numba' was asked for, but it cannot be imported: {error}")
+        raise ImportError(f"backend: 'numba' was requested, but it cannot be imported: {error}")
     return "numpy"

@@ -36,7 +36,7 @@ BATCH_BACKENDS = ("auto", "torch", "triton")
 
 
 class BatchGenesisDeform:
-    """Deform a batch of images, each sample with parameters of its own (arXiv:2004.07882, section 3).
+    """Deform a batch of images, each sample with its own parameters (arXiv:2004.07882, section 3).
 
     The distribution is that of :class:`RandGenesisDeform`, sample for sample, and so are the arguments. Nothing is read
     back to the host nor copied to the device, so the device never waits and a CUDA graph can record it (register
@@ -77,7 +77,7 @@ class BatchGenesisDeform:
     Attributes:
         kinds: of the last batch with ``record_kinds``: numbers of :data:`.voxel_kinds.VOXEL_KINDS`, uint8,
             shape (B, 1, x[, y[, z]]).
-        generator: the one source of all draws; seed it anew by ``generator.manual_seed``.
+        generator: the one source of all draws; seed it by ``generator.manual_seed``.
 
     Raises:
         ValueError: for an argument outside its range; at the call for a batch of a wrong shape or on another device, or
@@ -233,7 +233,7 @@ class BatchGenesisDeform:
         return kinds
 
     def _by_kernels(self, batch: Tensor, sides: Sequence[int]) -> bool:
-        """Whether Triton's kernels do the work; asked for by name, what they need is not looked for."""
+        """Whether Triton's kernels do the work; requested by name, their requirements are not checked."""
         if self.backend != "auto":
             return self.backend == "triton"
         if not batch.is_cuda or math.prod(sides) > MAX_KERNEL_BLOCK or importlib.util.find_spec("triton") is None:

@@ -111,7 +111,7 @@ def check_brats_convention(path: str, convention: str) -> None:
     if name == "MEN-RT":
         raise ValueError(
             f"{path}: BraTS-MEN-RT has one label, the gross tumour volume, and none of the regions of BraTS; train it "
-            "as a task of its own with a dataset.json (genesis_msd_segmentation)."
+            "as a separate task with a dataset.json (genesis_msd_segmentation)."
         )
     if name and convention not in possible:
         raise ValueError(

@@ -94,11 +94,11 @@ class CandidateCubed(MapTransform):
         return self.cut(data, np.zeros(3))
 
     def cut(self, data: Mapping[Hashable, Any], shift: np.ndarray) -> dict[Hashable, Any]:
-        """Cut around a place beside the candidate's.
+        """Cut around a point next to the candidate.
 
         Args:
             data: the item.
-            shift: how far beside, in voxels.
+            shift: how far from it, in voxels.
 
         Returns:
             A copy of the item with cubes instead of scans.

@@ -27,7 +27,7 @@ class ClassVoxelsd(MapTransform):
     Args:
         keys: key of the label map, one channel, class numbers.
         num_classes: number of classes with the background.
-        max_voxels: most voxels noted of a class, evenly spread over all of its own; it bounds the memory.
+        max_voxels: most voxels noted of a class, evenly spread over all of its voxels; it bounds the memory.
         allow_missing_keys: whether an item may lack the label.
 
     Example:

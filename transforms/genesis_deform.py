@@ -212,7 +212,7 @@ def _render_compiled(
         curve.intensity_range + curve.output_range,
         table,
         bucketed,
-        np.uint64(parameters.seed ^ 0x6E6F697365),  # the noise has a stream of its own
+        np.uint64(parameters.seed ^ 0x6E6F697365),  # the noise has its own stream
         deformed.reshape(-1),
         target.reshape(-1),
     )
@@ -255,7 +255,7 @@ class RandGenesisDeform(RandomizableTransform):
     range in the same pass, so int16 HU go in and float32 in [0, 1] come out at no further cost.
 
     All parameters are drawn from ``self.R`` in :meth:`randomize`, but for the shuffled blocks and the noise values:
-    those come from a stream of their own, named by one 64-bit number drawn from ``self.R``. So the result depends on
+    those come from a separate stream, named by one 64-bit number drawn from ``self.R``. So the result depends on
     the random state and the backend alone.
 
     Args:
@@ -445,7 +445,7 @@ def _flip_affine(img: MetaTensor, flips: Sequence[bool]) -> None:
 class RandGenesisDeformd(RandomizableTransform, MapTransform):
     """Dictionary twin of :class:`RandGenesisDeform`.
 
-    The deformed image replaces the image, the target gets a key of its own. All keys share the parameters.
+    The deformed image replaces the image, the target gets its own key. All keys share the parameters.
 
     Args:
         keys: keys of the images, all of one spatial shape.

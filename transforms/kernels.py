@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled loops that flip, map and paint (numba, one thread, without the GIL); shuffling has a file of its own.
+"""Compiled loops that flip, map and paint (numba, one thread, without the GIL); shuffling has its own file.
 
 Indices are unsigned where a loop should vectorise: numba lets signed ones count from the end, which costs a test each.
 """

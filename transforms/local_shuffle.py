@@ -197,7 +197,7 @@ def _block_voxels(corner: NdArray, side: NdArray, shape: tuple[int, ...]) -> NdA
 class RandLocalPixelShuffle(RandomizableTransform):
     """Shuffle voxels locally (arXiv:2004.07882, section 3.2): texture is lost, shapes and boundaries stay.
 
-    The block sizes, corners and permutations come from a stream of their own, named by one 64-bit number that
+    The block sizes, corners and permutations come from a separate stream, named by one 64-bit number that
     :meth:`randomize` draws from ``self.R``; so the result depends on the random state alone.
 
     Args:

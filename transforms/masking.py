@@ -153,7 +153,7 @@ def mask_patches(
     Args:
         img: channel-first image; contiguous float32 for ``"numba"``.
         boxes: see :func:`draw_masked_patches`; for any number of spatial axes up to three.
-        value: what the patches show; None: noise, of its own in each channel.
+        value: what the patches show; None: noise, drawn separately for each channel.
         span: (low, high), the noise is uniform on [low, high).
         seed: 64-bit seed of the noise.
         backend: ``"numba"`` or ``"numpy"``.
@@ -178,7 +178,7 @@ class RandPatchMasking(RandomizableTransform):
     also an intensity that a voxel may really have (0 is air), and the network could not tell the two apart. A constant
     is better where many hidden voxels must not change the statistics of the norms, for instance the mean of the data.
 
-    The noise comes from a stream of its own, named by one 64-bit number that :meth:`randomize` draws from ``self.R``.
+    The noise comes from a separate stream, named by one 64-bit number that :meth:`randomize` draws from ``self.R``.
 
     Args:
         prob: probability of masking.

@@ -285,7 +285,7 @@ class _RandPainting(RandomizableTransform):
 class RandInPainting(_RandPainting):
     """Fill a few boxes with noise (arXiv:2004.07882, section 3.2): the network must continue what surrounds them.
 
-    The noise comes from a stream of its own, named by one 64-bit number that :meth:`randomize` draws from ``self.R``.
+    The noise comes from a separate stream, named by one 64-bit number that :meth:`randomize` draws from ``self.R``.
 
     Args:
         prob: probability of painting; with 0.05 of it there is still no box, as the first one may fail.
@@ -304,7 +304,7 @@ class RandInPainting(_RandPainting):
 class RandOutPainting(_RandPainting):
     """Turn everything but a few boxes into noise (arXiv:2004.07882, section 3.2).
 
-    The noise comes from a stream of its own, named by one 64-bit number that :meth:`randomize` draws from ``self.R``.
+    The noise comes from a separate stream, named by one 64-bit number that :meth:`randomize` draws from ``self.R``.
 
     Args:
         prob: probability of painting.

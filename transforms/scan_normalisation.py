@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans without units of their own, such as MR, brought to common ones before their intensity range is cut out.
+"""Scans without physical units, such as MR, brought to common ones before their intensity range is cut out.
 
 The choices are those of the fine-tuning bundles for MR, so that weights are pretrained on the numbers, but for scale
 and offset, that fine-tuning shows them.

@@ -257,6 +257,6 @@ class CheckSegmentationCased(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item as it is, or raise for its first fault."""
-        list(self.key_iterator(dict(data)))  # a missing key is an error of its own
+        list(self.key_iterator(dict(data)))  # a missing key raises its own error
         check_case(data, self.labels, self.modality, self.channels, self.keys, self.tolerance, self.require_foreground)
         return dict(data)

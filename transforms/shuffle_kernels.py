@@ -166,7 +166,7 @@ def _list_voxels(
 ) -> tuple[int, Any]:
     """Cover blocks one after another until the lists are long enough; the next block and the number of voxels written.
 
-    All voxels of a block go to `pool`; those that were not covered go to `written`, and beside each into `slots` the
+    All voxels of a block go to `pool`; those that were not covered go to `written`, and next to each into `slots` the
     place in the pool that its step of the shuffle starts from, into `ends` where the block ends there.
     """
     word_of, voxel_of = lines

@@ -201,7 +201,7 @@ class VesselCubed(MapTransform):
         Args:
             data: the item.
             spin: (3, 3) rotation in the cube, before it is laid along the vessel.
-            shift_mm: (3,) how far beside the candidate, along the cube's axes.
+            shift_mm: (3,) how far from the candidate, along the cube's axes.
 
         Returns:
             A copy of the item with cubes instead of scans.

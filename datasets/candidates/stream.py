@@ -107,7 +107,7 @@ class CandidateStream(IterableDataset):
             BadScanError: For a scan that cannot be read, with ``on_bad_scan="raise"``.
         """
         if get_worker_info() is not None:
-            raise RuntimeError("a CandidateStream decodes ahead in a thread of its own: use num_workers=0.")
+            raise RuntimeError("a CandidateStream decodes ahead in its own thread: use num_workers=0.")
         bar = tqdm(self._prepared(), "scans", len(self._todo), disable=None if self.progress else True)
         for scan, rows, arrays in bar:
             if isinstance(arrays, LeftOut):

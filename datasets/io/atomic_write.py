@@ -35,7 +35,7 @@ _swept: set[Path] = set()
 def whole_path(path: str | os.PathLike[str], durable: bool = True) -> Iterator[Path]:
     """Give a name to write to, of a file that takes its place only when the block ends well.
 
-    A reader, a full disk or a crash in the middle sees the old file or the new one. The temporary file beside it is
+    A reader, a full disk or a crash in the middle sees the old file or the new one. The temporary file next to it is
     hidden, has the same suffix, and a random name, so that of two writers of one file, on whatever machines, the last
     to end wins. Temporary files that a dead process left in the folder are removed, see :func:`sweep_temporary`.
 
@@ -136,7 +136,7 @@ def whole_text(path: str | os.PathLike[str], errors: str = "strict") -> Iterator
 
     Args:
         path: the file; its folder is made if absent.
-        errors: what becomes of characters that cannot be encoded, see :func:`open`.
+        errors: how to handle characters that cannot be encoded, see :func:`open`.
 
     Yields:
         The open temporary file.

@@ -291,7 +291,7 @@ def _line(scan: str, slices: list[DicomSlice]) -> tuple[NDArray[np.float64], NDA
     if gaps.max() > 1.5 * typical:
         raise BadScanError(scan, "missing slices", f"expected even slice distances, {found}")
     numbers = np.arange(len(slices)) - (len(slices) - 1) / 2
-    # the line that fits best, so that no slice is further off than the writing of its own position
+    # the line that fits best, so that no slice is further off than the rounding of its own position
     step = numbers @ positions / (numbers @ numbers)
     line = positions.mean(0) + numbers[:, None] * step
     off = float(np.linalg.norm(positions - line, axis=1).max())
@@ -303,7 +303,7 @@ def _line(scan: str, slices: list[DicomSlice]) -> tuple[NDArray[np.float64], NDA
     if drift > max(TOLERANCE * min(first.spacing), ROUNDING_MM):
         angle = np.degrees(np.arctan2(drift, float(gaps.sum())))
         detail = (
-            f"expected slices above each other, found the last {drift:.3g} mm beside the first, {angle:.2g} degrees of"
+            f"expected slices above each other, found the last {drift:.3g} mm off the first, {angle:.2g} degrees of"
             " gantry tilt: resample it to a grid at right angles first, which dcm2niix does"
         )
         raise BadScanError(scan, "tilted gantry", detail)

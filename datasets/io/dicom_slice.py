@@ -25,7 +25,7 @@ IMAGE_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.{kind}" for kind in ("2", "4", "
 theirs without pixels is a broken one. Other objects may have none."""
 
 NOT_SCANS = ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTIMAGE", "SR", "PR", "KO", "DOC", "REG", "FID")
-"""Modalities of what is derived from scans and lies beside them."""
+"""Modalities of what is derived from scans and stored next to them."""
 
 LITTLE_ENDIAN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 BIG_ENDIAN = "1.2.840.10008.1.2.2"

@@ -218,7 +218,7 @@ def _affine(scan: str, fields: dict[str, str], axes: int) -> NDArray[np.float64]
         elif given:
             directions = _numbers(scan, fields, given[0], axes * axes).reshape(axes, axes)
     if axes == 4 and not np.allclose([*directions[3, :3], *directions[:3, 3], directions[3, 3]], [0] * 6 + [1]):
-        raise BadScanError(scan, "bad affine", f"expected a fourth axis of its own, found {directions.tolist()}")
+        raise BadScanError(scan, "bad affine", f"expected a separate fourth axis, found {directions.tolist()}")
     lengths = np.linalg.norm(directions[:3, :3], axis=1)
     if not math.isclose(lengths.min(), 1, abs_tol=1e-3) or not math.isclose(lengths.max(), 1, abs_tol=1e-3):
         raise BadScanError(scan, "bad affine", f"expected directions of length 1, found {lengths.round(4).tolist()}")

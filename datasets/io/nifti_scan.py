@@ -148,7 +148,7 @@ def _scaling(scan: str, raw: Any) -> tuple[float, float]:
 
 
 def _check_size(scan: str, needed: int) -> None:
-    """Compare the bytes that the header claims with the file, before memory is asked for them."""
+    """Compare the bytes that the header claims with the file, before memory is allocated for them."""
     size = os.path.getsize(scan)
     if not scan.lower().endswith(".gz"):
         if size < needed:

@@ -47,7 +47,7 @@ class VoxelFiles:
     encoding: Literal["raw", "deflate", "text"] = "raw"
 
     def check(self) -> None:
-        """Compare the files' sizes with what the header claims, before memory is asked for.
+        """Compare the files' sizes with what the header claims, before memory is allocated.
 
         Raises:
             BadScanError: When a file is missing, not a regular file, or too short.
@@ -57,7 +57,7 @@ class VoxelFiles:
             raise BadScanError(self.scan, "voxel files", detail)
         for file in self.files:
             if not os.path.exists(file):  # Path raises OSError for names that no file can have
-                raise BadScanError(self.scan, "voxel file missing", f"expected {file.name} beside it, found none")
+                raise BadScanError(self.scan, "voxel file missing", f"expected {file.name} next to it, found none")
             check_regular_file(self.scan, file)
             size = file.stat().st_size - max(self.skip, 0)
             most = {"raw": size, "deflate": size * DEFLATE_RATIO, "text": (size + 1) // 2 * self.dtype.itemsize}
@@ -124,7 +124,7 @@ def name_files(scan: str, named: Sequence[str]) -> tuple[Path, ...]:
         named: the words of the header's field: ``name``, or ``pattern first last [step [axes]]``.
 
     Returns:
-        Their paths, relative ones beside the header.
+        Their paths, relative ones next to the header.
 
     Raises:
         BadScanError: When the pattern is not one ``%d``, or its numbers are no range.

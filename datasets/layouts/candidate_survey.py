@@ -198,7 +198,7 @@ def relative_path(path: Path, root: Path) -> str:
 
 
 def add_row_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what becomes of bad rows on a command line.
+    """Declare how bad rows are handled on a command line.
 
     Args:
         parser: where to.

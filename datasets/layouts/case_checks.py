@@ -74,7 +74,7 @@ def found_case(
     channels: int = 1,
     facts: Mapping[str, Any] | None = None,
 ) -> FoundScan:
-    """Check a case's headers and say what becomes of it: kept in its split, or left out with the reason.
+    """Check a case's headers and give its status: kept in its split, or left out with the reason.
 
     Args:
         root: folder that the paths start from.

@@ -149,7 +149,7 @@ def lung_region(volume: NDArray, spacing: tuple[float, ...], hilum_mm: float = 1
 def vessel_candidates(
     volume: NDArray, spacing: tuple[float, ...], rules: DetectorRules | None = None
 ) -> NDArray[np.int64]:
-    """Find what may be an embolus: the middles of dark places beside contrast, in and near the lungs.
+    """Find what may be an embolus: the centres of dark places next to contrast, in and near the lungs.
 
     Voxels of clot's HU in the core of the tissue, with contrast near, make up dark places; each local maximum of the
     distance from such a place's edge is a candidate.

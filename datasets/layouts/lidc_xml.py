@@ -39,7 +39,7 @@ class Reading:
         reader: number of the reading session, from 0.
         contours: the outlines.
         ratings: ``malignancy``, ``spiculation`` and the like, 1 to 5 (``internalStructure`` and ``calcification`` have
-            scales of their own).
+            their own scales).
     """
 
     reader: int

@@ -74,7 +74,7 @@ def survey_luna16_candidates(
 
     Raises:
         FileNotFoundError: When the folder, its subsets or the table are missing.
-        ValueError: When a table is none, or a fold is in two splits.
+        ValueError: When a file is not a table of candidates, or a fold is in two splits.
         BadRowError: With ``on_bad_row="raise"``.
     """
     folder = Path(root)

@@ -78,7 +78,7 @@ def describe(thing: Any) -> Any:
 
 
 class MappedScan:
-    """The arrays of one prepared scan, as files that are mapped into memory whenever one is asked for.
+    """The arrays of one prepared scan, as files that are mapped into memory whenever one is requested.
 
     Nothing stays open between two uses: workers share the pages through the system's cache, no process runs out of
     file handles, and resident memory does not grow.

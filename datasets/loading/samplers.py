@@ -10,14 +10,14 @@ from torch.utils.data import Sampler
 
 
 class EpochSampler(Sampler[int]):
-    """Indices that tell the epoch too, for :class:`~models_genesis.datasets.CubeDataset`.
+    """Indices that also carry the epoch, for :class:`~models_genesis.datasets.CubeDataset`.
 
     In epoch ``e`` it yields ``e * n + i`` for each ``i`` below ``n`` once, so that workers that live on and fetch ahead
     need not be told of the epoch. With several processes each takes every ``num_replicas``-th of the same order.
 
     Args:
         data_source: the dataset, or the number of its samples.
-        shuffle: whether the order is drawn anew each epoch, from seed and epoch.
+        shuffle: whether the order is drawn again each epoch, from seed and epoch.
         seed: seed of the order.
         rank: number of this process.
         num_replicas: number of processes.

@@ -60,7 +60,7 @@ class ScanCache:
         on_bad_scan: ``"raise"`` an error for the first bad scan, or ``"skip"`` it with a warning.
         num_workers: threads that decode.
         progress: whether to show a progress bar.
-        channels: channels of an image that is one file; where each channel is a file of its own, each has one.
+        channels: channels of an image that is one file; where each channel has its own file, each has one.
 
     Attributes:
         data: the entries in use.

@@ -252,7 +252,7 @@ def _paint_lung_trees(
             0.315,
             normal=(0.0, 0.5, 0.9),
         )
-        # Each artery runs beside its bronchus, on the upper and outer side.
+        # Each artery runs next to its bronchus, on the upper and outer side.
         centres, tangents, radii, generation = airway.sample(canvas.edge * 0.45)
         beside = np.array([0.25 * side, 0.45, 0.85])
         beside = beside - tangents * (tangents @ beside)[:, None]

@@ -48,7 +48,7 @@ class Phantom:
         region: what it shows.
         phase: contrast phase, a key of ``PHASES``.
         emboli: filling defects of the pulmonary arteries, in the phase ``"pulmonary"`` only.
-        lookalikes: what looks like an embolus and is none, in that phase.
+        lookalikes: what looks like an embolus but is not one, in that phase.
         embolus_mask: number of the embolus from 1 in each of its voxels, uint8, of the image's shape, in that phase.
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Emboli in the contrast-filled pulmonary arteries of the phantom, and what looks like them but is none."""
+"""Emboli in the contrast-filled pulmonary arteries of the phantom, and what looks like them but is not one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Emboli:
 
     Args:
         emboli: filling defects; kind ``"central"`` (contrast flows around it) or ``"occlusive"``.
-        lookalikes: ``"branching"``, ``"node"`` (a lymph node beside an artery), ``"mixing"`` (blood that has taken up
+        lookalikes: ``"branching"``, ``"node"`` (a lymph node next to an artery), ``"mixing"`` (blood that has taken up
             less contrast), and ``"vessel"`` (an artery with nothing in it).
         mask: number of the embolus from 1 in each voxel, 0 elsewhere, uint8, of the canvas's shape.
     """

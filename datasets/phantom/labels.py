@@ -13,7 +13,7 @@ class Label(IntEnum):
     BACKGROUND = 0
     """Everything outside the skin, the patient table included."""
     BODY = 1
-    """Skin, fat, muscle, cartilage, discs, mediastinum, pancreas: all that has no label of its own."""
+    """Skin, fat, muscle, cartilage, discs, mediastinum, pancreas: everything without its own label."""
     LUNG = 2
     """Lung parenchyma without its vessels, airways and nodules."""
     AIRWAY = 3

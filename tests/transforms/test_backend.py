@@ -38,7 +38,7 @@ def test_without_numba_numpy_serves_and_the_log_says_so_once(
         assert RandGenesisDeform().code_path == "numpy"
         assert resolve_backend("auto") == "numpy"
     assert [record.levelname for record in caplog.records if "numba is not available" in record.message] == ["INFO"]
-    with pytest.raises(ImportError, match="'numba' was asked for"):
+    with pytest.raises(ImportError, match="'numba' was requested"):
         resolve_backend("numba")
 
 

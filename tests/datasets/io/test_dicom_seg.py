@@ -264,7 +264,7 @@ def test_series_that_are_not_whole_are_refused(case: tuple[Path, np.ndarray, np.
     tilted = affine.copy()
     tilted[:3, 2] += affine[:3, 1]
     write_series(folder / "tilted", scan, tilted)
-    refused("tilted", "tilted: tilted gantry: .*found the last 7.5 mm beside the first")
+    refused("tilted", "tilted: tilted gantry: .*found the last 7.5 mm off the first")
     write_series(folder / "frames", scan[:, :, :1], affine)
     (name,) = (folder / "frames").iterdir()
     each = pydicom.dcmread(name)

@@ -39,7 +39,7 @@ def test_luna16_by_fold(tmp_path, tools, capsys):
     folds = {split: sorted({int(entry["image"][6]) for entry in datalist[split]}) for split in SPLITS}
     assert folds == {"training": [0, 1, 2, 3, 4], "validation": [5, 6], "testing": [7, 8, 9]}
     assert [datalist[name] for name in ("numTraining", "numValidation", "numTest")] == [9, 4, 6]
-    assert "subset3/1.2.3.1.mhd: expected 1.2.3.1.raw beside it, found none" in capsys.readouterr().out
+    assert "subset3/1.2.3.1.mhd: expected 1.2.3.1.raw next to it, found none" in capsys.readouterr().out
     assert len(load_datalist(tmp_path / "list.json", tmp_path / "raw", "testing")) == 6
     # a complete tree is recognised, a part of it is split by scan
     assert build_datalist(tmp_path / "raw")["training"] == datalist["training"]
