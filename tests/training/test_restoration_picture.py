@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -38,3 +41,22 @@ def test_other_ranks_draw_nothing(make_run, make_cubes, tmp_path):
     RestorationPicture(make_cubes(2), tmp_path, rank=1).attach(run.evaluator)
     run.trainer.run()
     assert not (tmp_path / "restoration.png").exists()
+
+
+def test_the_file_stays_that_of_the_best_validation(make_cubes, tmp_path):
+    """The second validation is worse: TensorBoard has both, the file is not touched."""
+    network = torch.nn.Conv3d(1, 1, 1)
+    state = SimpleNamespace(device="cpu", epoch=1, best_metric_epoch=1)
+    engine = SimpleNamespace(
+        state=state, network=network, inferer=lambda cubes, network: network(cubes),
+        prepare_batch=lambda batch, *_: (batch["image"], batch["label"]),
+    )  # fmt: skip
+    picture = RestorationPicture(make_cubes(2), tmp_path)
+    written = []
+    for epoch, best in ((1, 1), (2, 1), (3, 3)):
+        state.epoch, state.best_metric_epoch = epoch, best
+        torch.nn.init.constant_(network.weight, epoch)  # another picture each time
+        picture(engine)
+        written.append((tmp_path / "restoration.png").read_bytes())
+    assert written[0] == written[1] != written[2]
+    assert [event.step for event in EventAccumulator(str(tmp_path)).Reload().Images("restoration")] == [1, 2, 3]
