@@ -16,7 +16,7 @@ LABEL_VENV ?= .venv-label
 # nnU-Net v2 needs torchvision and much else (8 GB, some 5 minutes).
 NNUNET_VENV ?= .venv-nnunet
 
-.PHONY: help setup demo test fuzz gpu lint format clean zips test-zip label-env test-label nnunet-env test-nnunet
+.PHONY: help setup demo test docs fuzz gpu lint format clean zips test-zip label-env test-label nnunet-env test-nnunet
 
 help:
 	@echo "make demo    pretrain on the built-in phantom, fine-tune on its livers, write a report to $(DEMO_DIR)/"
@@ -29,6 +29,7 @@ help:
 	@echo "make nnunet-env  the environment of nnU-Net v2, in $(NNUNET_VENV)/"
 	@echo "make test-nnunet  nnU-Net trains on from weights pretrained here, in that environment"
 	@echo "make gpu     what is to be verified and measured on a GPU, in 8 minutes, to gpu_check/"
+	@echo "make docs    the site, in build/docs/html/; a warning is an error"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make format  let ruff format the tree"
 
@@ -38,7 +39,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 10), f'Python 3.10 or newer is needed, found {sys.version}'"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,dev,docs]"
 	touch $@
 
 demo: setup
@@ -61,6 +62,9 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 15 --ignore tests/cases
 	# these have limits of seconds of their own, so nothing runs beside them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cases --durations 10
+
+docs: setup
+	$(BIN)/python -W ignore tools/build_docs.py
 
 fuzz: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --mutations $(FUZZ_MUTATIONS) --seed $(FUZZ_SEED) --out $(FUZZ_OUT)

@@ -69,8 +69,8 @@ class GenesisUNet(nn.Module, PretrainedMixin):
         use_checkpointing: compute activations again in backward instead of keeping them: less memory, same gradients.
 
     Shape:
-        input (batch, in_channels, *spatial), each side divisible by ``2 ** (levels - 1)``;
-        output (batch, out_channels, *spatial), logits.
+        input ``(batch, in_channels, *spatial)``, each side divisible by ``2 ** (levels - 1)``;
+        output ``(batch, out_channels, *spatial)``, logits.
 
     Raises:
         ValueError: ``spatial_dims`` or ``features`` out of range, ``batch_statistics`` with another norm than batch;
@@ -117,7 +117,7 @@ class GenesisUNet(nn.Module, PretrainedMixin):
         self.register_load_state_dict_pre_hook(refuse_non_finite)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give the logits, (batch, out_channels, *spatial)."""
+        """Give the logits, ``(batch, out_channels, *spatial)``."""
         if not torch.jit.is_tracing():  # sides are tensors there, and a comparison would become a constant
             check_divisible(list(x.shape[2:]), self.divisor)
         features = self.encoder(x)  # features[l]: (B, features[l], *sides / 2 ** l)
