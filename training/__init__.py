@@ -3,23 +3,13 @@
 
 from __future__ import annotations
 
-from .candidate_evaluator import CandidateEvaluator, CandidatesNotScoredError, rows_not_scored
-from .candidate_figure import draw_candidate_curves
-from .candidate_loss import CandidateLoss
-from .candidate_report import CandidateReport, CandidateWriter, prediction_store
-from .case_evaluator import CaseEvaluator, CasesFailedError
-from .checkpoint import TrainingCheckpoint
-from .collapse_guard import CollapseGuard
-from .deformation_place import DEFORM_ON, BatchDeformation, DeformationPlace
-from .epoch_setter import EpochSetter
-from .feature_probe import FeatureProbe
-from .finite_loss import FiniteLossGuard, TrainingCollapsedError
-from .flip_inferer import FlipInferer
-from .froc import FALSE_POSITIVE_RATES, Froc, ScanMarks, compute_froc, froc_curve, mark_scan
-from .history import TrainingHistory
-from .layer_rates import LayerRates, layer_groups
-from .lesions import HIT_RULES, Lesions, mark_candidates, read_lesions
-from .model_settings import (
+from .engines.candidate_evaluator import CandidateEvaluator, CandidatesNotScoredError, rows_not_scored
+from .engines.candidate_loss import CandidateLoss
+from .engines.candidate_scorer import CandidateScorer, CandidateScores, score_candidates
+from .engines.case_evaluator import CaseEvaluator, CasesFailedError
+from .engines.flip_inferer import FlipInferer
+from .engines.losses import RestorationLoss
+from .engines.model_settings import (
     ModelSettingsError,
     ModelSettingsGuard,
     check_model_settings,
@@ -30,27 +20,37 @@ from .model_settings import (
     settings_of_load,
     trained_task,
 )
-from .option_types import OptionTypeError, convert_option
-from .overlay_picture import OverlayPicture, draw_overlay
-from .overrides import UnknownOverrideError, refuse_unknown_overrides
-from .precision import AutocastInferer, Precision, choose_precision
-from .pretrained import load_pretrained_weights
-from .process_group import BufferBroadcast, leave_process_group
-from .ranking_scores import Ranking, score_ranking
-from .region_masks import RegionDice, region_masks
-from .restoration_loss import RestorationLoss
-from .restoration_picture import RestorationPicture, draw_restoration
-from .restoration_report import RestorationReport
-from .run_lock import FolderInUseError, FolderLock
-from .run_settings import ChangedSettingsError
-from .schedule_step import ScheduleStep
-from .score_candidates import CandidateScorer, CandidateScores, score_candidates
-from .segmentation_report import SegmentationReport
-from .segmentation_scores import BootstrapMean, bootstrap_mean, mask_scores
-from .stop_signals import StopSignals
-from .temperature import Calibration, calibrated, fit_temperature, read_temperature
+from .engines.option_types import OptionTypeError, convert_option
+from .engines.overrides import UnknownOverrideError, refuse_unknown_overrides
+from .engines.precision import AutocastInferer, Precision, choose_precision
+from .engines.prepare_batch import DEFORM_ON, BatchDeformation, DeformationPlace
+from .engines.pretrained import load_pretrained_weights
+from .handlers.candidate_curves import draw_candidate_curves
+from .handlers.candidate_report import CandidateReport, CandidateWriter, prediction_store
+from .handlers.checkpoint import TrainingCheckpoint
+from .handlers.collapse_guard import CollapseGuard
+from .handlers.epoch_setter import EpochSetter
+from .handlers.feature_probe import FeatureProbe
+from .handlers.finite_loss import FiniteLossGuard, TrainingCollapsedError
+from .handlers.graceful_shutdown import StopSignals
+from .handlers.history import TrainingHistory
+from .handlers.layer_rates import LayerRates, layer_groups
+from .handlers.overlay_picture import OverlayPicture, draw_overlay
+from .handlers.process_group import BufferBroadcast, leave_process_group
+from .handlers.restoration_picture import RestorationPicture, draw_restoration
+from .handlers.restoration_report import RestorationReport
+from .handlers.run_lock import FolderInUseError, FolderLock
+from .handlers.run_settings import ChangedSettingsError
+from .handlers.schedule_step import ScheduleStep
+from .handlers.segmentation_report import SegmentationReport
+from .handlers.weight_loader import WeightLoader
+from .metrics.calibration import Calibration, calibrated, fit_temperature, read_temperature
+from .metrics.froc import FALSE_POSITIVE_RATES, Froc, ScanMarks, compute_froc, froc_curve, mark_scan
+from .metrics.lesions import HIT_RULES, Lesions, mark_candidates, read_lesions
+from .metrics.region_masks import RegionDice, region_masks
+from .metrics.roc_auc import Ranking, score_ranking
+from .metrics.segmentation_scores import BootstrapMean, bootstrap_mean, mask_scores
 from .thin_candidates import thin_candidates
-from .weight_loader import WeightLoader
 
 __all__ = [
     "DEFORM_ON",

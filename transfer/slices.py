@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..datasets.io.atomic_write import whole_file
 from ..datasets.loading.case_dataset import CASE_KEY
-from ..training.region_masks import region_masks
+from ..training.metrics.region_masks import region_masks
 
 
 @dataclass(frozen=True)
