@@ -32,7 +32,6 @@ LAYERS = {
         ("handlers",),
         ("engines",),
         ("metrics",),
-        ("files", "thin_candidates"),
     ),
 }
 """What may import what, by package: a folder or a module imports from those further down, and from itself."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from models_genesis.training import DEFORM_ON, DeformationPlace
+from models_genesis.training import DEFORM_ON, DeformationBackend
 from models_genesis.transforms import (
     BatchGenesisDeform,
     RandGenesisDeform,
@@ -162,7 +162,7 @@ def test_masking_happens_at_its_rate(rate: float) -> None:
 def test_variants_on_all_three_places(place: str, variant: str) -> None:
     """Masking hides exactly its share and nothing else; the autoencoder's image is its target, flipped alike."""
     arguments: dict[str, Any] = {"mask_patch": (8, 8, 4), "intensity_range": (-1000, 1000), "output_range": (0, 1)}
-    deformation = DeformationPlace(place, variant=variant, **arguments)
+    deformation = DeformationBackend(place, variant=variant, **arguments)
     deformation.transform.set_random_state(5)
     scan = np.random.RandomState(1).randint(-1000, 1001, (1, 16, 24, 12)).astype(np.int16)
     items = [deformation.transform({"image": torch.from_numpy(scan)}) for _ in range(6)]

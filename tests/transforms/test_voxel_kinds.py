@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from models_genesis.training import DEFORM_ON, DeformationPlace
+from models_genesis.training import DEFORM_ON, DeformationBackend
 from models_genesis.transforms import VOXEL_KINDS, RandGenesisDeform, voxel_kind_map
 
 SHAPE = (20, 24, 16)
@@ -20,7 +20,7 @@ IMAGE = (np.arange(np.prod(SHAPE)).reshape(1, *SHAPE) / np.prod(SHAPE)).astype(n
 
 def run(place: str, count: int, kinds_key: str | None = "kinds", **deform: Any) -> tuple[np.ndarray, ...]:
     """Deformed images, targets and kinds of several samples."""
-    deformation = DeformationPlace(place, kinds_key=kinds_key, num_blocks=200, **deform)
+    deformation = DeformationBackend(place, kinds_key=kinds_key, num_blocks=200, **deform)
     deformation.transform.set_random_state(3)
     items = [deformation.transform({"image": torch.from_numpy(IMAGE)}) for _ in range(count)]
     batch = {key: torch.stack([torch.as_tensor(item[key]) for item in items]) for key in items[0]}

@@ -110,13 +110,13 @@ class CandidateScorer:
         if coordinates == "RAS":
             world *= (-1, -1, 1)
         volume, affine = self._scan(str(image))
-        places = voxels_of(world, affine)
-        finite = np.asarray(np.isfinite(places).all(axis=1))
-        within = finite & inside(np.where(finite[:, None], places, -1e9), volume.shape[1:])
+        voxels = voxels_of(world, affine)
+        finite = np.asarray(np.isfinite(voxels).all(axis=1))
+        within = finite & inside(np.where(finite[:, None], voxels, -1e9), volume.shape[1:])
         probability = np.full(len(world), np.nan)
         chosen = np.flatnonzero(within)
         for rows in np.array_split(chosen, -(-len(chosen) // self.batch_size)) if len(chosen) else []:
-            probability[rows] = calibrated(self._logits(volume, affine, places[rows]), *self.temperature)
+            probability[rows] = calibrated(self._logits(volume, affine, voxels[rows]), *self.temperature)
         reasons = (
             "" if ok else "outside its scan" if real else "bad coordinate"
             for ok, real in zip(within, finite, strict=True)
@@ -124,15 +124,19 @@ class CandidateScorer:
         return CandidateScores(probability, tuple(reasons))
 
     def _scan(self, image: str) -> tuple[np.ndarray, np.ndarray]:
-        mark = (image, Path(image).stat().st_mtime_ns if Path(image).exists() else None)
-        if self._last is None or self._last[0] != mark:
+        fingerprint = (image, Path(image).stat().st_mtime_ns if Path(image).exists() else None)
+        if self._last is None or self._last[0] != fingerprint:
             self._last = None  # two scans need not be in memory at once
             prepared = self.prepare({"image": image})["image"]
-            self._last = (mark, np.asarray(prepared.as_tensor().numpy()), np.asarray(prepared.affine, dtype=np.float64))
+            self._last = (
+                fingerprint,
+                np.asarray(prepared.as_tensor().numpy()),
+                np.asarray(prepared.affine, dtype=np.float64),
+            )
         return self._last[1:]
 
-    def _logits(self, volume: np.ndarray, affine: np.ndarray, places: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        items = [self.cubes({"image": volume, "image_affine": affine, "center": place}) for place in places]
+    def _logits(self, volume: np.ndarray, affine: np.ndarray, voxels: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        items = [self.cubes({"image": volume, "image_affine": affine, "center": voxel}) for voxel in voxels]
         batch = torch.stack([torch.as_tensor(item["image"]) for item in items]).to(self.device)
         with torch.no_grad():
             return np.asarray(self.inferer(batch, self.network).cpu().numpy()[:, 0], dtype=np.float64)

@@ -22,7 +22,7 @@ from monai.transforms import Transform
 from torch import Tensor
 
 from ...datasets.cases import MSD_TASKS, msd_task
-from ...datasets.io.atomic_write import whole_path, whole_text
+from ...datasets.io.atomic_write import atomic_path, atomic_text
 from ...networks.weight_container import sha256_of
 from ...networks.weight_files import save_weights
 from ...networks.weight_settings import (
@@ -69,7 +69,7 @@ def save_trained_weights(
     """
     path = Path(path)
     previous = settings_entry(path)
-    with whole_path(path) as temporary:
+    with atomic_path(path) as temporary:
         save_weights(state_dict, temporary)
         content = {
             "format": FORMAT,
@@ -81,7 +81,7 @@ def save_trained_weights(
         if previous is not None:
             content["previous"] = {"weights": previous["weights"], "settings": previous["settings"]}
         text = json.dumps(content, indent=4, ensure_ascii=False)
-        with whole_text(settings_path(path)) as file:
+        with atomic_text(settings_path(path)) as file:
             file.write(text + "\n")
 
 

@@ -107,17 +107,17 @@ def convert_settings(workflow: ConfigWorkflow, given: Mapping[str, str | None] |
     content: Any = parser.config
     config = {key: value for key, value in content.items() if key not in _PROGRAM}
     for path, value in _walk(config, ()):
-        place = "#".join(path)
-        if place not in changes:
+        key = "#".join(path)
+        if key not in changes:
             converted = _convert(path, value, files, (given or {}).get(path[0]))
             if converted is not value and (type(converted) is not type(value) or converted != value):
-                changes[place] = converted
-    for place in dropped:
-        changes[_id(place)] = _convert(tuple(_id(place).split("#")), None, files)
+                changes[key] = converted
+    for key in dropped:
+        changes[_id(key)] = _convert(tuple(_id(key).split("#")), None, files)
     _refuse_idle_keys(config, files)
-    for place, value in changes.items():
-        logger.info("--%s is read as %r", place, value)
-        parser.set(value, place)
+    for key, value in changes.items():
+        logger.info("--%s is read as %r", key, value)
+        parser.set(value, key)
     return changes
 
 
@@ -172,24 +172,24 @@ def _at(config: Any, path: Sequence[str]) -> Any:
 
 
 def _convert(path: tuple[str, ...], value: Any, files: Sequence[Any], raw: str | None = None) -> Any:
-    """Convert one value by the defaults that the bundle's configs have at its place, or refuse it."""
-    place = "#".join(path)
+    """Convert one value by the defaults that the bundle's configs have for it, or refuse it."""
+    key = "#".join(path)
     defaults = [found for file in files if (found := _at(file, path)) is not _MISSING]
     if any(type(value) is type(default) and value == default for default in defaults) or is_expression(value):
         return value
     if len(path) == 1:
-        kind = OPTION_KINDS.get(place)
+        kind = OPTION_KINDS.get(key)
         if kind is not None and kind.expected == "a text" and isinstance(value, float) and raw is not None:
             return raw  # 1.10 is a name here, and would have become 1.1
         typed = [default for default in defaults if kind_like(default) is not None]
-        return _first(place, value, typed or [None])
+        return _first(key, value, typed or [None])
     kinds = [kind for default in defaults if (kind := _nested_kind(default, value, files)) is not None]
     if not kinds:
         return convert_option("", value)
     errors = []
     for kind in kinds:
         try:
-            return kind.convert(place, value)
+            return kind.convert(key, value)
         except OptionTypeError as error:
             errors.append(error)
     raise errors[0]

@@ -101,7 +101,7 @@ def _cpu_has_bfloat16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
 
 
-class _ThinConvolutionsInFloat32(TorchFunctionMode):
+class _ShallowConvolutionsInFloat32(TorchFunctionMode):
     """Compute a 3D convolution in float32 where the image has fewer planes than the kernel.
 
     oneDNN computes the gradient of such a kernel wrongly in bfloat16, as anything from a wrong number to NaN (seen with
@@ -157,8 +157,8 @@ class AutocastInferer(SimpleInferer):
         run = super().__call__ if self.inferer is None else self.inferer
         dtype, device = self.precision.autocast_dtype, inputs.device.type
         trains_in_bfloat16 = device == "cpu" and dtype is not None and torch.is_grad_enabled()
-        thin = _ThinConvolutionsInFloat32() if trains_in_bfloat16 else nullcontext()
-        with torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=dtype is not None), thin:
+        shallow = _ShallowConvolutionsInFloat32() if trains_in_bfloat16 else nullcontext()
+        with torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=dtype is not None), shallow:
             outputs = run(self.precision.arrange(inputs), network, *args, **kwargs)
         several = isinstance(outputs, (list, tuple))
         for output in outputs if several else [outputs]:

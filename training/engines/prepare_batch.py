@@ -17,12 +17,12 @@ from ...transforms.batch_deform import BatchGenesisDeform
 from ...transforms.device_deform import RandDeformSeedd, RandGenesisDeformOnDeviced
 from ...transforms.genesis_deform import RandGenesisDeformd
 
-__all__ = ["DEFORM_ON", "BatchDeformation", "DeformationPlace", "prepare_pinned_batch"]
+__all__ = ["DEFORM_ON", "BatchDeformation", "DeformationBackend", "prepare_pinned_batch"]
 
 DEFORM_ON = ("cpu", "device", "step")
 
 
-class DeformationPlace:
+class DeformationBackend:
     """What a loader and a trainer need so that cubes are deformed in the chosen place.
 
     - ``"cpu"``: one by one in the loader's workers, by compiled loops.
@@ -50,7 +50,7 @@ class DeformationPlace:
         ValueError: for another place, or for workers beside ``"device"``.
 
     Example:
-        >>> sorted(DeformationPlace("step").transform.set_random_state(0)({"image": np.zeros((1, 16, 16, 16))}))
+        >>> sorted(DeformationBackend("step").transform.set_random_state(0)({"image": np.zeros((1, 16, 16, 16))}))
         ['deform_seed', 'image']
     """
 

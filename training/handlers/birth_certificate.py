@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from monai.utils import ensure_tuple
 
-from ...datasets.io.atomic_write import whole_text
+from ...datasets.io.atomic_write import atomic_text
 from ...networks.weight_container import sha256_of
 from ..engines.running_workflow import running_workflow
 from .run_settings import entries_of
@@ -75,7 +75,7 @@ def write_birth_certificate(
         "settings": dict(settings),
         "evaluations": {},
     }
-    with whole_text(path) as file:
+    with atomic_text(path) as file:
         file.write(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
     logger.info("wrote %s", path)
     return path

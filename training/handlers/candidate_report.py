@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from ...datasets.candidates.predictions import PredictionStore, write_probabilities, write_submission
 from ...datasets.candidates.split import CandidateSet
 from ...datasets.candidates.table import CandidateTable
-from ...datasets.io.atomic_write import whole_file
+from ...datasets.io.atomic_write import atomic_write, write_figure
+from ...datasets.io.csv_file import write_csv
 from ...networks.weight_container import sha256_of
 from ..engines.candidate_evaluator import rows_not_scored
-from ..files import write_csv, write_figure
 from ..metrics.calibration import (
     TEMPERATURE_FILE,
     calibrated,
@@ -33,9 +33,9 @@ from ..metrics.calibration import (
     read_temperature,
     write_temperature,
 )
-from ..metrics.froc import FALSE_POSITIVE_RATES, Froc, ScanMarks, compute_froc, froc_curve
-from ..metrics.lesions import HIT_RULES, hit_rule, mark_candidates
-from ..metrics.roc_auc import Ranking, score_ranking
+from ..metrics.froc import FALSE_POSITIVE_RATES, Froc, ScanDetections, compute_froc, froc_curve
+from ..metrics.lesions import HIT_RULES, hit_rule, match_detections
+from ..metrics.roc_auc import RankingMetrics, roc_auc_with_ci
 from .candidate_curves import draw_candidate_curves, ranking_curves
 
 __all__ = ["CandidateReport", "CandidateWriter", "prediction_store"]
@@ -236,33 +236,33 @@ class CandidateReport(_Scores):
         rows = np.concatenate([np.zeros(0, np.int64), *self.data.rows])
         rows = rows[np.isfinite(logits[rows]) & (self.data.table.label[rows] >= 0)]
         scores, labels = logits[rows], self.data.table.label[rows]
-        ranking = score_ranking(scores, labels, self.data.scan[rows], self.num_resamples, self.seed)
-        series, marks = mark_candidates(self.data, logits)
-        froc = self._froc(marks, FALSE_POSITIVE_RATES)
-        summary = self._summary(series, marks, scores, labels, ranking, froc)
+        ranking = roc_auc_with_ci(scores, labels, self.data.scan[rows], self.num_resamples, self.seed)
+        series, detections = match_detections(self.data, logits)
+        froc = self._froc(detections, FALSE_POSITIVE_RATES)
+        summary = self._summary(series, detections, scores, labels, ranking, froc)
         summary["weights_sha256"] = self.weights_sha256
-        with whole_file(self.folder / "classification.json") as file:
+        with atomic_write(self.folder / "classification.json") as file:
             file.write(json.dumps(summary, indent=2).encode() + b"\n")
         lines = [dict(zip(self.columns, line, strict=True)) for line in _lines(ranking, froc)]
         write_csv(self.folder / "classification.csv", self.columns, lines)
-        self._draw(marks, scores, labels, ranking, froc)
+        self._draw(detections, scores, labels, ranking, froc)
         for line in lines:
             logger.info("%(measure)s: %(value)s (%(low)s to %(high)s)", line)
         logger.info("wrote classification.json, classification.csv, predictions.csv and curves.png to %s", self.folder)
 
-    def _froc(self, marks: Sequence[ScanMarks], rates: Sequence[float]) -> Froc | None:
-        if not any(len(scan.found) for scan in marks):
-            logger.warning("%s: no lesions in %d scans, so there is no FROC", self.data.name, len(marks))
+    def _froc(self, detections: Sequence[ScanDetections], rates: Sequence[float]) -> Froc | None:
+        if not any(len(scan.found) for scan in detections):
+            logger.warning("%s: no lesions in %d scans, so there is no FROC", self.data.name, len(detections))
             return None
-        return compute_froc(marks, rates, self.num_resamples, self.seed)
+        return compute_froc(detections, rates, self.num_resamples, self.seed)
 
     def _summary(
         self,
         series: Sequence[str],
-        marks: Sequence[ScanMarks],
+        detections: Sequence[ScanDetections],
         scores: FloatArray,
         labels: NDArray,
-        ranking: Ranking,
+        ranking: RankingMetrics,
         froc: Froc | None,
     ) -> dict[str, Any]:
         table = self.data.table
@@ -277,7 +277,9 @@ class CandidateReport(_Scores):
             "ranking": asdict(ranking),
             "froc": None if froc is None else asdict(froc),
             "hit_rule": HIT_RULES[hit_rule(self.data)],
-            "marks": {name: sum(getattr(scan, name) for scan in marks) for name in ("ignored", "repeated", "dropped")},
+            "marks": {
+                name: sum(getattr(scan, name) for scan in detections) for name in ("ignored", "repeated", "dropped")
+            },
             "temperature": self.temperature[0],
             "bias": self.temperature[1],
             "intervals": f"95 %; *_scans, average precision and FROC: percentile bootstrap over scans, "
@@ -305,16 +307,16 @@ class CandidateReport(_Scores):
 
     def _draw(
         self,
-        marks: Sequence[ScanMarks],
+        detections: Sequence[ScanDetections],
         scores: FloatArray,
         labels: NDArray,
-        ranking: Ranking,
+        ranking: RankingMetrics,
         froc: Froc | None,
     ) -> None:
         curves = ranking_curves(scores, labels) if ranking.auc is not None else None
         fine = None
         if froc is not None:
-            rates, sensitivity, thresholds = froc_curve(marks)
+            rates, sensitivity, thresholds = froc_curve(detections)
             points = zip(rates, sensitivity, calibrated(thresholds, *self.temperature), strict=True)
             names = ("false_positives_per_scan", "sensitivity", "probability")
             write_csv(
@@ -322,7 +324,7 @@ class CandidateReport(_Scores):
                 names,
                 [dict(zip(names, (f"{value:.6g}" for value in point), strict=True)) for point in points],
             )
-            fine = self._froc(marks, np.geomspace(FALSE_POSITIVE_RATES[0], FALSE_POSITIVE_RATES[-1], 121).tolist())
+            fine = self._froc(detections, np.geomspace(FALSE_POSITIVE_RATES[0], FALSE_POSITIVE_RATES[-1], 121).tolist())
         titles = (
             "ROC" if ranking.auc is None else f"ROC, area {ranking.auc:.3f}",
             "precision and recall"
@@ -333,7 +335,7 @@ class CandidateReport(_Scores):
         write_figure(self.folder / "curves.png", draw_candidate_curves(curves, fine, titles))
 
 
-def _lines(ranking: Ranking, froc: Froc | None) -> list[tuple[str, str, str, str]]:
+def _lines(ranking: RankingMetrics, froc: Froc | None) -> list[tuple[str, str, str, str]]:
     """Give the lines of ``classification.csv``."""
     lines: list[tuple[str, float | None, float | None, float | None]] = [
         ("auc (DeLong)", ranking.auc, ranking.auc_low, ranking.auc_high),

@@ -203,16 +203,16 @@ class FeatureProbe:
         cube = np.full((scan.shape[0], *self.cube_size), low, np.float32)
         inside = np.zeros(self.cube_size, bool)
         cut_label = np.zeros(self.cube_size, np.int64)
-        here, there = [], []
+        target, source = [], []
         for middle, length, side in zip(centre, scan.shape[1:], self.cube_size, strict=True):
             # a scan that is shorter than the cube lies in its middle, any other is cut within its bounds
             first = (length - side) // 2 if length <= side else min(max(round(middle - side / 2), 0), length - side)
-            here.append(slice(max(-first, 0), min(side, length - first)))
-            there.append(slice(max(first, 0), min(first + side, length)))
-        cube[(slice(None), *here)] = scan[(slice(None), *there)]
-        inside[tuple(here)] = True
+            target.append(slice(max(-first, 0), min(side, length - first)))
+            source.append(slice(max(first, 0), min(first + side, length)))
+        cube[(slice(None), *target)] = scan[(slice(None), *source)]
+        inside[tuple(target)] = True
         if label is not None:
-            cut_label[tuple(here)] = label[tuple(there)]
+            cut_label[tuple(target)] = label[tuple(source)]
         image = torch.from_numpy((np.clip(np.nan_to_num(cube, nan=low), low, high) - low) / (high - low))
         device = next(self.network.parameters()).device
         return _Case(image[None].float().to(device), cut_label if label is not None else int(entry["class"]), inside)

@@ -13,12 +13,12 @@ from ignite.engine import Engine, Events
 
 from .run_lock import release_folders
 
-__all__ = ["StopSignals"]
+__all__ = ["GracefulShutdown"]
 
 logger = logging.getLogger(__name__)
 
 
-class StopSignals:
+class GracefulShutdown:
     """Turn SIGTERM into an ordinary exit, and say on any interruption how to go on.
 
     Job schedulers send SIGTERM before they kill. Without this handler Python dies at once, leaving loader processes and

@@ -17,8 +17,8 @@ from monai.utils.enums import CommonKeys
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ...datasets.io.atomic_write import sweep_temporary
-from ..files import write_csv, write_figure
+from ...datasets.io.atomic_write import sweep_temporary, write_figure
+from ...datasets.io.csv_file import write_csv
 from .feature_probe import FeatureProbe
 from .run_lock import hold_folder
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...datasets.io.atomic_write import whole_path
+from ...datasets.io.atomic_write import atomic_path
 from ...networks.weight_container import DamagedFileError, named_tensors, non_finite, read_checkpoint
 
 __all__ = ["check_room", "read_last_state", "state_before", "write_last_state"]
@@ -45,7 +45,7 @@ def write_last_state(path: Path, state: Mapping[str, Any], keep: int = 2) -> Non
     Raises:
         OSError: when the disk is full; the states that were there are as they were.
     """
-    with whole_path(path) as temporary:
+    with atomic_path(path) as temporary:
         with temporary.open("wb") as file:
             torch.save(dict(state), file)
         _shift(path, keep)
@@ -147,8 +147,8 @@ def check_room(folder: Path, network: nn.Module, keep: int = 2) -> None:
     """
     weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     # what is there from an earlier run is replaced, but only when the new file is whole
-    there = sum(file.stat().st_size for file in folder.glob("*.pt") if file.is_file())
-    needed = max(weights * (2 + 3 * (keep + 1)) - there, 4 * weights)
+    existing = sum(file.stat().st_size for file in folder.glob("*.pt") if file.is_file())
+    needed = max(weights * (2 + 3 * (keep + 1)) - existing, 4 * weights)
     status = os.statvfs(folder) if hasattr(os, "statvfs") else None
     if status is not None and status.f_bavail * status.f_frsize < needed:
         raise OSError(

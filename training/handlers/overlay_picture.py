@@ -15,8 +15,8 @@ from monai.data.utils import affine_to_spacing
 from monai.transforms import Orientation
 from monai.utils.enums import CommonKeys
 
+from ...datasets.io.atomic_write import write_figure
 from ...datasets.io.case_names import OUTPUT_NAME
-from ..files import write_figure
 from ..metrics.region_masks import region_masks
 
 __all__ = ["OverlayPicture", "draw_overlay"]
@@ -81,17 +81,17 @@ def draw_overlay(
     Returns:
         The figure.
     """
-    turn = Orientation(axcodes="RAS", labels=None)
-    turned = turn(image)
-    masks = {"predicted": np.asarray(region_masks(turn(prediction), regions).cpu())}
+    to_ras = Orientation(axcodes="RAS", labels=None)
+    oriented = to_ras(image)
+    masks = {"predicted": np.asarray(region_masks(to_ras(prediction), regions).cpu())}
     if label is not None:
-        masks["label"] = np.asarray(region_masks(turn(label), regions).cpu())
+        masks["label"] = np.asarray(region_masks(to_ras(label), regions).cpu())
     areas = masks.get("label", masks["predicted"]).any(axis=0).sum(axis=(0, 1))
     if not areas.any():
         areas = masks["predicted"].any(axis=0).sum(axis=(0, 1))
-    z = int(areas.argmax()) if areas.any() else turned.shape[-1] // 2
-    plane = np.asarray(turned[0, :, :, z].cpu(), dtype=np.float32)
-    sides = affine_to_spacing(np.asarray(cast(MetaTensor, turned).affine))
+    z = int(areas.argmax()) if areas.any() else oriented.shape[-1] // 2
+    plane = np.asarray(oriented[0, :, :, z].cpu(), dtype=np.float32)
+    sides = affine_to_spacing(np.asarray(cast(MetaTensor, oriented).affine))
     height = 4.5 * plane.shape[1] * sides[1] / (plane.shape[0] * sides[0])
     figure = Figure(figsize=(4.5, float(np.clip(height, 2.0, 9.0)) + 0.6), layout="constrained")
     axes = figure.subplots()

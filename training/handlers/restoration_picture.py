@@ -15,7 +15,7 @@ from monai.data import list_data_collate
 from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 
-from ..files import write_figure
+from ...datasets.io.atomic_write import write_figure
 
 __all__ = ["RestorationPicture", "draw_restoration"]
 

@@ -15,9 +15,9 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys
 
-from ...datasets.io.atomic_write import whole_text
+from ...datasets.io.atomic_write import atomic_text
+from ...datasets.io.csv_file import write_csv
 from ...transforms.voxel_kinds import VOXEL_KINDS
-from ..files import write_csv
 
 __all__ = ["RestorationReport"]
 
@@ -87,7 +87,7 @@ class RestorationReport:
     Args:
         output_dir: folder of the files.
         data: entries of the data list; an item's ``"scan"`` is a number in it, and its ``"image"`` the scan's name.
-        kinds_key: key of each item's map of kinds, see :class:`~models_genesis.training.DeformationPlace`; None: no
+        kinds_key: key of each item's map of kinds, see :class:`~models_genesis.training.DeformationBackend`; None: no
             second file.
     """
 
@@ -172,7 +172,7 @@ class RestorationReport:
             "kinds": by_kind,
             "weights_sha256": weights_sha256,
         }
-        with whole_text(self.path.with_suffix(".json")) as file:
+        with atomic_text(self.path.with_suffix(".json")) as file:
             file.write(json.dumps(summary, indent=2) + "\n")
 
     def _write_kinds(self) -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ class FolderLock:
             if not (self.system_lock and before.get("machine") == _machine()) and self._is_alive(before):
                 raise FolderInUseError(self._refusal(_describe(before)))
             logger.warning("%s: a training (%s) was killed; this one takes over", self.folder, _describe(before))
-        mark = {
+        holder = {
             "run": self.run,
             "machine": _machine(),
             "host": socket.gethostname(),
@@ -106,7 +106,7 @@ class FolderLock:
         try:
             os.ftruncate(self._file, 0)
             os.lseek(self._file, 0, os.SEEK_SET)
-            os.write(self._file, json.dumps(mark).encode())
+            os.write(self._file, json.dumps(holder).encode())
             os.fsync(self._file)
         except OSError as error:
             if error.errno not in OUT_OF_SPACE:
@@ -214,8 +214,8 @@ def _read(file: int) -> dict[str, Any]:
     return content if isinstance(content, dict) else {"run": "unreadable"}
 
 
-def _describe(mark: dict[str, Any]) -> str:
-    words = (f"{name} {mark[name]}" for name in ("host", "process", "started") if name in mark)
+def _describe(holder: dict[str, Any]) -> str:
+    words = (f"{name} {holder[name]}" for name in ("host", "process", "started") if name in holder)
     return ", ".join(words) or "of unknown origin"
 
 
@@ -246,13 +246,13 @@ def hold_folder(engine: Engine, folder: str | os.PathLike[str]) -> FolderLock:
         OSError: when the folder cannot be written.
     """
     locks = _of_engine.setdefault(engine, {})
-    place = Path(os.path.realpath(folder))
-    if place not in locks:
-        locks[place] = FolderLock(folder)
+    path = Path(os.path.realpath(folder))
+    if path not in locks:
+        locks[path] = FolderLock(folder)
         if len(locks) == 1:
             engine.add_event_handler(Events.COMPLETED, release_folders)
             engine.add_event_handler(Events.EXCEPTION_RAISED, _give_up)
-    return locks[place]
+    return locks[path]
 
 
 def _give_up(engine: Engine, error: BaseException) -> None:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps of a learning-rate schedule: by iteration, by epoch, or by what validation finds."""
+"""Steps of a learning-rate schedule, and the epoch that a sampler draws for."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-__all__ = ["ScheduleStep"]
+__all__ = ["EpochSetter", "ScheduleStep"]
 
 
 class ScheduleStep:
@@ -49,3 +49,34 @@ class ScheduleStep:
         state: Any = self.evaluator.state
         if state.epoch == engine.state.epoch:
             self.lr_scheduler.step(float(state.metrics[state.key_metric_name]))
+
+
+class _HasSetEpoch(Protocol):
+    def set_epoch(self, epoch: int) -> None: ...
+
+
+class EpochSetter:
+    """Call ``sampler.set_epoch`` at the start of every epoch, so that a resumed run draws what it would have drawn.
+
+    Args:
+        sampler: an ``EpochSampler``, or torch's ``DistributedSampler``.
+    """
+
+    def __init__(self, sampler: _HasSetEpoch) -> None:
+        self.sampler = sampler
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer.
+
+        Args:
+            engine: the trainer whose data loader uses the sampler.
+        """
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Set the epoch; epochs count from 0 here, while ignite's count from 1.
+
+        Args:
+            engine: the trainer.
+        """
+        self.sampler.set_epoch(engine.state.epoch - 1)

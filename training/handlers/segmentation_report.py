@@ -18,9 +18,9 @@ from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.utils.enums import CommonKeys
 
-from ...datasets.io.atomic_write import whole_file
+from ...datasets.io.atomic_write import atomic_write
+from ...datasets.io.csv_file import write_csv
 from ...datasets.loading.case_dataset import CASE_KEY
-from ..files import write_csv
 from ..metrics.region_masks import region_masks
 from ..metrics.segmentation_scores import EMPTY_MASKS, bootstrap_mean, mask_scores
 
@@ -143,7 +143,7 @@ class SegmentationReport:
         write_csv(self.path, self.columns, texts)
         weights = getattr(engine.state, "weights_sha256", None)
         summary = {**self.summary(rows, failed), "weights_sha256": weights}
-        with whole_file(self.path.with_suffix(".json")) as file:
+        with atomic_write(self.path.with_suffix(".json")) as file:
             file.write(json.dumps(summary, indent=2).encode() + b"\n")
         for name, means in summary["regions"].items():
             logger.info("%s: %s", name, ", ".join(_mean_text(score, means[score]) for score in SCORES))

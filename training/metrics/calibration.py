@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
-from ...datasets.io.atomic_write import whole_file
+from ...datasets.io.atomic_write import atomic_write
 from ...datasets.io.json_file import read_json
 from ...networks.weight_container import sha256_of
 
@@ -208,7 +208,7 @@ def write_temperature(path: str | Path, calibration: Calibration, **notes: Any) 
         notes: further entries, such as the split; ``weights_sha256`` binds the file to these weights.
     """
     content = {**asdict(calibration), **notes}
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(json.dumps({**content, "checksum": _checksum(content)}, indent=2).encode() + b"\n")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["FALSE_POSITIVE_RATES", "Froc", "ScanMarks", "compute_froc", "froc_curve", "mark_scan"]
+__all__ = ["FALSE_POSITIVE_RATES", "Froc", "ScanDetections", "compute_froc", "froc_curve", "match_scan_detections"]
 
 FloatArray = NDArray[np.float64]
 
@@ -21,7 +21,7 @@ UNKNOWN_DIAMETER_MM = 10.0
 
 
 @dataclass(frozen=True)
-class ScanMarks:
+class ScanDetections:
     """What the candidates of one scan count for.
 
     Args:
@@ -39,15 +39,15 @@ class ScanMarks:
     dropped: int = 0
 
 
-def mark_scan(
+def match_scan_detections(
     points: ArrayLike,
     probabilities: ArrayLike,
     lesions: ArrayLike,
     diameters_mm: ArrayLike,
     excluded: ArrayLike = (),
     excluded_diameters_mm: ArrayLike = (),
-    max_marks: int | None = 100,
-) -> ScanMarks:
+    max_detections: int | None = 100,
+) -> ScanDetections:
     """Decide for the candidates of one scan which lesions they hit, as LUNA16's evaluation does.
 
     A candidate hits a lesion if it is nearer to its centre than half of its diameter. Several candidates on one lesion
@@ -61,8 +61,8 @@ def mark_scan(
         diameters_mm: (L,); a negative one stands for 10 mm, as in the challenge.
         excluded: (E, 3) centres of findings that are neither lesions nor false positives.
         excluded_diameters_mm: (E,), as ``diameters_mm``.
-        max_marks: the challenge looks at the 100 most suspicious candidates of a scan: where there are more, at those
-            whose probability is above that of the 101st. None looks at all.
+        max_detections: the challenge looks at the 100 most suspicious candidates of a scan: where there are more, at
+            those whose probability is above that of the 101st. None looks at all.
 
     Returns:
         What they count for.
@@ -71,20 +71,20 @@ def mark_scan(
         ValueError: when shapes differ or a value is not finite.
 
     Example:
-        >>> mark_scan([[0, 0, 1], [0, 0, 2], [0, 0, 9]], [0.4, 0.7, 0.2], [[0, 0, 0]], [6])
-        ScanMarks(found=array([0.7]), false_positives=array([0.2]), ignored=0, repeated=1, dropped=0)
+        >>> match_scan_detections([[0, 0, 1], [0, 0, 2], [0, 0, 9]], [0.4, 0.7, 0.2], [[0, 0, 0]], [6])
+        ScanDetections(found=array([0.7]), false_positives=array([0.2]), ignored=0, repeated=1, dropped=0)
     """
     where, scores = _points("points", points), np.asarray(probabilities, dtype=np.float64).reshape(-1)
     if len(where) != len(scores) or not np.isfinite(scores).all():
         raise ValueError(f"expected a finite probability for each of {len(where)} points, found {scores}")
     shown = np.ones(len(scores), dtype=bool)
-    if max_marks is not None and len(scores) > max_marks:
-        shown = scores > np.sort(scores)[::-1][max_marks]
+    if max_detections is not None and len(scores) > max_detections:
+        shown = scores > np.sort(scores)[::-1][max_detections]
     where, scores = where[shown], scores[shown]
     hits = _hits(where, lesions, diameters_mm)
     on_lesion, on_excluded = hits.any(axis=1), _hits(where, excluded, excluded_diameters_mm).any(axis=1)
     found = np.where(hits, scores[:, None], -np.inf).max(axis=0, initial=-np.inf)
-    return ScanMarks(
+    return ScanDetections(
         found=np.where(hits.any(axis=0), found, np.nan),
         false_positives=scores[~on_lesion & ~on_excluded],
         ignored=int((on_excluded & ~on_lesion).sum()),
@@ -112,9 +112,9 @@ def _hits(points: FloatArray, centers: ArrayLike, diameters_mm: ArrayLike) -> ND
 
 
 class _Ranked:
-    """All marks of all scans in falling order of probability, so that a resample of scans is a matter of weights."""
+    """Detections of all scans in falling order of probability, so that a resample of scans is a matter of weights."""
 
-    def __init__(self, scans: Sequence[ScanMarks]) -> None:
+    def __init__(self, scans: Sequence[ScanDetections]) -> None:
         number = np.arange(len(scans))
         found = [scan.found[~np.isnan(scan.found)] for scan in scans]
         false = [scan.false_positives for scan in scans]
@@ -137,7 +137,7 @@ class _Ranked:
         return np.concatenate([zero, false / weights.sum()]), np.concatenate([zero, share])
 
 
-def froc_curve(scans: Sequence[ScanMarks]) -> tuple[FloatArray, FloatArray, FloatArray]:
+def froc_curve(scans: Sequence[ScanDetections]) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Give the points of the curve, from the strictest threshold to none.
 
     Args:
@@ -151,8 +151,8 @@ def froc_curve(scans: Sequence[ScanMarks]) -> tuple[FloatArray, FloatArray, Floa
         ValueError: when there is no scan or no lesion.
 
     Example:
-        >>> marks = mark_scan([[0, 0, 1], [0, 0, 9]], [0.4, 0.7], [[0, 0, 0], [50, 0, 0]], [6, 6])
-        >>> [column.tolist() for column in froc_curve([marks])]
+        >>> detections = match_scan_detections([[0, 0, 1], [0, 0, 9]], [0.4, 0.7], [[0, 0, 0], [50, 0, 0]], [6, 6])
+        >>> [column.tolist() for column in froc_curve([detections])]
         [[0.0, 1.0, 1.0], [0.0, 0.0, 0.5], [inf, 0.7, 0.4]]
     """
     ranked = _ranked(scans)
@@ -160,7 +160,7 @@ def froc_curve(scans: Sequence[ScanMarks]) -> tuple[FloatArray, FloatArray, Floa
     return rates, sensitivity, np.concatenate([[np.inf], ranked.thresholds])
 
 
-def _ranked(scans: Sequence[ScanMarks]) -> _Ranked:
+def _ranked(scans: Sequence[ScanDetections]) -> _Ranked:
     if not any(len(scan.found) for scan in scans):
         raise ValueError(f"FROC: expected lesions, found none in {len(scans)} scans")
     return _Ranked(scans)
@@ -198,7 +198,7 @@ class Froc:
 
 
 def compute_froc(
-    scans: Sequence[ScanMarks],
+    scans: Sequence[ScanDetections],
     rates: Sequence[float] = FALSE_POSITIVE_RATES,
     num_resamples: int = 1000,
     seed: int = 0,

@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...datasets.candidates.split import CandidateSet
 from ...datasets.candidates.table import COORDINATES, REASONS, CandidateTable, read_rows
-from .froc import ScanMarks, mark_scan
+from .froc import ScanDetections, match_scan_detections
 
-__all__ = ["HIT_RULES", "Lesions", "hit_rule", "mark_candidates", "read_lesions"]
+__all__ = ["HIT_RULES", "Lesions", "hit_rule", "match_detections", "read_lesions"]
 
 FloatArray = NDArray[np.float64]
 
@@ -77,17 +77,17 @@ def read_lesions(path: str | Path) -> Lesions:
     wanted = ("seriesuid", *COORDINATES, "diameter_mm")
     if missing := [name for name in wanted if name not in columns]:
         raise ValueError(f"{file}: expected the columns {', '.join(wanted)}, found {columns} without {missing}")
-    place = {name: columns.index(name) for name in columns}
+    column = {name: columns.index(name) for name in columns}
     rows = []
     for line, fields in lines:
         try:
-            numbers = [float(fields[place[name]]) for name in wanted[1:]]
+            numbers = [float(fields[column[name]]) for name in wanted[1:]]
         except (ValueError, IndexError):
             numbers = [math.nan]
         if len(fields) != len(columns) or not all(map(math.isfinite, numbers)):
             raise ValueError(f"{file}, line {line}: expected a seriesuid and four finite numbers, found {fields}")
-        name = fields[place[LESION_COLUMN]].strip() if LESION_COLUMN in place else ""
-        rows.append((fields[place["seriesuid"]].strip(), numbers, name))
+        name = fields[column[LESION_COLUMN]].strip() if LESION_COLUMN in column else ""
+        rows.append((fields[column["seriesuid"]].strip(), numbers, name))
     table = np.array([row[1] for row in rows], dtype=np.float64).reshape(-1, 4)
     return Lesions(tuple(row[0] for row in rows), table[:, :3], table[:, 3], tuple(row[2] for row in rows))
 
@@ -107,7 +107,7 @@ def hit_rule(data: CandidateSet) -> str:
     return "radius" if data.annotations is not None else "candidate"
 
 
-def mark_candidates(data: CandidateSet, scores: ArrayLike) -> tuple[list[str], list[ScanMarks]]:
+def match_detections(data: CandidateSet, scores: ArrayLike) -> tuple[list[str], list[ScanDetections]]:
     """Decide for all candidates of a split what they count for.
 
     Args:
@@ -115,7 +115,7 @@ def mark_candidates(data: CandidateSet, scores: ArrayLike) -> tuple[list[str], l
         scores: (N,) for all rows of the table, NaN where a candidate has none; it counts as not proposed then.
 
     Returns:
-        Names of the scans and their marks. Scans that could not be read are left out.
+        Names of the scans and what their candidates count for. Scans that could not be read are left out.
     """
     values = np.asarray(scores, dtype=np.float64)
     rule = hit_rule(data)
@@ -123,7 +123,7 @@ def mark_candidates(data: CandidateSet, scores: ArrayLike) -> tuple[list[str], l
     excluded = read_lesions(data.annotations_excluded) if data.annotations_excluded is not None else None
     names = _lesion_names(data.table) if rule == "lesion" else None
     unread = set(data.scan[data.table.reason == REASONS.index("scan cannot be read")].tolist())
-    series, marks = [], []
+    series, detections = [], []
     for number, (entry, rows) in enumerate(zip(data.data, data.rows, strict=True)):
         if number in unread:
             continue
@@ -133,15 +133,15 @@ def mark_candidates(data: CandidateSet, scores: ArrayLike) -> tuple[list[str], l
         if rule == "radius" and lesions is not None:
             centers, diameters, _ = lesions.of(seriesuid)
             others = excluded.of(seriesuid)[:2] if excluded is not None else ((), ())
-            marks.append(mark_scan(data.table.world[rows], values[rows], centers, diameters, *others))
+            detections.append(match_scan_detections(data.table.world[rows], values[rows], centers, diameters, *others))
             continue
         groups = [str(row) if names is None else names[row] for row in rows.tolist()]
         listed = lesions.of(seriesuid)[2] if lesions is not None and names is not None else []
-        marks.append(_mark_by_name(values[rows], data.table.label[rows], groups, listed))
-    return series, marks
+        detections.append(_match_by_name(values[rows], data.table.label[rows], groups, listed))
+    return series, detections
 
 
-def _mark_by_name(scores: FloatArray, labels: NDArray, groups: Sequence[str], listed: Sequence[str]) -> ScanMarks:
+def _match_by_name(scores: FloatArray, labels: NDArray, groups: Sequence[str], listed: Sequence[str]) -> ScanDetections:
     found = dict.fromkeys(listed, -math.inf)
     positive = labels == 1
     for score, group in zip(scores[positive].tolist(), np.array(groups, dtype=object)[positive], strict=True):
@@ -149,13 +149,13 @@ def _mark_by_name(scores: FloatArray, labels: NDArray, groups: Sequence[str], li
     best = np.array(list(found.values()), dtype=np.float64)
     hit = np.isfinite(best)
     repeated = int(positive.sum()) - int(hit.sum())
-    return ScanMarks(np.where(hit, best, np.nan), scores[labels == 0], repeated=repeated)
+    return ScanDetections(np.where(hit, best, np.nan), scores[labels == 0], repeated=repeated)
 
 
 def _lesion_names(table: CandidateTable) -> list[str]:
     """Read the column of lesions; a positive row without a name is a lesion of its own."""
     lines = read_rows(table.path)
     next(lines)
-    place = table.columns.index(LESION_COLUMN)
-    names = [fields[place].strip() if len(fields) == len(table.columns) else "" for _, fields in lines]
+    column = table.columns.index(LESION_COLUMN)
+    names = [fields[column].strip() if len(fields) == len(table.columns) else "" for _, fields in lines]
     return [name or f"row {row}" for row, name in enumerate(names)]

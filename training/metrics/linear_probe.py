@@ -54,9 +54,9 @@ def voxel_features(maps: Sequence[Tensor], where: Sequence[NdArray], shape: Sequ
     """
     columns = []
     for single in maps:
-        place = [at * side // length for at, side, length in zip(where, single.shape[2:], shape, strict=True)]
+        indices = [at * side // length for at, side, length in zip(where, single.shape[2:], shape, strict=True)]
         channels_last: NdArray = single[0].movedim(0, -1).cpu().double().numpy()
-        columns.append(channels_last[tuple(place)])
+        columns.append(channels_last[tuple(indices)])
     return np.concatenate(columns, axis=1)
 
 
@@ -116,8 +116,8 @@ class LinearProbe:
             # a linear score of a coarse map is made there, before it is spread out
             coefficients = torch.from_numpy(self.coefficients[:, first : first + single.shape[1]]).to(single)
             coarse = torch.einsum("kf,f...->k...", coefficients, single[0]).cpu().numpy()
-            place = [np.arange(length) * side // length for side, length in zip(single.shape[2:], shape, strict=True)]
-            for axis, index in enumerate(place, start=1):
+            indices = [np.arange(length) * side // length for side, length in zip(single.shape[2:], shape, strict=True)]
+            for axis, index in enumerate(indices, start=1):
                 coarse = np.take(coarse, index, axis=axis)
             total += coarse
             first += single.shape[1]

@@ -14,7 +14,7 @@ from monai.metrics import compute_average_precision, compute_roc_auc
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-__all__ = ["Ranking", "delong_variance", "score_ranking"]
+__all__ = ["RankingMetrics", "delong_variance", "roc_auc_with_ci"]
 
 FloatArray = NDArray[np.float64]
 
@@ -22,7 +22,7 @@ NORMAL_975 = 1.959963984540054
 
 
 @dataclass(frozen=True)
-class Ranking:
+class RankingMetrics:
     """Scores of a ranking; None where they are undefined.
 
     Args:
@@ -50,9 +50,9 @@ class Ranking:
     average_precision_high: float | None = None
 
 
-def score_ranking(
+def roc_auc_with_ci(
     scores: ArrayLike, labels: ArrayLike, scans: ArrayLike | None = None, num_resamples: int = 1000, seed: int = 0
-) -> Ranking:
+) -> RankingMetrics:
     """Score a ranking of candidates.
 
     AUC and average precision are MONAI's. DeLong's interval is formed on the logit of the AUC, so that it stays within
@@ -72,7 +72,7 @@ def score_ranking(
         ValueError: when lengths differ, a score is not finite, or a label is neither 0 nor 1.
 
     Example:
-        >>> ranking = score_ranking([0.9, 0.4, 0.6, 0.1], [1, 1, 0, 0])
+        >>> ranking = roc_auc_with_ci([0.9, 0.4, 0.6, 0.1], [1, 1, 0, 0])
         >>> ranking.auc, round(ranking.average_precision, 3)
         (0.75, 0.833)
     """
@@ -82,14 +82,14 @@ def score_ranking(
     positive = truth == 1
     counts = int(positive.sum()), int((~positive).sum())
     if not all(counts):
-        return Ranking(*counts)
+        return RankingMetrics(*counts)
     pair = torch.from_numpy(values), torch.from_numpy(positive.astype(np.int64))
     auc, precision = (float(np.asarray(score(*pair))) for score in (compute_roc_auc, compute_average_precision))
     low, high = _logit_interval(auc, delong_variance(values[positive], values[~positive]))
     ends: Sequence[float | None] = [None] * 4
     if scans is not None:
         ends = _over_scans(values, positive, np.asarray(scans), num_resamples, seed)
-    return Ranking(*counts, auc, low, high, ends[0], ends[1], precision, ends[2], ends[3])
+    return RankingMetrics(*counts, auc, low, high, ends[0], ends[1], precision, ends[2], ends[3])
 
 
 def delong_variance(positives: FloatArray, negatives: FloatArray) -> float:

@@ -11,7 +11,7 @@ import torch
 from monai.transforms import Compose, RandomizableTransform
 from torch.utils.data import DataLoader, Dataset
 
-from models_genesis.training import DEFORM_ON, BatchDeformation, DeformationPlace
+from models_genesis.training import DEFORM_ON, BatchDeformation, DeformationBackend
 
 HOUNSFIELD: dict[str, Any] = {"intensity_range": (-1000, 1000), "output_range": (0.0, 1.0), "num_blocks": 100}
 CUBES = np.random.RandomState(0).randint(-1100, 1101, (12, 1, 16, 20, 24)).astype(np.int16)
@@ -20,7 +20,7 @@ CUBES = np.random.RandomState(0).randint(-1100, 1101, (12, 1, 16, 20, 24)).astyp
 class Cubes(Dataset):
     """Int16 cubes; as in a CubeDataset the random transform is seeded for each."""
 
-    def __init__(self, place: DeformationPlace, transform: RandomizableTransform | None = None) -> None:
+    def __init__(self, place: DeformationBackend, transform: RandomizableTransform | None = None) -> None:
         self.transform = Compose([place.transform])
 
     def __len__(self) -> int:
@@ -32,7 +32,7 @@ class Cubes(Dataset):
 
 
 def batches(deform_on: str, num_workers: int = 0, batch_size: int = 4) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    place = DeformationPlace(deform_on, "cpu", num_workers, **HOUNSFIELD)
+    place = DeformationBackend(deform_on, "cpu", num_workers, **HOUNSFIELD)
     loader = DataLoader(Cubes(place), batch_size=batch_size, num_workers=num_workers)
     return [place.prepare_batch(batch, torch.device("cpu"), False) for batch in loader]
 
@@ -73,10 +73,10 @@ def test_in_the_step_every_seed_of_the_batch_counts() -> None:
 
 def test_wrong_places_are_named() -> None:
     with pytest.raises(ValueError, match=r"deform_on: expected one of \('cpu', 'device', 'step'\), found 'gpu'"):
-        DeformationPlace("gpu")
+        DeformationBackend("gpu")
     with pytest.raises(ValueError, match="num_workers: deform_on='device' expected 0, found 2"):
-        DeformationPlace("device", num_workers=2)
+        DeformationBackend("device", num_workers=2)
     with pytest.raises(ValueError, match=r"deform_seed: expected in each batch, found \['image'\]"):
         BatchDeformation()({"image": torch.zeros(1, 1, 16, 16, 16)}, "cpu")
     with pytest.raises(ValueError, match="variant: expected one of"):
-        DeformationPlace("step", variant="colour")
+        DeformationBackend("step", variant="colour")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from models_genesis.training import StopSignals
+from models_genesis.training import GracefulShutdown
 from models_genesis.training.handlers.birth_certificate import CERTIFICATE
 
 
@@ -39,7 +39,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one_to_the_bit(make_run, tmp
 def test_an_interrupted_epoch_is_done_again(make_run, tmp_path):
     whole = make_run(epochs=3, folder=tmp_path / "whole")
     whole.trainer.run()
-    broken = make_run(epochs=3, folder=tmp_path / "parts", handlers=[StopSignals()])
+    broken = make_run(epochs=3, folder=tmp_path / "parts", handlers=[GracefulShutdown()])
 
     def ctrl_c(engine):
         raise KeyboardInterrupt
@@ -135,7 +135,7 @@ def test_a_full_disk_leaves_the_old_files_whole(make_run, tmp_path):
 
 
 def test_sigterm_becomes_an_exit_that_tells_how_to_go_on(make_run, caplog):
-    run = make_run(epochs=3, handlers=[StopSignals("use --resume True")])
+    run = make_run(epochs=3, handlers=[GracefulShutdown("use --resume True")])
     before = signal.getsignal(signal.SIGTERM)
     run.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as stop, caplog.at_level(logging.WARNING):

@@ -6,7 +6,22 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from models_genesis.training import CollapseGuard, FiniteLossGuard, TrainingCollapsedError
+from models_genesis.training import CollapseGuard, NonFiniteLossHandler, TrainingCollapsedError
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(make_run):
+    run = make_run(handlers=[NonFiniteLossHandler()])
+    seen = []
+
+    def spoil(engine):
+        seen.append(run.network.weight.detach().clone())
+        if engine.state.iteration == 3:
+            engine.state.batch["image"][0, 0, 0, 0, 0] = float("nan")
+
+    run.trainer.add_event_handler(Events.ITERATION_STARTED, spoil)
+    with pytest.raises(TrainingCollapsedError, match=r"nan at iteration 3 \(epoch 2\)"):
+        run.trainer.run()
+    assert torch.equal(run.network.weight, seen[-1])
 
 
 class Constant(nn.Module):
@@ -76,7 +91,7 @@ def test_refuses_senseless_arguments(arguments):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 @pytest.mark.parametrize(("at", "last"), [(1, 2), (2, 2)])
 def test_on_a_gpu_a_bad_loss_is_noticed_one_iteration_later_or_at_the_end_of_the_epoch(at, last):
-    guard = FiniteLossGuard()
+    guard = NonFiniteLossHandler()
 
     def step(engine, batch):
         loss = torch.tensor(float("nan") if engine.state.iteration == at else 1.0, device="cuda")

@@ -9,7 +9,7 @@ import pytest
 from scipy.special import expit
 
 from models_genesis.networks.weight_container import sha256_of
-from models_genesis.training import calibrated, fit_temperature, read_temperature, score_ranking
+from models_genesis.training import calibrated, fit_temperature, read_temperature, roc_auc_with_ci
 from models_genesis.training.metrics.calibration import (
     expected_calibration_error,
     negative_log_likelihood,
@@ -60,7 +60,7 @@ def test_the_ranking_stays(with_bias):
     fitted = fit_temperature(logits, labels, with_bias)
     probabilities = calibrated(logits, fitted.temperature, fitted.bias)
     assert (np.argsort(probabilities, kind="stable") == np.argsort(logits, kind="stable")).all()
-    assert score_ranking(probabilities, labels).auc == score_ranking(logits, labels).auc
+    assert roc_auc_with_ci(probabilities, labels).auc == roc_auc_with_ci(logits, labels).auc
     assert ((probabilities > 0) & (probabilities < 1)).all()
 
 

@@ -10,13 +10,19 @@ import pytest
 import torch
 from monai.metrics import compute_fp_tp_probs_nd, compute_froc_curve_data, compute_froc_score
 
-from models_genesis.training import FALSE_POSITIVE_RATES, ScanMarks, compute_froc, froc_curve, mark_scan
+from models_genesis.training import (
+    FALSE_POSITIVE_RATES,
+    ScanDetections,
+    compute_froc,
+    froc_curve,
+    match_scan_detections,
+)
 
 NODULE = [[0.0, 0, 0]]
 
 
-def marks(found: list[float], false: list[float]) -> ScanMarks:
-    return ScanMarks(np.array(found, dtype=float), np.array(false, dtype=float))
+def detections(found: list[float], false: list[float]) -> ScanDetections:
+    return ScanDetections(np.array(found, dtype=float), np.array(false, dtype=float))
 
 
 @pytest.mark.parametrize(
@@ -26,13 +32,13 @@ def marks(found: list[float], false: list[float]) -> ScanMarks:
 def test_a_hit_is_nearer_than_half_the_diameter(distance, hit, axis):
     """The challenge asks for less than the radius; a candidate on the surface of the sphere is none."""
     point = np.eye(3)[axis] * distance
-    scan = mark_scan([point], [0.5], NODULE, [6.0])
+    scan = match_scan_detections([point], [0.5], NODULE, [6.0])
     assert (not math.isnan(scan.found[0])) == hit
     assert len(scan.false_positives) == (not hit)
 
 
 def test_several_candidates_on_a_nodule_count_once_with_the_highest_probability():
-    scan = mark_scan([[0, 0, 1], [1, 0, 0], [0, 2, 0], [9, 0, 0]], [0.3, 0.8, 0.5, 0.9], NODULE, [6])
+    scan = match_scan_detections([[0, 0, 1], [1, 0, 0], [0, 2, 0], [9, 0, 0]], [0.3, 0.8, 0.5, 0.9], NODULE, [6])
     assert scan.found.tolist() == [0.8]
     assert scan.false_positives.tolist() == [0.9]
     assert scan.repeated == 2
@@ -42,20 +48,20 @@ def test_candidates_on_excluded_findings_are_neither():
     """A negative diameter, as most excluded findings have, stands for 10 mm."""
     excluded, diameters = [[50, 0, 0], [100, 0, 0]], [-1, 4]
     points = [[54.9, 0, 0], [55.0, 0, 0], [101.9, 0, 0], [102, 0, 0]]
-    scan = mark_scan(points, [0.1, 0.2, 0.3, 0.4], NODULE, [6], excluded, diameters)
+    scan = match_scan_detections(points, [0.1, 0.2, 0.3, 0.4], NODULE, [6], excluded, diameters)
     assert scan.ignored == 2
     assert scan.false_positives.tolist() == [0.2, 0.4]
     assert np.isnan(scan.found).all()
 
 
 def test_a_candidate_on_a_nodule_counts_though_an_excluded_finding_lies_there_too():
-    scan = mark_scan([[0, 0, 1]], [0.7], NODULE, [6], [[0, 0, 2]], [-1])
+    scan = match_scan_detections([[0, 0, 1]], [0.7], NODULE, [6], [[0, 0, 2]], [-1])
     assert scan.found.tolist() == [0.7]
     assert scan.ignored == 0 and len(scan.false_positives) == 0
 
 
 def test_a_candidate_within_two_nodules_hits_both():
-    scan = mark_scan([[0, 0, 2]], [0.7], [[0, 0, 0], [0, 0, 4]], [6, 6])
+    scan = match_scan_detections([[0, 0, 2]], [0.7], [[0, 0, 0], [0, 0, 4]], [6, 6])
     assert scan.found.tolist() == [0.7, 0.7]
 
 
@@ -64,10 +70,10 @@ def test_only_the_hundred_most_suspicious_candidates_of_a_scan_are_looked_at():
     scores = np.concatenate([np.linspace(1, 0.5, 99), np.full(4, 0.4)])
     points = np.full((103, 3), 500.0)
     points[0] = points[102] = 0
-    scan = mark_scan(points, scores, NODULE, [6])
+    scan = match_scan_detections(points, scores, NODULE, [6])
     assert scan.dropped == 4
     assert scan.found.tolist() == [1.0] and len(scan.false_positives) == 98
-    assert mark_scan(points, scores, NODULE, [6], max_marks=None).dropped == 0
+    assert match_scan_detections(points, scores, NODULE, [6], max_detections=None).dropped == 0
 
 
 def test_the_curve_of_a_case_by_hand():
@@ -76,7 +82,7 @@ def test_the_curve_of_a_case_by_hand():
     Thresholds 0.9 (nodule), 0.8 (false), 0.7 (nodule and false together), 0.1 (two false): 0, 0.5, 1 and 2 false
     positives a scan at 1/3, 1/3, 2/3 and 2/3 of the nodules.
     """
-    scans = [marks([0.9, math.nan], [0.8, 0.1]), marks([0.7], [0.7, 0.1])]
+    scans = [detections([0.9, math.nan], [0.8, 0.1]), detections([0.7], [0.7, 0.1])]
     rates, sensitivity, thresholds = froc_curve(scans)
     assert rates.tolist() == [0, 0, 0.5, 1, 2]
     assert sensitivity == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3, 2 / 3])
@@ -90,27 +96,27 @@ def test_the_curve_of_a_case_by_hand():
 
 
 def test_extremes():
-    perfect = compute_froc([marks([0.9], [0.1]), marks([], [0.2])])
+    perfect = compute_froc([detections([0.9], [0.1]), detections([], [0.2])])
     assert perfect.sensitivity == [1.0] * 7 and perfect.cpm == 1 and (perfect.cpm_low, perfect.cpm_high) == (1, 1)
-    nothing = compute_froc([marks([math.nan], []), marks([math.nan], [])])
+    nothing = compute_froc([detections([math.nan], []), detections([math.nan], [])])
     assert nothing.sensitivity == [0.0] * 7 and nothing.cpm == 0 and nothing.missed == 2
-    without_false = compute_froc([marks([0.9, math.nan], []), marks([0.3], [])])
+    without_false = compute_froc([detections([0.9, math.nan], []), detections([0.3], [])])
     assert without_false.sensitivity == pytest.approx([2 / 3] * 7)
     with pytest.raises(ValueError, match="found none in 2 scans"):
-        compute_froc([marks([], [0.1]), marks([], [])])
+        compute_froc([detections([], [0.1]), detections([], [])])
 
 
 def test_only_the_order_of_the_probabilities_counts():
     generator = np.random.default_rng(0)
-    logits = [marks(generator.normal(1, 1, 3), generator.normal(0, 1, 20)) for _ in range(10)]
-    squashed = [ScanMarks(np.tanh(scan.found), np.tanh(scan.false_positives)) for scan in logits]
+    logits = [detections(generator.normal(1, 1, 3), generator.normal(0, 1, 20)) for _ in range(10)]
+    squashed = [ScanDetections(np.tanh(scan.found), np.tanh(scan.false_positives)) for scan in logits]
     assert compute_froc(logits, num_resamples=50) == compute_froc(squashed, num_resamples=50)
 
 
 def test_bands_are_those_of_scans_drawn_anew():
     """Each resample as an evaluation of its own, scans drawn twice being two scans."""
     generator = np.random.default_rng(1)
-    scans = [marks(generator.normal(1, 1, 1 + n % 3), generator.normal(0, 1, 8)) for n in range(12)]
+    scans = [detections(generator.normal(1, 1, 1 + n % 3), generator.normal(0, 1, 8)) for n in range(12)]
     froc = compute_froc(scans, num_resamples=200, seed=5)
     draws, expected = np.random.default_rng(5), []
     for _ in range(200):
@@ -127,8 +133,8 @@ def test_a_band_covers_the_true_sensitivity_about_as_often_as_it_says():
     """Of 100 samples of 40 scans 95 % should cover; 84 or fewer do with probability 3e-5 (binomial)."""
     generator = np.random.default_rng(2)
 
-    def sample(count: int) -> list[ScanMarks]:
-        return [marks(generator.normal(1.5, 1, 2), generator.normal(0, 1, 6)) for _ in range(count)]
+    def sample(count: int) -> list[ScanDetections]:
+        return [detections(generator.normal(1.5, 1, 2), generator.normal(0, 1, 6)) for _ in range(count)]
 
     truth = compute_froc(sample(4000), rates=(1.0,), num_resamples=1).sensitivity[0]
     bands = [compute_froc(sample(40), rates=(1.0,), num_resamples=200, seed=n) for n in range(100)]
@@ -137,7 +143,7 @@ def test_a_band_covers_the_true_sensitivity_about_as_often_as_it_says():
 
 def test_resamples_without_a_lesion_are_counted_and_left_out():
     """One scan of four has the only lesion: a resample lacks it with probability (3/4)^4 = 0.316, s.d. 0.015."""
-    froc = compute_froc([marks([0.9], [0.1]), *[marks([], [0.2])] * 3])
+    froc = compute_froc([detections([0.9], [0.1]), *[detections([], [0.2])] * 3])
     assert froc.undefined / 1000 == pytest.approx(0.316, abs=0.06)
     assert froc.low == [1.0] * 7
 
@@ -148,7 +154,7 @@ def test_resamples_without_a_lesion_are_counted_and_left_out():
 )
 def test_what_is_no_candidate_is_refused(points, scores):
     with pytest.raises(ValueError, match="expected"):
-        mark_scan(points, scores, NODULE, [6])
+        match_scan_detections(points, scores, NODULE, [6])
 
 
 def test_monai_s_curve_leaves_out_the_lowest_threshold():
@@ -159,7 +165,9 @@ def test_monai_s_curve_leaves_out_the_lowest_threshold():
     false, true, targets = compute_fp_tp_probs_nd(scores, points, mask)
     rates, sensitivity = compute_froc_curve_data(false, true, targets, 1)
     assert sensitivity.max() == 0.5  # the nodule of the lowest probability is missed
-    mine = compute_froc([mark_scan(np.c_[points, [0, 0, 0]], scores, [[2, 2, 0], [7, 7, 0]], [3, 3])], num_resamples=2)
+    mine = compute_froc(
+        [match_scan_detections(np.c_[points, [0, 0, 0]], scores, [[2, 2, 0], [7, 7, 0]], [3, 3])], num_resamples=2
+    )
     assert mine.sensitivity == pytest.approx([0.5, 0.5, 0.5, 1, 1, 1, 1])
     assert compute_froc_score(rates, sensitivity, FALSE_POSITIVE_RATES) == 0.5
 
@@ -171,4 +179,4 @@ def test_monai_s_mask_knows_one_finding_a_voxel_and_no_excluded_ones_under_a_nod
     mask[3:8, 3:8] = 2
     _, true, targets = compute_fp_tp_probs_nd(torch.tensor([0.7]), torch.tensor([[4, 4]]), mask, labels_to_exclude=[2])
     assert targets == 1 and true.max() == 0
-    assert mark_scan([[4, 4, 0]], [0.7], [[3, 3, 0]], [5], [[5, 5, 0]], [5]).found.tolist() == [0.7]
+    assert match_scan_detections([[4, 4, 0]], [0.7], [[3, 3, 0]], [5], [[5, 5, 0]], [5]).found.tolist() == [0.7]
