@@ -23,7 +23,7 @@ DEFORM_ON = ("cpu", "device", "step")
 
 
 class DeformationBackend:
-    """What a loader and a trainer need so that cubes are deformed in the chosen place.
+    """What a loader and a trainer need so that cubes are deformed on the chosen backend.
 
     - ``"cpu"``: one by one in the loader's workers, by compiled loops.
     - ``"device"``: one by one in the loader, on the device, after the cube was copied there. MONAI's pattern for random
@@ -32,7 +32,7 @@ class DeformationBackend:
 
     In each the deformations depend on the samples' seeds alone, so on a
     :class:`~models_genesis.datasets.CubeDataset` they are the same for any number of workers, after a
-    resume, and in each validation. The places draw from the same distribution, but not the same numbers.
+    resume, and in each validation. The backends draw from the same distribution, but not the same numbers.
 
     Args:
         deform_on: one of the three.
@@ -47,7 +47,7 @@ class DeformationBackend:
         prepare_batch: the trainer's and evaluator's argument of that name.
 
     Raises:
-        ValueError: for another place, or for workers beside ``"device"``.
+        ValueError: for another backend, or for workers with ``"device"``.
 
     Example:
         >>> sorted(DeformationBackend("step").transform.set_random_state(0)({"image": np.zeros((1, 16, 16, 16))}))
@@ -158,7 +158,7 @@ class BatchDeformation:
         if self.seed_key not in batchdata:
             raise ValueError(
                 f"{self.seed_key}: expected in each batch, found {sorted(batchdata)}; the dataset's last random "
-                "transform must be the one of the same place"
+                "transform must be the one of the same backend"
             )
         images, non_blocking = _pinned(batchdata[CommonKeys.IMAGE], device, non_blocking)
         images = images.to(device=device, non_blocking=non_blocking, **kwargs)

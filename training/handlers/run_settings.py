@@ -74,6 +74,14 @@ _MOVING = frozenset(
 )  # fmt: skip
 _IMPLEMENTATION = frozenset({"params", "lr", "name", "foreach", "fused", "capturable", "differentiable"})
 
+# Components that had another name when the checkpoint was written: the last parts of their `_target_`.
+_RENAMED = {
+    "training.DeformationPlace": "training.DeformationBackend",
+    "training.FiniteLossGuard": "training.NonFiniteLossHandler",
+    "training.StopSignals": "training.GracefulShutdown",
+    "training.thin_candidates": "datasets.subsample_negatives",
+}
+
 Changes = dict[str, tuple[Any, Any]]
 """Old and new value by id."""
 
@@ -186,7 +194,8 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
         {'batch_size': (2, 4), 'loss#gamma': (0.0, 2.0)}
     """
     # a key that counted when the checkpoint was written, but no longer does, is no change
-    before = dict(_flat({key: value for key, value in old.items() if key in new or key not in _EXEMPT}))
+    counting = _flat({key: value for key, value in old.items() if key in new or key not in _EXEMPT})
+    before = {key: _present_name(value) if key.endswith("_target_") else value for key, value in counting}
     now = dict(_flat(new))
     changes = {
         key: (before.get(key, _ABSENT), now.get(key, _ABSENT))
@@ -199,6 +208,14 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
         for key, pair in changes.items()
         if not (key.endswith(("scan_names", "samples")) and key.replace("scan_names", "scans") in changes)
     }
+
+
+def _present_name(target: Any) -> Any:
+    """Give the name that a component has now."""
+    for old, new in _RENAMED.items():
+        if isinstance(target, str) and target.endswith(f".{old}"):
+            return target.removesuffix(old) + new
+    return target
 
 
 def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:

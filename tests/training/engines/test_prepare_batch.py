@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each place of the deformation: what it draws depends on the samples alone."""
+"""Each backend of the deformation: what it draws depends on the samples alone."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ CUBES = np.random.RandomState(0).randint(-1100, 1101, (12, 1, 16, 20, 24)).astyp
 class Cubes(Dataset):
     """Int16 cubes; as in a CubeDataset the random transform is seeded for each."""
 
-    def __init__(self, place: DeformationBackend, transform: RandomizableTransform | None = None) -> None:
-        self.transform = Compose([place.transform])
+    def __init__(self, backend: DeformationBackend, transform: RandomizableTransform | None = None) -> None:
+        self.transform = Compose([backend.transform])
 
     def __len__(self) -> int:
         return len(CUBES)
@@ -32,9 +32,9 @@ class Cubes(Dataset):
 
 
 def batches(deform_on: str, num_workers: int = 0, batch_size: int = 4) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    place = DeformationBackend(deform_on, "cpu", num_workers, **HOUNSFIELD)
-    loader = DataLoader(Cubes(place), batch_size=batch_size, num_workers=num_workers)
-    return [place.prepare_batch(batch, torch.device("cpu"), False) for batch in loader]
+    backend = DeformationBackend(deform_on, "cpu", num_workers, **HOUNSFIELD)
+    loader = DataLoader(Cubes(backend), batch_size=batch_size, num_workers=num_workers)
+    return [backend.prepare_batch(batch, torch.device("cpu"), False) for batch in loader]
 
 
 @pytest.mark.parametrize("deform_on", DEFORM_ON)
@@ -71,7 +71,7 @@ def test_in_the_step_every_seed_of_the_batch_counts() -> None:
     assert images.dtype == torch.int16 and np.array_equal(images.numpy(), CUBES[:3])
 
 
-def test_wrong_places_are_named() -> None:
+def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(ValueError, match=r"deform_on: expected one of \('cpu', 'device', 'step'\), found 'gpu'"):
         DeformationBackend("gpu")
     with pytest.raises(ValueError, match="num_workers: deform_on='device' expected 0, found 2"):

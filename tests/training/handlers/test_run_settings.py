@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import importlib
 import math
 from itertools import pairwise
 
@@ -16,6 +17,7 @@ from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, ReduceLROnPlate
 
 from models_genesis.training import ChangedSettingsError
 from models_genesis.training.handlers.run_settings import (
+    _RENAMED,
     changed_settings,
     data_facts,
     describe_changes,
@@ -143,6 +145,22 @@ def test_changes_are_named_by_id():
         "came": ("(none)", 1),
     }
     assert describe_changes({"spacing": (None, [1, 1, 2])}) == "spacing null -> [1, 1, 2]"
+
+
+@pytest.mark.parametrize("package", ["models_genesis", "scripts"])
+def test_a_component_that_has_another_name_since_is_no_change(package):
+    """A checkpoint of an earlier version resumes, in this repository and in a packed bundle."""
+    old = {"deformation": {"_target_": f"{package}.training.DeformationPlace", "variant": "combined"}}
+    new = {"deformation": {"_target_": f"{package}.training.DeformationBackend", "variant": "combined"}}
+    assert changed_settings(old, new) == {}
+    own = {"deformation": {"_target_": "mytraining.DeformationPlace", "variant": "combined"}}
+    assert list(changed_settings(own, new)) == ["deformation#_target_"]
+
+
+def test_renamed_components_exist():
+    for target in _RENAMED.values():
+        package, name = target.split(".")
+        assert hasattr(importlib.import_module(f"models_genesis.{package}"), name)
 
 
 def test_scans_are_known_wherever_they_lie():
