@@ -10,6 +10,7 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 from monai.utils import string_list_all_gather
 
+from ...datasets.io.root_cause import root_cause
 from ...datasets.loading.case_dataset import CASE_KEY, ERROR_KEY
 
 __all__ = ["CaseEvaluator", "CasesFailedError"]
@@ -56,10 +57,9 @@ class CaseEvaluator(SupervisedEvaluator):
                 return output
             except Exception as failure:
                 logger.debug("%s", name, exc_info=True)
-                while failure.__cause__ is not None and isinstance(failure.__cause__, Exception):
-                    failure = failure.__cause__
-                text = str(failure).strip()
-                error = f"{type(failure).__name__}: {text.splitlines()[0] if text else 'no message'}"
+                cause = root_cause(failure)
+                text = str(cause).strip()
+                error = f"{type(cause).__name__}: {text.splitlines()[0] if text else 'no message'}"
         error = error if name in error else f"{name}: {error}"
         logger.error("failed: %s", error)
         self.failed[name] = error
