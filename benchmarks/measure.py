@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from models_genesis.datasets.io.atomic_write import whole_file
+from models_genesis.datasets.io.atomic_write import atomic_write
 
 __all__ = ["machine", "parse_arguments", "print_machine", "print_table", "time_in_turn", "write_results"]
 
@@ -135,6 +135,6 @@ def write_results(path: Path | None, results: Mapping[str, Any]) -> None:
     """
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             file.write((json.dumps(results, indent=1) + "\n").encode())
         print(f"\nwrote {path}")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from .candidates.predictions import PredictionStore, write_probabilities, write_submission
-from .candidates.split import CandidateSet, load_candidates, scan_candidates
+from .candidates.split import CandidateSet, load_candidates, scan_candidates, subsample_negatives
 from .candidates.stream import CandidateStream
 from .candidates.table import BadRow, BadRowError, CandidateTable, read_candidates
 from .candidates.training_set import CandidateDataset

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .io.atomic_write import whole_text
+from .io.atomic_write import atomic_text
 from .io.csv_file import printable, safe_cell
 from .io.json_file import read_json
 from .io.scan_header import ScanHeader, split_series
@@ -165,7 +165,7 @@ class Survey:
     def write_report(self, path: str | Path) -> None:
         """Write one row of CSV for each scan found, whole or not at all; no cell is a formula to a spreadsheet."""
         fields = list(FoundScan.__dataclass_fields__)
-        with whole_text(path, errors="backslashreplace") as stream:
+        with atomic_text(path, errors="backslashreplace") as stream:
             rows = csv.DictWriter(stream, fields)
             rows.writeheader()
             cells = ({**asdict(scan), "image": scan.name, "facts": json.dumps(scan.facts)} for scan in self.scans)
@@ -196,7 +196,7 @@ def write_datalist(path: str | Path, datalist: Mapping[str, Any]) -> None:
         path: the file; its folder is made where it lacks.
         datalist: see :meth:`Survey.datalist`.
     """
-    with whole_text(path) as stream:
+    with atomic_text(path) as stream:
         stream.write(json.dumps(datalist, indent=2, ensure_ascii=False) + "\n")
 
 

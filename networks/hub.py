@@ -17,7 +17,7 @@ from torch import nn
 from .pretrained_config import HEADER, PREPROCESSING, NetworkConfig, config_text, read_config
 from .pretrained_files import CONFIG, WEIGHTS, find_files, hub_library
 from .weight_container import non_finite
-from .weight_files import read_weights, save_safetensors, save_whole
+from .weight_files import atomic_save, read_weights, save_safetensors
 from .weight_names import bare_names
 from .weight_report import WeightReport
 from .weights import load_pretrained
@@ -214,7 +214,7 @@ class PretrainedMixin(
         if hasattr(self, "generate_model_card") and not (folder / "README.md").exists():
             card = {"network": _kind(type(self)), "repo_id": repo_id} | (model_card_kwargs or {})
             content = str(self.generate_model_card(**card)).encode()
-            save_whole(lambda file: file.write(content), folder / "README.md")
+            atomic_save(lambda file: file.write(content), folder / "README.md")
         if push_to_hub:
             return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_options)
         return None
@@ -246,7 +246,7 @@ class PretrainedMixin(
             raise ValueError(f"{save_directory}: {wrong}, expected finite weights to save")
         tensors = dict(zip(bare_names(state), state.values(), strict=True))
         save_safetensors(tensors, save_directory / WEIGHTS, {HEADER: text})
-        save_whole(lambda file: file.write(f"{text}\n".encode()), save_directory / CONFIG)
+        atomic_save(lambda file: file.write(f"{text}\n".encode()), save_directory / CONFIG)
 
 
 def _kind(network: type) -> str:

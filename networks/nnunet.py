@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from .nnunet_plans import read_plan
-from .weight_files import read_weights, save_whole
+from .weight_files import atomic_save, read_weights
 from .weight_report import WeightReport
 from .weights import load_pretrained
 
@@ -53,7 +53,7 @@ def write_pretraining_config(
         "cube_size": plan.cube_size(),
         "axcodes": plan.axcodes,
     }
-    save_whole(lambda file: file.write((json.dumps(config, indent=4) + "\n").encode()), target)
+    atomic_save(lambda file: file.write((json.dumps(config, indent=4) + "\n").encode()), target)
     return config
 
 
@@ -97,7 +97,7 @@ def convert_to_nnunet(
         raise ValueError(f"{weights} is not of the network that {plans} has for {configuration}:\n{report}")
     kept = {name: tensor for name, tensor in network.state_dict().items() if HEADS not in name}
     turned = {name: plan.kernel_in_plan_axes(tensor) for name, tensor in kept.items()}
-    save_whole(lambda file: torch.save({"network_weights": turned}, file), target)
+    atomic_save(lambda file: torch.save({"network_weights": turned}, file), target)
     return report
 
 

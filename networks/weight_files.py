@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ..datasets.io.atomic_write import whole_file
+from ..datasets.io.atomic_write import atomic_write
 from .original_names import from_original_name
 from .safetensors_file import is_safetensors, read_safetensors, safetensors_content
 from .weight_container import DamagedFileError, non_finite, read_checkpoint
@@ -165,7 +165,7 @@ def save_weights(state_dict: Mapping[str, Tensor], path: str | os.PathLike[str])
     if wrong or not state_dict:
         raise ValueError(f"state_dict for {path} must hold named tensors only, found {wrong[:5] or 'nothing'}")
     plain = dict(zip(bare_names(state_dict), (value.detach().cpu() for value in state_dict.values()), strict=True))
-    save_whole(lambda file: torch.save(plain, file), path)
+    atomic_save(lambda file: torch.save(plain, file), path)
 
 
 def save_safetensors(
@@ -183,15 +183,15 @@ def save_safetensors(
         OSError: the disk is full or the folder cannot be written; an older file at ``path`` is as it was.
     """
     content = safetensors_content(tensors, metadata)
-    save_whole(lambda file: file.write(content), path)
+    atomic_save(lambda file: file.write(content), path)
 
 
-def save_whole(write: Callable[[BinaryIO], object], path: str | os.PathLike[str]) -> None:
+def atomic_save(write: Callable[[BinaryIO], object], path: str | os.PathLike[str]) -> None:
     """Write a file as a whole or not at all: to a temporary file next to ``path``, then renamed.
 
     Args:
         write: writes the content to the open file that it is given.
         path: the file to write or replace; its folder is made where it is missing.
     """
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         write(file)

@@ -27,6 +27,12 @@ LAYERS = {
         ("datalist", "loading"),
         ("splits", "io"),
     ),
+    "training": (
+        ("__init__",),
+        ("handlers",),
+        ("engines",),
+        ("metrics",),
+    ),
 }
 """What may import what, by package: a folder or a module imports from those further down, and from itself."""
 
@@ -119,9 +125,12 @@ def test_what_networks_may_use_imports_nothing_of_ours():
             "def f():\n    from .layouts.image_folder import survey",
             "datasets.layouts.image_folder",
         ),
-        ("datasets.io.new", "from ...training import history", "training.history"),
+        ("datasets.io.new", "from ...training.handlers import history", "training.handlers.history"),
         ("transforms.new", "import models_genesis.networks.weights as w", "networks.weights"),
-        ("training.new", "from models_genesis.transfer import statistics", "transfer.statistics"),
+        ("training.metrics.new", "from ..engines.losses import CandidateLoss", "training.engines.losses"),
+        ("training.engines.new", "def f():\n    from ..handlers import history", "training.handlers.history"),
+        ("training.handlers.new", "from .. import TrainingHistory", "training.__init__"),
+        ("training.handlers.new", "from models_genesis.transfer import statistics", "transfer.statistics"),
         ("transfer.new", "from tools import demo\nfrom models_genesis.tools import demo", "tools.demo"),
     ],
 )
@@ -137,8 +146,12 @@ def test_a_forbidden_import_is_found(module, source, imported):
             "from ..io import scan_header\nfrom .lits import survey_lits\nfrom ..splits import RULE",
         ),
         ("datasets.phantom.new", "from ...transforms.brats_regions import BRATS_LABELS\nfrom ..layouts import brats"),
-        ("training.new", "from ..datasets import CubeDataset\nfrom .history import History\nimport datasets, os.path"),
-        ("bundles.new", "from models_genesis.training import history\nfrom vendoring import rename"),
+        (
+            "training.handlers.new",
+            "from ...datasets import CubeDataset\nfrom .history import History\nimport datasets, os.path",
+        ),
+        ("training.handlers.new", "from ..engines.losses import CandidateLoss\nfrom ..metrics import froc"),
+        ("bundles.new", "from models_genesis.training import froc_curve\nfrom vendoring import rename"),
     ],
 )
 def test_an_allowed_import_is_let_pass(module, source):

@@ -23,7 +23,7 @@ import nibabel as nib
 import numpy as np
 from matplotlib.image import imsave
 
-from models_genesis.datasets.io.atomic_write import whole_text
+from models_genesis.datasets.io.atomic_write import atomic_text
 
 STYLE = """
 :root{--ink:#1c2530;--soft:#5d6b7a;--line:#dfe4ea;--good:#16713f;--bad:#a4341f;--accent:#1f5fa8}
@@ -138,7 +138,7 @@ def write_report(out: Path, run: Run) -> Path:
 {body}</main></body></html>
 """
     path = out / "report.html"
-    with whole_text(path) as file:
+    with atomic_text(path) as file:
         file.write(page)
     return path
 

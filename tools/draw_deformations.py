@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from models_genesis.datasets import make_phantom
-from models_genesis.training.files import write_figure
+from models_genesis.datasets.io.atomic_write import write_figure
 from models_genesis.transforms import RandGenesisDeform, RandTissueCube, admissible_starts
 
 COLUMNS: dict[str, dict[str, float]] = {

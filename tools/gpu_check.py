@@ -54,8 +54,8 @@ def parts(out: Path, data: Path | None, quick: bool) -> list[Part]:
     tests = [*python, "pytest", "-q", "-x", "tests/transforms/test_batch_deform.py", "-k", "seed_decides"]
     if not quick:
         tests = [*python, "pytest", "-q", "-n", "12", "-k", "cuda or gpu or device or resuming or learns",
-                 "tests/transforms/test_batch_deform.py", "tests/benchmarks", "tests/training/test_precision.py",
-                 "tests/bundles/test_on_gpu.py"]  # fmt: skip
+                 "tests/transforms/test_batch_deform.py", "tests/benchmarks", "tests/bundles/test_on_gpu.py",
+                 "tests/training/engines/test_precision.py"]  # fmt: skip
     benchmarks = [[*python, "benchmarks.gpu", *small, *scans, "--out", str(out / "benchmarks.json")]]
     scan = [*python, "benchmarks.whole_scan", *small]
     inference = [[*scan, "--overlap", overlap, "--out", str(out / f"whole_scan_{overlap}.json")]

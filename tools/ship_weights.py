@@ -19,7 +19,7 @@ from typing import Any
 from models_genesis.datasets.io.find_scans import without_suffix
 from models_genesis.networks.weight_container import sha256_of
 from models_genesis.training import read_model_settings
-from models_genesis.training.birth_certificate import CERTIFICATE
+from models_genesis.training.handlers.birth_certificate import CERTIFICATE
 
 MAX_BYTES = 25 * 1024**2
 """The model zoo takes no larger files but by a link."""

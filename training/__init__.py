@@ -3,23 +3,13 @@
 
 from __future__ import annotations
 
-from .candidate_evaluator import CandidateEvaluator, CandidatesNotScoredError, rows_not_scored
-from .candidate_figure import draw_candidate_curves
-from .candidate_loss import CandidateLoss
-from .candidate_report import CandidateReport, CandidateWriter, prediction_store
-from .case_evaluator import CaseEvaluator, CasesFailedError
-from .checkpoint import TrainingCheckpoint
-from .collapse_guard import CollapseGuard
-from .deformation_place import DEFORM_ON, BatchDeformation, DeformationPlace
-from .epoch_setter import EpochSetter
-from .feature_probe import FeatureProbe
-from .finite_loss import FiniteLossGuard, TrainingCollapsedError
-from .flip_inferer import FlipInferer
-from .froc import FALSE_POSITIVE_RATES, Froc, ScanMarks, compute_froc, froc_curve, mark_scan
-from .history import TrainingHistory
-from .layer_rates import LayerRates, layer_groups
-from .lesions import HIT_RULES, Lesions, mark_candidates, read_lesions
-from .model_settings import (
+from ..datasets.candidates.split import subsample_negatives
+from .engines.candidate_evaluator import CandidateEvaluator, CandidatesNotScoredError, rows_not_scored
+from .engines.candidate_scorer import CandidateScorer, CandidateScores, score_candidates
+from .engines.case_evaluator import CaseEvaluator, CasesFailedError
+from .engines.flip_inferer import FlipInferer
+from .engines.losses import CandidateLoss, RestorationLoss
+from .engines.model_settings import (
     ModelSettingsError,
     ModelSettingsGuard,
     check_model_settings,
@@ -30,27 +20,34 @@ from .model_settings import (
     settings_of_load,
     trained_task,
 )
-from .option_types import OptionTypeError, convert_option
-from .overlay_picture import OverlayPicture, draw_overlay
-from .overrides import UnknownOverrideError, refuse_unknown_overrides
-from .precision import AutocastInferer, Precision, choose_precision
-from .pretrained import load_pretrained_weights
-from .process_group import BufferBroadcast, leave_process_group
-from .ranking_scores import Ranking, score_ranking
-from .region_masks import RegionDice, region_masks
-from .restoration_loss import RestorationLoss
-from .restoration_picture import RestorationPicture, draw_restoration
-from .restoration_report import RestorationReport
-from .run_lock import FolderInUseError, FolderLock
-from .run_settings import ChangedSettingsError
-from .schedule_step import ScheduleStep
-from .score_candidates import CandidateScorer, CandidateScores, score_candidates
-from .segmentation_report import SegmentationReport
-from .segmentation_scores import BootstrapMean, bootstrap_mean, mask_scores
-from .stop_signals import StopSignals
-from .temperature import Calibration, calibrated, fit_temperature, read_temperature
-from .thin_candidates import thin_candidates
-from .weight_loader import WeightLoader
+from .engines.option_types import OptionTypeError, convert_option
+from .engines.overrides import UnknownOverrideError, refuse_unknown_overrides
+from .engines.precision import AutocastInferer, Precision, choose_precision
+from .engines.prepare_batch import DEFORM_ON, BatchDeformation, DeformationBackend
+from .engines.pretrained import load_pretrained_weights
+from .handlers.candidate_curves import draw_candidate_curves
+from .handlers.candidate_report import CandidateReport, CandidateWriter, prediction_store
+from .handlers.checkpoint import TrainingCheckpoint
+from .handlers.collapse_guard import CollapseGuard, NonFiniteLossHandler, TrainingCollapsedError
+from .handlers.feature_probe import FeatureProbe
+from .handlers.graceful_shutdown import GracefulShutdown
+from .handlers.history import TrainingHistory
+from .handlers.layer_rates import LayerRates, layer_groups
+from .handlers.overlay_picture import OverlayPicture, draw_overlay
+from .handlers.process_group import BufferBroadcast, leave_process_group
+from .handlers.restoration_picture import RestorationPicture, draw_restoration
+from .handlers.restoration_report import RestorationReport
+from .handlers.run_lock import FolderInUseError, FolderLock
+from .handlers.run_settings import ChangedSettingsError
+from .handlers.schedule_step import EpochSetter, ScheduleStep
+from .handlers.segmentation_report import SegmentationReport
+from .handlers.weight_loader import WeightLoader
+from .metrics.calibration import Calibration, calibrated, fit_temperature, read_temperature
+from .metrics.froc import FALSE_POSITIVE_RATES, Froc, ScanDetections, compute_froc, froc_curve, match_scan_detections
+from .metrics.lesions import HIT_RULES, Lesions, match_detections, read_lesions
+from .metrics.region_masks import RegionDice, region_masks
+from .metrics.roc_auc import RankingMetrics, roc_auc_with_ci
+from .metrics.segmentation_scores import BootstrapMean, bootstrap_mean, mask_scores
 
 __all__ = [
     "DEFORM_ON",
@@ -72,30 +69,30 @@ __all__ = [
     "CasesFailedError",
     "ChangedSettingsError",
     "CollapseGuard",
-    "DeformationPlace",
+    "DeformationBackend",
     "EpochSetter",
     "FeatureProbe",
-    "FiniteLossGuard",
     "FlipInferer",
     "FolderInUseError",
     "FolderLock",
     "Froc",
+    "GracefulShutdown",
     "LayerRates",
     "Lesions",
     "ModelSettingsError",
     "ModelSettingsGuard",
+    "NonFiniteLossHandler",
     "OptionTypeError",
     "OverlayPicture",
     "Precision",
-    "Ranking",
+    "RankingMetrics",
     "RegionDice",
     "RestorationLoss",
     "RestorationPicture",
     "RestorationReport",
-    "ScanMarks",
+    "ScanDetections",
     "ScheduleStep",
     "SegmentationReport",
-    "StopSignals",
     "TrainingCheckpoint",
     "TrainingCollapsedError",
     "TrainingHistory",
@@ -116,9 +113,9 @@ __all__ = [
     "layer_groups",
     "leave_process_group",
     "load_pretrained_weights",
-    "mark_candidates",
-    "mark_scan",
     "mask_scores",
+    "match_detections",
+    "match_scan_detections",
     "name_of_task",
     "prediction_store",
     "read_lesions",
@@ -126,11 +123,11 @@ __all__ = [
     "read_temperature",
     "refuse_unknown_overrides",
     "region_masks",
+    "roc_auc_with_ci",
     "rows_not_scored",
     "save_trained_weights",
     "score_candidates",
-    "score_ranking",
     "settings_of_load",
-    "thin_candidates",
+    "subsample_negatives",
     "trained_task",
 ]

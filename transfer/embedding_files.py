@@ -19,7 +19,7 @@ from ..datasets.io.csv_file import printable, safe_cell
 from ..networks import load_network
 from ..networks.pretrained_config import PREPROCESSING
 from ..networks.weight_container import sha256_of
-from ..networks.weight_files import save_whole
+from ..networks.weight_files import atomic_save
 from ..training import check_model_settings
 from .embedding import Embedding, embed_scans
 
@@ -155,7 +155,7 @@ def save_embedding(result: Embedding, path: str | Path, about: Mapping[str, str]
             "skipped": np.array([printable(text) for text in result.skipped], dtype=str),
         }
         arrays |= {key: np.array(text) for key, text in (about or {}).items()}
-        save_whole(lambda file: np.savez_compressed(file, **arrays), path)
+        atomic_save(lambda file: np.savez_compressed(file, **arrays), path)
         return path
     text = io.StringIO(newline="")
     writer = csv.writer(text)
@@ -164,5 +164,5 @@ def save_embedding(result: Embedding, path: str | Path, about: Mapping[str, str]
         image, label, centre, features = row
         cells = [safe_cell(printable(image)), "" if label < 0 else label, *(f"{at:.3f}" for at in centre)]
         writer.writerow([*cells, *(f"{value:.8g}" for value in features)])
-    save_whole(lambda file: file.write(text.getvalue().encode()), path)
+    atomic_save(lambda file: file.write(text.getvalue().encode()), path)
     return path

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..datasets.io.atomic_write import whole_text
+from ..datasets.io.atomic_write import atomic_text
 from .analysis import Analysis
 from .answer import answer, control_sentences
 from .page import render_page
@@ -46,11 +46,11 @@ def write_report(folder: str | Path, num_resamples: int = 9999) -> list[Path]:
     ]
     cases = analysis.case_table()
     folder = Path(folder)
-    with whole_text(folder / "results.json") as file:
+    with atomic_text(folder / "results.json") as file:
         file.write(json.dumps(_plain(summary), indent=1, allow_nan=False) + "\n")
     for name, table in (("contrasts", summary["contrasts"]), ("scores", summary["scores"]), ("cases", cases)):
         _write_table(folder / f"{name}.csv", table)
-    with whole_text(folder / "report.html") as file:
+    with atomic_text(folder / "report.html") as file:
         file.write(render_page(analysis, protocol, summary, cases))
     names = ("report.html", "results.json", "contrasts.csv", "scores.csv", "cases.csv", "runs.csv")
     return [folder / name for name in names]
@@ -67,7 +67,7 @@ def _plain(value: Any) -> Any:
 
 def _write_table(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
     columns = list(dict.fromkeys(column for line in table for column in line))
-    with whole_text(path) as file:
+    with atomic_text(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows([[_cell(line.get(column)) for column in columns] for line in table])

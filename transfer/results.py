@@ -15,8 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..datasets.io.atomic_write import whole_text
-from ..training.files import write_csv
+from ..datasets.io.atomic_write import atomic_text
+from ..datasets.io.csv_file import write_csv
 from .plan import Run
 from .study import Study, StudyError, content_hash
 
@@ -83,7 +83,7 @@ class Results:
             row: its row.
         """
         result = work / "result"
-        with whole_text(result / "row.json") as file:
+        with atomic_text(result / "row.json") as file:
             file.write(json.dumps(row, indent=1) + "\n")
         self.runs.mkdir(parents=True, exist_ok=True)
         target = self.runs / run.name
@@ -164,7 +164,7 @@ class Protocol:
         else:
             self._compare(content["versions"][-1]["study"], study, extend)
             content["versions"].append(entry)
-        with whole_text(self.path) as file:
+        with atomic_text(self.path) as file:
             file.write(json.dumps(content, indent=1) + "\n")
         return content
 

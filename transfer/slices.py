@@ -17,9 +17,9 @@ from monai.transforms import Orientation
 from monai.utils.enums import CommonKeys
 from numpy.typing import NDArray
 
-from ..datasets.io.atomic_write import whole_file
+from ..datasets.io.atomic_write import atomic_write
 from ..datasets.loading.case_dataset import CASE_KEY
-from ..training.region_masks import region_masks
+from ..training.metrics.region_masks import region_masks
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def write_slices(path: str | Path, slices: Mapping[str, Slice], regions: Sequenc
     for number, each in enumerate(slices.values()):
         arrays |= {f"image_{number}": each.image, f"label_{number}": each.label, f"pred_{number}": each.prediction}
         arrays[f"sides_{number}"] = np.array(each.sides)
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         np.savez_compressed(file, **arrays)
 
 

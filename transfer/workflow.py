@@ -19,8 +19,8 @@ from monai.bundle import ConfigWorkflow
 from monai.metrics import compute_roc_auc
 
 from ..datasets.datalist import write_datalist
-from ..datasets.io.scan_header import brief
-from ..training.files import write_csv
+from ..datasets.io.csv_file import write_csv
+from ..datasets.io.scan_header import root_cause_message
 from .case_scores import candidate_scores, case_columns, region_scores
 from .permuted import permuted_file
 from .plan import Run
@@ -74,7 +74,7 @@ class Execution:
                 row["status"] = "done"
             except Exception as error:
                 logger.exception("%s failed", run.name)
-                row["error"] = brief(error)
+                row["error"] = root_cause_message(error)
         row |= {"seconds": round(time.monotonic() - begin, 2), "finished": now()}
         row |= self.settings.commands(run, subset)
         if self.keep_weights and (work / "models" / "model.pt").is_file():

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...networks.weight_container import sha256_of
-from ..io.atomic_write import whole_text
+from ..io.atomic_write import atomic_text
 from .table import COORDINATES, CandidateTable, read_rows
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class PredictionStore:
     def __init__(self, path: str | Path, table: CandidateTable, key: str = "", resume: bool = True) -> None:
         self.path = Path(path)
         self.table = table
-        self._mark = _mark(table, key)
+        self._mark = _fingerprint(table, key)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # "a" makes the file and touches nothing that is in it before it is known to be ours alone
         self._stream: BinaryIO | None = open(self.path, "a+b")
@@ -112,16 +112,16 @@ class PredictionStore:
         self.close()
 
 
-def _mark(table: CandidateTable, key: str) -> str:
+def _fingerprint(table: CandidateTable, key: str) -> str:
     """Make the first line of a store."""
-    mark = {"version": VERSION, "rows": len(table), "table": sha256_of(table.path), "key": key}
-    return json.dumps(mark, sort_keys=True)
+    fingerprint = {"version": VERSION, "rows": len(table), "table": sha256_of(table.path), "key": key}
+    return json.dumps(fingerprint, sort_keys=True)
 
 
-def _line(mark: str, row: int, value: float) -> str:
+def _line(fingerprint: str, row: int, value: float) -> str:
     """Write a prediction with the checksum of it and of what it belongs to."""
     text = f"{row},{value!r}"
-    return f"{text},{zlib.crc32(f'{mark},{text}'.encode()):08x}\n"
+    return f"{text},{zlib.crc32(f'{fingerprint},{text}'.encode()):08x}\n"
 
 
 def _take_alone(stream: BinaryIO, path: Path) -> None:
@@ -141,17 +141,17 @@ def _take_alone(stream: BinaryIO, path: Path) -> None:
         return
 
 
-def _read_store(path: Path, mark: str, rows: int) -> NDArray[np.float64] | None:
-    """Read a store: its predictions, NaN where there is none; ``None`` where it has another mark."""
+def _read_store(path: Path, fingerprint: str, rows: int) -> NDArray[np.float64] | None:
+    """Read a store: its predictions, NaN where there is none; ``None`` where it has another fingerprint."""
     head, *lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
-    if head != mark:
+    if head != fingerprint:
         if head or lines:
             logger.warning("%s: belongs to another table or other weights.", path)
         return None
     values = np.full(rows, np.nan)
     bad = []
     for number, line in enumerate(lines, 2):
-        row = _parse(line, mark, rows)
+        row = _parse(line, fingerprint, rows)
         if row is not None:
             values[row[0]] = row[1]
         elif line or number < len(lines) + 1:
@@ -164,10 +164,10 @@ def _read_store(path: Path, mark: str, rows: int) -> NDArray[np.float64] | None:
     return values
 
 
-def _parse(line: str, mark: str, rows: int) -> tuple[int, float] | None:
+def _parse(line: str, fingerprint: str, rows: int) -> tuple[int, float] | None:
     """Read a line; None where it is not as it was written."""
     text, _, checksum = line.rpartition(",")
-    if checksum != f"{zlib.crc32(f'{mark},{text}'.encode()):08x}":
+    if checksum != f"{zlib.crc32(f'{fingerprint},{text}'.encode()):08x}":
         return None
     row, _, value = text.partition(",")
     if not row.isdecimal() or int(row) >= rows or not np.isfinite(float(value)):
@@ -196,12 +196,12 @@ def write_probabilities(path: str | Path, table: CandidateTable, probabilities: 
     rows = list(read_rows(table.path))
     if len(rows) != len(table) + 1:
         raise ValueError(f"{table.path}: expected {len(table)} rows as before, found {len(rows) - 1}: it has changed.")
-    place = table.columns.index("probability") if "probability" in table.columns else len(table.columns)
+    column = table.columns.index("probability") if "probability" in table.columns else len(table.columns)
     with _writer(path) as writer:
-        writer.writerow([*table.columns[:place], "probability", *table.columns[place + 1 :]])
+        writer.writerow([*table.columns[:column], "probability", *table.columns[column + 1 :]])
         for (_, fields), value in zip(rows[1:], values, strict=True):
             if len(fields) == len(table.columns):
-                fields = [*fields[:place], _text(value), *fields[place + 1 :]]
+                fields = [*fields[:column], _text(value), *fields[column + 1 :]]
             writer.writerow(fields)
     return int((~np.isnan(values)).sum())
 
@@ -222,14 +222,14 @@ def write_submission(path: str | Path, table: CandidateTable, probabilities: NDA
         writer.writerow(("seriesuid", *COORDINATES, "probability"))
         for row in rows.tolist():
             # the shortest text that gives the same number again
-            place = [repr(side) for side in table.world[row].tolist()]
-            writer.writerow((table.series[table.series_code[row]], *place, _text(probabilities[row])))
+            coordinates = [repr(value) for value in table.world[row].tolist()]
+            writer.writerow((table.series[table.series_code[row]], *coordinates, _text(probabilities[row])))
     return len(rows)
 
 
 @contextmanager
 def _writer(path: str | Path) -> Iterator[Any]:
-    with whole_text(path, errors="surrogateescape") as stream:
+    with atomic_text(path, errors="surrogateescape") as stream:
         yield csv.writer(stream, lineterminator="\n")
 
 

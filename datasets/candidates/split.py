@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class CandidateSet:
         data: entries of the data list, each with its absolute ``image`` and its ``seriesuid``; a scan without
             candidates is among them, since false positives are counted per scan.
         table: the whole table. A row of another split is good there, but none of :attr:`rows`.
-        scan: (N,) place of each row's scan in ``data``, -1 for rows of other splits and of no scan.
+        scan: (N,) index of each row's scan in ``data``, -1 for rows of other splits and of no scan.
         annotations: LUNA16's ``annotations.csv``, or ``None``.
         annotations_excluded: LUNA16's ``annotations_excluded.csv``, or ``None``.
         name: what messages call it.
@@ -133,12 +133,12 @@ def _bind(
     table: CandidateTable, data: Sequence[Mapping[str, Any]], known: set[str], left_out: Mapping[str, str]
 ) -> NDArray[np.int32]:
     """Find the scan of each row, and mark the rows of unknown series and of scans that are left out."""
-    place: dict[str, int] = {}
+    index: dict[str, int] = {}
     for number, entry in enumerate(data):
-        if place.setdefault(entry["seriesuid"], number) != number:
+        if index.setdefault(entry["seriesuid"], number) != number:
             raise ValueError(f"expected each seriesuid once, found {entry['seriesuid']} twice in a split.")
-    # code -1, a row without a series, takes the last place
-    scan = np.array([*(place.get(name, -1) for name in table.series), -1], np.int32)
+    # code -1, a row without a series, takes the last index
+    scan = np.array([*(index.get(name, -1) for name in table.series), -1], np.int32)
     unknown = np.array([*(name not in known and name not in left_out for name in table.series), False])
     out = np.array([*(name in left_out and name not in known for name in table.series), False])
     table.mark(np.flatnonzero(unknown[table.series_code]), "unknown seriesuid")
@@ -205,3 +205,40 @@ def scan_candidates(
     scan = _bind(table, data, {entry["seriesuid"] for entry in data}, {})
     table.check(on_bad_row)
     return CandidateSet(data, table, scan, name=str(table.path))
+
+
+def subsample_negatives(data: CandidateSet, negatives_per_positive: float | None = None, seed: int = 0) -> CandidateSet:
+    """Keep all positives of a split and a fixed share of its negatives.
+
+    LUNA16's validation folds have 150,000 candidates: to score them all after each epoch costs more than the epoch. The
+    same negatives are kept whatever the epoch, so that epochs can be compared. The AUC's expectation stays the same;
+    precision and everything else that depends on the share of positives does not.
+
+    Args:
+        data: scans and candidates of the validation split.
+        negatives_per_positive: how many negatives to keep for each positive, above 0; None keeps all.
+        seed: of the draw.
+
+    Returns:
+        The same table, of which other rows belong to no scan.
+
+    Raises:
+        ValueError: when there are no positives or no negatives, so that no validation could tell anything.
+    """
+    positives, negatives = data.positives, data.negatives
+    for kind, rows in (("positive", positives), ("negative", negatives)):
+        if not len(rows):
+            raise ValueError(
+                f"{data.name}: expected {kind} candidates to validate on, found none in {len(data.data)} scans\n"
+                f"{data.table.summary()}"
+            )
+    if negatives_per_positive is None:
+        return data
+    if not 0 < negatives_per_positive < np.inf:
+        raise ValueError(f"negatives_per_positive: expected a number above 0, found {negatives_per_positive}")
+    count = min(max(round(len(positives) * negatives_per_positive), 1), len(negatives))
+    kept = np.random.default_rng(seed).choice(negatives, count, replace=False)
+    scan = np.full_like(data.scan, -1)
+    chosen = np.concatenate([positives, kept])
+    scan[chosen] = data.scan[chosen]
+    return replace(data, scan=scan)

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..io.atomic_write import whole_text
+from ..io.atomic_write import atomic_text
 from ..io.csv_file import safe_cell
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ REASONS = (
     "outside its scan",
     "scan cannot be read",
 )
-"""Why a row is bad; ``""`` for a good one. :attr:`CandidateTable.reason` holds the place in this list."""
+"""Why a row is bad; ``""`` for a good one. :attr:`CandidateTable.reason` holds the index in this list."""
 
 OnBadRow = Literal["report", "raise"]
 
@@ -76,14 +76,14 @@ class CandidateTable:
         path: the file.
         columns: names of its columns.
         series: the different series identifiers.
-        series_code: (N,) place in ``series``, -1 where the row names none.
+        series_code: (N,) index in ``series``, -1 where the row names none.
         world: (N, 3) mm, LPS; NaN where bad.
         label: (N,) class 0 or 1, -1 where none is given.
         probability: (N,) NaN where none is given.
         patients: the different names of patients; empty without such a column.
-        patient_code: (N,) place in ``patients``, -1 where none is given.
+        patient_code: (N,) index in ``patients``, -1 where none is given.
         line: (N,) line in the file.
-        reason: (N,) place in :data:`REASONS`, 0 for good rows; :meth:`mark` changes it.
+        reason: (N,) index in :data:`REASONS`, 0 for good rows; :meth:`mark` changes it.
         duplicate_of: (N,) the first row at the same place, -1 where there is none.
         details: what was found, for the rows where the columns do not tell it.
     """
@@ -174,7 +174,7 @@ class CandidateTable:
         Returns:
             Number of bad rows.
         """
-        with whole_text(path, errors="backslashreplace") as stream:
+        with atomic_text(path, errors="backslashreplace") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(("file", "line", "row", "reason", "detail"))
             for bad in self.bad_rows():
@@ -273,12 +273,12 @@ class _Reader:
     def __init__(self, columns: Sequence[str], with_class: bool) -> None:
         self.columns = tuple(columns)
         self.with_class = with_class
-        place = {
+        column = {
             name: columns.index(name) for name in (*REQUIRED, "class", "probability", "patient") if name in columns
         }
-        self.series_place, *self.world_place = (place[name] for name in REQUIRED)
-        self.class_place, self.probability_place = place.get("class"), place.get("probability")
-        self.patient_place = place.get("patient")
+        self.series_column, *self.world_columns = (column[name] for name in REQUIRED)
+        self.class_column, self.probability_column = column.get("class"), column.get("probability")
+        self.patient_column = column.get("patient")
         self.series: dict[str, int] = {}
         self.patients: dict[str, int] = {}
         self.lines: list[int] = []
@@ -297,18 +297,18 @@ class _Reader:
             self.bad[row] = ("malformed row", f"expected {len(self.columns)} fields, found {len(fields)}")
             self._append(-1, (np.nan,) * 3, -1, np.nan, -1)
             return
-        name = fields[self.series_place].strip()
+        name = fields[self.series_column].strip()
         code = self.series.setdefault(name, len(self.series)) if name else -1
         if not name:
             self.bad[row] = ("malformed row", "expected a seriesuid, found none")
-        x, y, z = (_number(fields[place]) for place in self.world_place)
+        x, y, z = (_number(fields[column]) for column in self.world_columns)
         # a sum that is finite has finite terms
         if not abs(x + y + z) < np.inf:
-            found = ", ".join(fields[place] for place in self.world_place)
+            found = ", ".join(fields[column] for column in self.world_columns)
             self.bad.setdefault(row, ("bad coordinate", f"expected three finite numbers in mm, found {found}"))
-        label = self._label(row, "" if self.class_place is None else fields[self.class_place])
-        probability = np.nan if self.probability_place is None else _number(fields[self.probability_place])
-        patient = "" if self.patient_place is None else fields[self.patient_place].strip()
+        label = self._label(row, "" if self.class_column is None else fields[self.class_column])
+        probability = np.nan if self.probability_column is None else _number(fields[self.probability_column])
+        patient = "" if self.patient_column is None else fields[self.patient_column].strip()
         patient_code = self.patients.setdefault(patient, len(self.patients)) if patient else -1
         self._append(code, (x, y, z), label, probability, patient_code)
 

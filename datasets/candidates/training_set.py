@@ -152,28 +152,28 @@ class CandidateDataset(CubeDataset):
         hard, before = int((slot + 1) * self.hard_negatives), int(slot * self.hard_negatives)
         if hard > before:
             draw = np.random.default_rng((self.seed, HARD, epoch, slot)).random()
-            place = np.searchsorted(self._hard, draw * self._hard[-1], side="right")
-            return int(self._rows[NEGATIVE][place])
+            index = np.searchsorted(self._hard, draw * self._hard[-1], side="right")
+            return int(self._rows[NEGATIVE][index])
         uniform = negatives - int(negatives * self.hard_negatives)
         return self._nth(NEGATIVE, epoch * uniform + slot - before)
 
     def _nth(self, kind: int, number: int) -> int:
-        """Give a place of the endless list that goes through all rows of a kind in one order after the other."""
+        """Give an entry of the endless list that goes through all rows of a kind in one order after the other."""
         rows = self._rows[kind]
-        turn, place = divmod(number, len(rows))
-        return int(rows[self._order(kind, turn)[place]])
+        cycle, index = divmod(number, len(rows))
+        return int(rows[self._order(kind, cycle)[index]])
 
-    def _order(self, kind: int, turn: int) -> NDArray[np.int64]:
+    def _order(self, kind: int, cycle: int) -> NDArray[np.int64]:
         orders = getattr(self._threads, "orders", None)
         if orders is None:
             orders = self._threads.orders = {}
-        if (kind, turn) not in orders:
+        if (kind, cycle) not in orders:
             # an epoch may begin at the end of one order and go on in the next
-            for key in [key for key in orders if key[0] == kind and abs(key[1] - turn) > 1]:
+            for key in [key for key in orders if key[0] == kind and abs(key[1] - cycle) > 1]:
                 del orders[key]
-            rng = np.random.default_rng((self.seed, kind, turn))
-            orders[kind, turn] = rng.permutation(len(self._rows[kind])).astype(np.int32)
-        return orders[kind, turn]
+            rng = np.random.default_rng((self.seed, kind, cycle))
+            orders[kind, cycle] = rng.permutation(len(self._rows[kind])).astype(np.int32)
+        return orders[kind, cycle]
 
     def _item(self, epoch: int, number: int) -> dict[str, Any]:
         row = self.row(epoch * len(self) + number)

@@ -14,9 +14,12 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
-__all__ = ["sweep_temporary", "whole_file", "whole_path", "whole_text"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["atomic_path", "atomic_text", "atomic_write", "sweep_temporary", "write_figure"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ _swept: set[Path] = set()
 
 
 @contextmanager
-def whole_path(path: str | os.PathLike[str], durable: bool = True) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], durable: bool = True) -> Iterator[Path]:
     """Give a name to write to, of a file that takes its place only when the block ends well.
 
     A reader, a full disk or a crash in the middle sees the old file or the new one. The temporary file next to it is
@@ -86,7 +89,7 @@ def _out_of_space(error: BaseException) -> int | None:
 def sweep_temporary(
     folder: str | os.PathLike[str], names: Collection[str] | None = None, older_than: float = STALE_SECONDS
 ) -> list[Path]:
-    """Remove the temporary files of :func:`whole_path` that a process left behind when it was killed.
+    """Remove the temporary files of :func:`atomic_path` that a process left behind when it was killed.
 
     Args:
         folder: where to look; not the folders in it.
@@ -117,8 +120,8 @@ def sweep_temporary(
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes its name only when the block ends well, see :func:`whole_path`.
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes its name only when the block ends well, see :func:`atomic_path`.
 
     Args:
         path: the file; its folder is made if absent.
@@ -126,13 +129,13 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Yields:
         The open temporary file.
     """
-    with whole_path(path) as temporary, temporary.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         yield file
 
 
 @contextmanager
-def whole_text(path: str | os.PathLike[str], errors: str = "strict") -> Iterator[TextIO]:
-    """Open a text file of UTF-8 as :func:`whole_file` does, with line ends as they are written.
+def atomic_text(path: str | os.PathLike[str], errors: str = "strict") -> Iterator[TextIO]:
+    """Open a text file of UTF-8 as :func:`atomic_write` does, with line ends as they are written.
 
     Args:
         path: the file; its folder is made if absent.
@@ -141,8 +144,20 @@ def whole_text(path: str | os.PathLike[str], errors: str = "strict") -> Iterator
     Yields:
         The open temporary file.
     """
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors=errors, newline="")
         yield text
         text.flush()
         text.detach()
+
+
+def write_figure(path: str | Path, figure: Figure, dpi: int = 120) -> None:
+    """Write a figure as PNG, whole or not at all.
+
+    Args:
+        path: the file.
+        figure: a matplotlib figure, made without pyplot so that no window system is needed.
+        dpi: dots per inch.
+    """
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=dpi)

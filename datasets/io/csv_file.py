@@ -6,9 +6,11 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from .atomic_write import atomic_text
 
 FORMULA = re.compile(r"\s*[=+\-@\uFF1D\uFF0B\uFF0D\uFF20\t\r\n]")
 """What a cell begins with that a spreadsheet takes for a formula, in ordinary and in wide characters."""
@@ -70,3 +72,17 @@ def read_csv(path: str | os.PathLike[str], columns: Sequence[str], what: str) ->
             raise ValueError(f"{file}: expected {what} in UTF-8, found {error}.") from error
         except csv.Error as error:
             raise ValueError(f"{file}, line {rows.line_num + 1}: expected {what}, found {error}.") from error
+
+
+def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as CSV with a header, whole or not at all; no cell is a formula to a spreadsheet.
+
+    Args:
+        path: the file.
+        columns: names and order of the columns.
+        rows: one mapping a row, from column to value.
+    """
+    with atomic_text(path, errors="backslashreplace") as text:
+        writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: safe_cell(value) for name, value in row.items()} for row in rows)

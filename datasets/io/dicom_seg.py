@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 from monai.bundle import ConfigParser
 
-from .atomic_write import whole_file
+from .atomic_write import atomic_write
 from .dicom_series import chosen_slices
 from .json_file import read_json
 from .scan_header import SERIES_SEPARATOR, BadScanError, ScanHeader, list_series, read_scan_header, split_series
@@ -118,7 +118,7 @@ def write_dicom_seg(
         numbers[value] = number
     codes = [segment_term(name, terms) for name in source.labels.values()]
     segmentation = _segmentation(slices, numbers[labels], source, codes, series)
-    with whole_file(target) as file:
+    with atomic_write(target) as file:
         segmentation.save_as(file, enforce_file_format=True)
     return {name: int(np.count_nonzero(labels == value)) for value, name in source.labels.items()}
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .scan_geometry import brief
+from .scan_geometry import root_cause_message
 
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 """SOP class of a DICOMDIR, the table of contents of a medium."""
@@ -169,7 +169,7 @@ def read_slices(file: str) -> list[DicomSlice] | None:
             except SliceError as error:
                 return [replace(base, reason=error.reason, detail=error.detail)]
     except Exception as error:
-        raise SliceError("unreadable", f"expected a DICOM file, found {brief(error)}") from error
+        raise SliceError("unreadable", f"expected a DICOM file, found {root_cause_message(error)}") from error
 
 
 def _image_class(known: str) -> bool:
@@ -202,7 +202,9 @@ def _numbers(dataset: Any, keyword: str, count: int) -> tuple[float, ...] | None
         parts = [value] if count == 1 else list(value)
         numbers = tuple(float(part) for part in parts)
     except Exception as error:
-        raise SliceError("bad header", f"expected {count} numbers as {keyword}, found {brief(error)}") from error
+        raise SliceError(
+            "bad header", f"expected {count} numbers as {keyword}, found {root_cause_message(error)}"
+        ) from error
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
         raise SliceError("bad header", f"expected {count} finite numbers as {keyword}, found {numbers[:8]}")
     return numbers
@@ -410,7 +412,7 @@ def read_voxels(slices: Sequence[DicomSlice]) -> Iterator[NDArray]:
         for frame, each in zip(frames, slices, strict=True):
             yield _rescaled(frame, each)
     except Exception as error:
-        raise SliceError("unreadable", f"expected pixels, found {brief(error)}") from error
+        raise SliceError("unreadable", f"expected pixels, found {root_cause_message(error)}") from error
 
 
 def _plain_frames(first: DicomSlice, slices: Sequence[DicomSlice]) -> Iterator[NDArray]:

@@ -22,10 +22,10 @@ from .scan_geometry import (
     TOLERANCE,
     BadScanError,
     ScanHeader,
-    brief,
     check_geometry,
     check_regular_file,
     corner_distance,
+    root_cause_message,
 )
 
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
@@ -73,7 +73,7 @@ def read_nifti_header(scan: str) -> Any:
         if bytes(header["magic"].tobytes())[:4] not in (b"n+1\0", b"n+2\0"):
             raise ValueError(f"the magic {bytes(header['magic'].tobytes())!r}: damaged, or voxels in another file")
     except Exception as error:
-        raise BadScanError(scan, "unreadable", f"expected a NIfTI file, found {brief(error)}") from error
+        raise BadScanError(scan, "unreadable", f"expected a NIfTI file, found {root_cause_message(error)}") from error
     return header
 
 
@@ -96,7 +96,9 @@ def open_nifti(scan: str) -> tuple[ScanHeader, Callable[[], NDArray]]:
     try:
         dtype = np.dtype(raw.get_data_dtype())
     except Exception as error:
-        raise BadScanError(scan, "unreadable", f"expected a known data type, found {brief(error)}") from error
+        raise BadScanError(
+            scan, "unreadable", f"expected a known data type, found {root_cause_message(error)}"
+        ) from error
     if dtype.names or dtype.kind not in "iuf":
         raise BadScanError(scan, "not one value a voxel", f"expected whole or real numbers, found {dtype}")
     offset = float(raw["vox_offset"])
@@ -114,7 +116,9 @@ def open_nifti(scan: str) -> tuple[ScanHeader, Callable[[], NDArray]]:
             proxy: Any = ArrayProxy(scan, (shape, dtype, int(offset), slope, inter), mmap=False)
             voxels = np.asanyarray(proxy, order="C")
         except Exception as error:
-            raise BadScanError(scan, "unreadable", f"expected {shape} voxels, found {brief(error)}") from error
+            raise BadScanError(
+                scan, "unreadable", f"expected {shape} voxels, found {root_cause_message(error)}"
+            ) from error
         # torch knows the machine's own byte order only, and no floats of more than 64 bits
         native = np.dtype(np.float64) if voxels.dtype.itemsize > 8 else voxels.dtype.newbyteorder("=")
         return voxels.astype(native, copy=False)
@@ -176,7 +180,9 @@ def _uncompressed_size(scan: str, needed: int) -> int:
             while found < needed and (block := stream.read(min(2**20, needed - found))):
                 found += len(block)
     except Exception as error:
-        raise BadScanError(scan, "unreadable", f"expected {needed:,} bytes, found {brief(error)}") from error
+        raise BadScanError(
+            scan, "unreadable", f"expected {needed:,} bytes, found {root_cause_message(error)}"
+        ) from error
     return found
 
 

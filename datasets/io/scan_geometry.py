@@ -112,7 +112,7 @@ def check_regular_file(scan: str, path: Path | None = None) -> None:
     try:
         mode = file.stat().st_mode
     except OSError as error:
-        raise BadScanError(scan, "missing", f"{name}expected a file, found {brief(error)}") from error
+        raise BadScanError(scan, "missing", f"{name}expected a file, found {root_cause_message(error)}") from error
     if not stat.S_ISREG(mode):
         raise BadScanError(scan, "not a file", f"{name}expected a regular file, found {file_kind(mode)}")
 
@@ -187,7 +187,7 @@ def straightened(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     return straight
 
 
-def brief(error: BaseException) -> str:
+def root_cause_message(error: BaseException) -> str:
     """Name an error in one line: the first cause of a chain, a bad scan as it is, and of a long report what tells."""
     error = root_cause(error, BadScanError)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -26,8 +26,8 @@ from .scan_geometry import (
     SERIES_SEPARATOR,
     BadScanError,
     ScanHeader,
-    brief,
     check_regular_file,
+    root_cause_message,
     split_series,
 )
 
@@ -37,10 +37,10 @@ __all__ = [
     "SERIES_SEPARATOR",
     "BadScanError",
     "ScanHeader",
-    "brief",
     "list_series",
     "open_scan",
     "read_scan_header",
+    "root_cause_message",
     "scan_files",
     "split_series",
 ]

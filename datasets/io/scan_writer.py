@@ -16,7 +16,7 @@ from monai.data import NibabelWriter
 from monai.data.utils import to_affine_nd
 from monai.utils import ImageMetaKey, convert_data_type
 
-from .atomic_write import whole_path
+from .atomic_write import atomic_path
 from .nifti_scan import copy_geometry, nifti_affine, read_nifti_header
 from .scan_geometry import NIFTI_SUFFIXES, TOLERANCE, BadScanError, corner_distance
 
@@ -82,7 +82,7 @@ class ScanWriter(NibabelWriter):
             copy_geometry(source, image.header)
             # nibabel writes what the header says as long as the affine agrees with it, in the header's unit
             image = nib.Nifti1Image(image.dataobj, image.header.get_best_affine(), image.header)
-        with whole_path(filename) as temporary:
+        with atomic_path(filename) as temporary:
             nib.save(image, temporary)
         if verbose:
             logger.info("wrote %s", filename)

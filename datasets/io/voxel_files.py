@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .scan_geometry import BadScanError, brief, check_regular_file
+from .scan_geometry import BadScanError, check_regular_file, root_cause_message
 
 DEFLATE_RATIO = 1032
 """A deflated byte holds at most so many."""
@@ -86,7 +86,7 @@ class VoxelFiles:
             try:
                 voxels[number * part : (number + 1) * part] = self._read(file, part)
             except (OSError, ValueError, zlib.error) as error:
-                detail = f"expected {part:,} voxels in {file.name}, found {brief(error)}"
+                detail = f"expected {part:,} voxels in {file.name}, found {root_cause_message(error)}"
                 raise BadScanError(self.scan, "unreadable", detail) from error
         return np.ascontiguousarray(voxels.reshape(self.shape, order="F"))
 

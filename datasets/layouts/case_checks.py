@@ -22,7 +22,7 @@ from ...transforms.segmentation_case import (
 )
 from ..datalist import FoundScan, read_datalist
 from ..io.json_file import read_json
-from ..io.scan_header import BadScanError, ScanHeader, brief, read_scan_header
+from ..io.scan_header import BadScanError, ScanHeader, read_scan_header, root_cause_message
 from ..io.scan_reader import ScanReader
 from ..splits import SPLITS
 
@@ -161,7 +161,7 @@ class _Load:
         try:
             return self.load({key: entry[key] for key in ("image", "label", "patient") if entry.get(key)})
         except Exception as error:
-            detail = f"expected an image and its label, found {brief(error)}"
+            detail = f"expected an image and its label, found {root_cause_message(error)}"
             raise BadCaseError(case_file(entry["image"]), "unreadable", detail) from error
 
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from ..candidates.table import read_candidates
 from ..datalist import FoundScan, Survey
-from ..io.atomic_write import whole_text
-from ..io.scan_header import BadScanError, brief, read_scan_header
+from ..io.atomic_write import atomic_text
+from ..io.scan_header import BadScanError, read_scan_header, root_cause_message
 from ..io.scan_reader import ScanReader
 from ..splits import RULE, add_split_arguments, split_patients
 from .candidate_survey import add_candidates
@@ -121,7 +121,7 @@ def survey_emboli(
         "annotations": (ANNOTATION_COLUMNS, [row for case in kept for row in case.annotations]),
     }
     for table, (columns, rows) in tables.items():
-        with whole_text(out / f"{table}.csv") as file:
+        with atomic_text(out / f"{table}.csv") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(rows)
@@ -165,7 +165,7 @@ def _look_at(root: Path, case: EmbolismCase, rules: DetectorRules, min_mm3: floa
     except BadScanError as error:
         return _Found(replace(base, reason=error.reason, detail=error.detail), [], [])
     except (OSError, ValueError, RuntimeError) as error:
-        return _Found(replace(base, reason="unreadable", detail=brief(error)), [], [])
+        return _Found(replace(base, reason="unreadable", detail=root_cause_message(error)), [], [])
     hu, affine = np.asarray(volume), np.asarray(volume.affine, np.float64)
     fault = _fault(hu, mask)
     if fault:

@@ -18,7 +18,7 @@ from ..datalist import FoundScan, Survey
 from ..io.csv_file import read_csv
 from ..io.dicom_series import chosen_slices, load_slices
 from ..io.file_walk import find_files
-from ..io.scan_header import BadScanError, ScanHeader, brief, read_scan_header
+from ..io.scan_header import BadScanError, ScanHeader, read_scan_header, root_cause_message
 from ..splits import RULE, add_split_arguments, split_patients
 from .image_folder import find_scans
 from .lidc_cubes import (
@@ -317,7 +317,10 @@ def _ready_cube(path: Path, row: Mapping[str, str], out: Path) -> FoundScan:
         image, mask = content["image"], content["mask"]
     except Exception as error:  # bytes of any kind raise errors of any kind
         return FoundScan(
-            path.name, patient, reason="unreadable", detail=f"expected image and mask, found {brief(error)}"
+            path.name,
+            patient,
+            reason="unreadable",
+            detail=f"expected image and mask, found {root_cause_message(error)}",
         )
     if image.shape != (51, 51, 51) or mask.shape != image.shape:
         detail = f"expected image and mask of 51 x 51 x 51 voxels, found {image.shape} and {mask.shape}"

@@ -17,7 +17,7 @@ from monai.data import MetaTensor
 from monai.transforms import SpatialResample
 from numpy.typing import NDArray
 
-from ..io.atomic_write import whole_file
+from ..io.atomic_write import atomic_write
 
 VERSION = 1
 """Rises whenever the same readings give other cubes."""
@@ -202,5 +202,5 @@ def write_cube(root: Path, image: str, label: str, cube: Cube, mark: str) -> Non
         picture = nib.Nifti1Image(array, cube.affine)
         picture.header.set_xyzt_units("mm")
         picture.header["descrip"] = mark
-        with whole_file(root / path) as file:
+        with atomic_write(root / path) as file:
             file.write(gzip.compress(picture.to_bytes(), mtime=0))

@@ -14,7 +14,7 @@ from monai.utils import ensure_tuple
 from ...transforms.segmentation_case import BadCaseError
 from ..io.case_names import OUTPUT_NAME, output_names
 from ..io.root_cause import root_cause
-from ..io.scan_header import BadScanError, brief
+from ..io.scan_header import BadScanError, root_cause_message
 
 logger = logging.getLogger(__name__)
 
@@ -97,4 +97,4 @@ def _first_cause(name: str, error: BaseException) -> BadCaseError:
         return BadCaseError(name, error.reason, error.detail if error.scan == name else f"{error.scan}: {error.detail}")
     if isinstance(error, BadCaseError):
         return error if name in str(error) else BadCaseError(name, error.reason, f"{error.case}: {error.detail}")
-    return BadCaseError(name, "cannot be prepared", brief(error))
+    return BadCaseError(name, "cannot be prepared", root_cause_message(error))

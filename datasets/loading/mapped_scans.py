@@ -15,7 +15,7 @@ import numpy as np
 from monai import __version__ as monai_version
 from monai.data.utils import json_hashing
 
-from ..io.atomic_write import whole_path
+from ..io.atomic_write import atomic_path
 from ..io.scan_header import scan_files
 
 VERSION = 1
@@ -164,7 +164,7 @@ class MappedScan:
         self._index = None
 
     def _replace(self, path: Path, write: Any) -> int:
-        with whole_path(path, durable=False) as temporary:
+        with atomic_path(path, durable=False) as temporary:
             with temporary.open("wb") as stream:
                 write(stream)
             return _checksum(temporary)

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..io.root_cause import root_cause
-from ..io.scan_header import BadScanError, ScanHeader, brief, read_scan_header
+from ..io.scan_header import BadScanError, ScanHeader, read_scan_header, root_cause_message
 from .mapped_scans import MappedScan, check_free_space, scan_key
 from .memory_budget import GIB, cache_budget
 
@@ -258,7 +258,7 @@ class PrepareScan(Transform):
         except Exception as error:
             cause = root_cause(error, BadScanError)
             if not isinstance(cause, BadScanError):
-                text = brief(cause) if name not in str(cause) else str(cause).removeprefix(f"{name}: ")
+                text = root_cause_message(cause) if name not in str(cause) else str(cause).removeprefix(f"{name}: ")
                 cause = BadScanError(name, "cannot be prepared", text)
             return self._bad(cause, error)
         return arrays if _has_starts(arrays, self) else self.empty(data)

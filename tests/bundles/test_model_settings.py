@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, load
 
 from models_genesis.networks import save_weights
 from models_genesis.training import CandidateScorer, ModelSettingsError, save_trained_weights
-from models_genesis.training.run_settings import settings_of_run
+from models_genesis.training.handlers.run_settings import settings_of_run
 
 ROOT = Path(__file__).resolve().parents[2] / "bundles"
 LITS, LIDC = "genesis_lits_liver_ct_segmentation", "genesis_lidc_nodule_ct_segmentation"

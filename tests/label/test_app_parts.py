@@ -81,13 +81,13 @@ def test_a_case_is_always_kept_for_validation(trainer, cases, share, held_out):
 def test_a_loader_of_an_earlier_request_is_taken_away(trainer, tmp_path):
     weights = tmp_path / "model.pt"
     weights.touch()
-    handlers = [{"_target_": "StopSignals"}]
+    handlers = [{"_target_": "GracefulShutdown"}]
     for _ in range(2):
         trainer._load_checkpoint(str(weights), True, handlers)
-        assert [each["_target_"] for each in handlers] == ["CheckpointLoader", "StopSignals"]
+        assert [each["_target_"] for each in handlers] == ["CheckpointLoader", "GracefulShutdown"]
         assert handlers[0]["strict"] is True
     trainer._load_checkpoint(str(weights), False, handlers)
-    assert handlers == [{"_target_": "StopSignals"}]
+    assert handlers == [{"_target_": "GracefulShutdown"}]
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 0.9, 2.5)])

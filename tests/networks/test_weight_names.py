@@ -12,7 +12,7 @@ from ignite.engine import Engine
 from torch import Tensor, nn
 
 from models_genesis.networks import GenesisClassifier, GenesisUNet, load_pretrained, save_weights
-from models_genesis.training.weight_loader import WeightLoader
+from models_genesis.training.handlers.weight_loader import WeightLoader
 
 SINGLE = ["module.", "_orig_mod.", "network.", "model.", "net."]
 NESTED = ["".join(pair) for pair in itertools.permutations(SINGLE[:3], 2)]

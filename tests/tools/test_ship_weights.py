@@ -14,7 +14,7 @@ import torch
 
 from models_genesis.networks.weight_container import sha256_of
 from models_genesis.training import save_trained_weights
-from models_genesis.training.birth_certificate import CERTIFICATE, write_birth_certificate
+from models_genesis.training.handlers.birth_certificate import CERTIFICATE, write_birth_certificate
 
 ROOT = Path(__file__).resolve().parents[2]
 LIDC = "genesis_lidc_nodule_ct_segmentation"

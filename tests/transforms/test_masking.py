@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masked patches: their exact number and grid, the law of the choice, noise and constant, on all places."""
+"""Masked patches: their exact number and grid, the law of the choice, noise and constant, on all backends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from models_genesis.training import DEFORM_ON, DeformationPlace
+from models_genesis.training import DEFORM_ON, DeformationBackend
 from models_genesis.transforms import (
     BatchGenesisDeform,
     RandGenesisDeform,
@@ -157,12 +157,12 @@ def test_masking_happens_at_its_rate(rate: float) -> None:
         assert abs(share - rate) <= 5 * np.sqrt(rate * (1 - rate) / runs)  # binomial
 
 
-@pytest.mark.parametrize("place", DEFORM_ON)
+@pytest.mark.parametrize("backend", DEFORM_ON)
 @pytest.mark.parametrize("variant", ["masking", "autoencoder"])
-def test_variants_on_all_three_places(place: str, variant: str) -> None:
+def test_variants_on_all_three_backends(backend: str, variant: str) -> None:
     """Masking hides exactly its share and nothing else; the autoencoder's image is its target, flipped alike."""
     arguments: dict[str, Any] = {"mask_patch": (8, 8, 4), "intensity_range": (-1000, 1000), "output_range": (0, 1)}
-    deformation = DeformationPlace(place, variant=variant, **arguments)
+    deformation = DeformationBackend(backend, variant=variant, **arguments)
     deformation.transform.set_random_state(5)
     scan = np.random.RandomState(1).randint(-1000, 1001, (1, 16, 24, 12)).astype(np.int16)
     items = [deformation.transform({"image": torch.from_numpy(scan)}) for _ in range(6)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The map of what was done to each voxel, against what the images themselves show, on all places of deformation."""
+"""The map of what was done to each voxel, against what the images themselves show, on all backends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from models_genesis.training import DEFORM_ON, DeformationPlace
+from models_genesis.training import DEFORM_ON, DeformationBackend
 from models_genesis.transforms import VOXEL_KINDS, RandGenesisDeform, voxel_kind_map
 
 SHAPE = (20, 24, 16)
@@ -18,9 +18,9 @@ KEPT, MAPPED, SHUFFLED, PAINTED, MASKED = range(5)
 IMAGE = (np.arange(np.prod(SHAPE)).reshape(1, *SHAPE) / np.prod(SHAPE)).astype(np.float32).repeat(2, axis=0)
 
 
-def run(place: str, count: int, kinds_key: str | None = "kinds", **deform: Any) -> tuple[np.ndarray, ...]:
+def run(backend: str, count: int, kinds_key: str | None = "kinds", **deform: Any) -> tuple[np.ndarray, ...]:
     """Deformed images, targets and kinds of several samples."""
-    deformation = DeformationPlace(place, kinds_key=kinds_key, num_blocks=200, **deform)
+    deformation = DeformationBackend(backend, kinds_key=kinds_key, num_blocks=200, **deform)
     deformation.transform.set_random_state(3)
     items = [deformation.transform({"image": torch.from_numpy(IMAGE)}) for _ in range(count)]
     batch = {key: torch.stack([torch.as_tensor(item[key]) for item in items]) for key in items[0]}
@@ -29,9 +29,9 @@ def run(place: str, count: int, kinds_key: str | None = "kinds", **deform: Any) 
     return deformed.numpy(), target.numpy(), kinds.numpy()
 
 
-@pytest.mark.parametrize("place", DEFORM_ON)
-def test_kinds_are_what_the_images_show(place: str) -> None:
-    deformed, target, kinds = run(place, 24, nonlinear_prob=0.0, paint_prob=0.7)
+@pytest.mark.parametrize("backend", DEFORM_ON)
+def test_kinds_are_what_the_images_show(backend: str) -> None:
+    deformed, target, kinds = run(backend, 24, nonlinear_prob=0.0, paint_prob=0.7)
     assert kinds.shape == (24, 1, *SHAPE) and kinds.dtype == np.uint8
     # equal noise in both channels: once in 2**24 voxels
     noisy = deformed[:, 0] != deformed[:, 1]
@@ -41,9 +41,9 @@ def test_kinds_are_what_the_images_show(place: str) -> None:
     assert set(np.unique(kinds)) == {KEPT, SHUFFLED, PAINTED}
 
 
-@pytest.mark.parametrize("place", DEFORM_ON)
-def test_mapped_are_those_of_a_sample_with_a_curve(place: str) -> None:
-    deformed, target, kinds = run(place, 24, nonlinear_prob=0.5, shuffle_prob=0.0, paint_prob=0.5)
+@pytest.mark.parametrize("backend", DEFORM_ON)
+def test_mapped_are_those_of_a_sample_with_a_curve(backend: str) -> None:
+    deformed, target, kinds = run(backend, 24, nonlinear_prob=0.5, shuffle_prob=0.0, paint_prob=0.5)
     noisy = deformed[:, 0] != deformed[:, 1]
     # the ends of a rising curve and a crossing stay where they are, so a sample is judged as a whole
     curved = [
@@ -54,17 +54,17 @@ def test_mapped_are_those_of_a_sample_with_a_curve(place: str) -> None:
         assert np.all(mine[there] == PAINTED) and np.all(mine[~there] == (MAPPED if has_curve else KEPT))
 
 
-@pytest.mark.parametrize("place", DEFORM_ON)
-def test_masking_hides_painting_and_all_else(place: str) -> None:
-    deformed, _, kinds = run(place, 6, mask_prob=1.0, mask_patch=4, mask_ratio=0.5, mask_value=1.0)
+@pytest.mark.parametrize("backend", DEFORM_ON)
+def test_masking_hides_painting_and_all_else(backend: str) -> None:
+    deformed, _, kinds = run(backend, 6, mask_prob=1.0, mask_patch=4, mask_ratio=0.5, mask_value=1.0)
     np.testing.assert_array_equal(kinds[:, 0] == MASKED, (deformed == 1.0).all(axis=1))  # noise and image stay below 1
     assert np.all((kinds == MASKED).sum(axis=(1, 2, 3, 4)) == np.prod(SHAPE) / 2)
     assert set(np.unique(kinds)) >= {SHUFFLED, PAINTED, MASKED}
 
 
-@pytest.mark.parametrize("place", DEFORM_ON)
-def test_recording_changes_nothing(place: str) -> None:
-    for one, other in zip(run(place, 5)[:2], run(place, 5, kinds_key=None)[:2], strict=True):
+@pytest.mark.parametrize("backend", DEFORM_ON)
+def test_recording_changes_nothing(backend: str) -> None:
+    for one, other in zip(run(backend, 5)[:2], run(backend, 5, kinds_key=None)[:2], strict=True):
         np.testing.assert_array_equal(one, other)
 
 

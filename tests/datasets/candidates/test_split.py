@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from models_genesis.datasets import BadRowError, load_candidates
+from models_genesis.datasets import BadRowError, load_candidates, subsample_negatives
 
 
 def test_unknown_series_are_named_but_other_splits_are_not_bad(study: Any, write_table: Any) -> None:
@@ -43,3 +43,25 @@ def test_splits_and_tables_that_are_none(study: Any, tmp_path: Path) -> None:
     assert len(study.load(candidates=study.root / "candidates.csv").positives) == 3
     with pytest.raises(ValueError, match="luna16-candidates writes one"):
         load_candidates(None)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 1.5])
+def test_subsampling_keeps_all_positives_and_its_choice(study, write_table, ratio):
+    write_table(
+        study.root / "candidates.csv", [(f"s{scan}", x, 0, 0, int(x == 0)) for scan in (0, 1) for x in range(20)]
+    )
+    data = study.load()
+    fewer = subsample_negatives(data, ratio, seed=3)
+    assert fewer.positives.tolist() == data.positives.tolist() and len(data.positives) == 2
+    assert len(fewer.negatives) == round(2 * ratio) and set(fewer.negatives) <= set(data.negatives)
+    assert fewer.negatives.tolist() == subsample_negatives(data, ratio, seed=3).negatives.tolist()
+    assert len(data.negatives) == 38 and subsample_negatives(data) is data
+    with pytest.raises(ValueError, match="above 0"):
+        subsample_negatives(data, 0)
+
+
+@pytest.mark.parametrize(("label", "missing"), [(0, "positive"), (1, "negative")])
+def test_a_validation_needs_both_classes(study, write_table, label, missing):
+    write_table(study.root / "candidates.csv", [("s0", x, 0, 0, label) for x in range(4)])
+    with pytest.raises(ValueError, match=f"expected {missing} candidates to validate on, found none in 3 scans"):
+        subsample_negatives(study.load())

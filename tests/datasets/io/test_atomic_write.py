@@ -10,19 +10,19 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
 
-from models_genesis.datasets.io.atomic_write import whole_file, whole_path, whole_text
+from models_genesis.datasets.io.atomic_write import atomic_path, atomic_text, atomic_write
 
 
-@pytest.mark.parametrize("writer", [whole_file, whole_text, whole_path])
+@pytest.mark.parametrize("writer", [atomic_write, atomic_text, atomic_path])
 def test_a_failure_leaves_the_old_file_alone(tmp_path, writer):
     path = tmp_path / "new" / "table.csv"
-    with whole_text(path) as file:
+    with atomic_text(path) as file:
         file.write("old")
     with pytest.raises(KeyboardInterrupt), writer(path) as file:
-        if writer is whole_path:
+        if writer is atomic_path:
             file.write_text("half")
         else:
-            file.write("half" if writer is whole_text else b"half")
+            file.write("half" if writer is atomic_text else b"half")
         raise KeyboardInterrupt
     assert path.read_text() == "old"
     assert list(path.parent.iterdir()) == [path]
@@ -30,9 +30,9 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path, writer):
 
 def test_two_writers_of_one_file_do_not_mix(tmp_path):
     path = tmp_path / "table.csv"
-    with whole_text(path) as first:
+    with atomic_text(path) as first:
         first.write("first\n" * 9)
-        with whole_text(path) as second:
+        with atomic_text(path) as second:
             second.write("second")
         assert path.read_text() == "second"
     assert path.read_text() == "first\n" * 9
@@ -40,13 +40,13 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path):
 
 
 def test_text_is_written_as_it_is(tmp_path):
-    with whole_text(tmp_path / "table.csv", errors="surrogateescape") as file:
+    with atomic_text(tmp_path / "table.csv", errors="surrogateescape") as file:
         file.write("Müller\r\n\udcff\n")
     assert (tmp_path / "table.csv").read_bytes() == "Müller\r\n".encode() + b"\xff\n"
 
 
 def test_a_block_that_writes_nothing_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError), whole_path(tmp_path / "scan.nii.gz"):
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "scan.nii.gz"):
         pass
     assert not list(tmp_path.iterdir())
 

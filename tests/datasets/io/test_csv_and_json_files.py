@@ -11,9 +11,8 @@ import pytest
 
 from models_genesis.datasets import FoundScan, Survey
 from models_genesis.datasets.__main__ import main
-from models_genesis.datasets.io.csv_file import read_csv, safe_cell
+from models_genesis.datasets.io.csv_file import read_csv, safe_cell, write_csv
 from models_genesis.datasets.io.json_file import read_json
-from models_genesis.training.files import write_csv
 
 FORMULAS = (
     "=cmd|' /C calc'!A0",

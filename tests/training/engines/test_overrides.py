@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigWorkflow
+
+from models_genesis.training import OptionTypeError, UnknownOverrideError, refuse_unknown_overrides
+from models_genesis.training.engines.overrides import convert_settings
+
+PROGRAM = "/somewhere/site-packages/monai/bundle/__main__.py"
+
+
+@pytest.fixture
+def configs(tmp_path):
+    train, evaluate = tmp_path / "train.json", tmp_path / "evaluate.json"
+    train.write_text(json.dumps({"epochs": 3, "train": {"trainer": {}}}))
+    evaluate.write_text(json.dumps({"validate#handlers": [], "split": "test"}))
+    return train, evaluate
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--epochs", "1"],
+        ["--epochs=1"],
+        ["--train#trainer#max_epochs", "1"],
+        ["--train::trainer::max_epochs", "1"],
+        ["--meta_file", "m.json", "--tracking", "mlflow"],
+        [],
+    ],
+)
+def test_accepts_what_the_config_has(configs, options):
+    refuse_unknown_overrides([PROGRAM, "run", "--config_file", str(configs[0]), *options])
+
+
+@pytest.mark.parametrize("option", ["--epoch", "--epoch=1", "--tran#trainer#max_epochs"])
+def test_refuses_a_key_that_would_change_nothing_and_names_the_nearest(configs, option):
+    near = "train" if "tran" in option else "epochs"
+    with pytest.raises(UnknownOverrideError, match=rf"did you mean --{near}\?"):
+        refuse_unknown_overrides([PROGRAM, "run", "--config_file", str(configs[0]), option, "1"])
+
+
+def test_merged_configs_know_the_keys_of_both(configs):
+    both = f"['{configs[0]}','{configs[1]}']"
+    refuse_unknown_overrides([PROGRAM, "run", "--config_file", both, "--split", "a", "--epochs", "2"])
+    with pytest.raises(UnknownOverrideError, match="--splits"):
+        refuse_unknown_overrides([PROGRAM, "run", "--config_file", both, "--splits", "a"])
+
+
+def test_the_keys_of_an_args_file_are_held_to_the_same(configs, tmp_path):
+    arguments = tmp_path / "args.json"
+    arguments.write_text(json.dumps({"config_file": str(configs[0]), "epoch": 1}))
+    with pytest.raises(UnknownOverrideError, match="--epoch "):
+        refuse_unknown_overrides([PROGRAM, "run", "--args_file", str(arguments)])
+
+
+def test_other_programs_are_left_alone():
+    refuse_unknown_overrides(["/usr/bin/monailabel", "--epoch", "1"])
+
+
+BUNDLES = Path(__file__).resolve().parents[3] / "bundles"
+NAMES = sorted(path.parent.parent.name for path in BUNDLES.glob("*/configs/metadata.json"))
+LITS = "genesis_lits_liver_ct_segmentation"
+
+
+def workflow(name: str, *stages: str, **overrides) -> ConfigWorkflow:
+    files = [str(BUNDLES / name / "configs" / f"{stage}.json") for stage in stages or ("train",)]
+    return ConfigWorkflow(config_file=files, logging_file=False, **overrides)
+
+
+@pytest.mark.parametrize("stages", [("train",), ("train", "paper"), ("train", "evaluate"), ("inference",)], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bundle_as_it_is_has_nothing_to_convert(name, stages):
+    assert convert_settings(workflow(name, *stages)) == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_texts_of_every_switch_and_number_of_every_bundle_are_read_as_such(name):
+    for stage in ("train", "inference"):
+        content = json.loads((BUNDLES / name / "configs" / f"{stage}.json").read_text())
+        plain = {key: value for key, value in content.items() if isinstance(value, bool | int | float)}
+        texts = {key: str(value).lower() for key, value in plain.items()}
+        assert "amp" in texts
+        checked = workflow(name, stage, **texts)
+        assert convert_settings(checked) == plain
+        assert {key: checked.parser.get_parsed_content(key) for key in plain} == plain
+
+
+CONVERTED = [
+    ({"tumour": "false"}, {"tumour": False}),
+    ({"resume": "False", "amp": "true"}, {"resume": False, "amp": True}),
+    ({"loss#softmax": "false"}, {"loss#softmax": False}),
+    ({"train#dataloader#num_workers": "3"}, {"train#dataloader#num_workers": 3}),
+    ({"train#dataloader#pin_memory": "true"}, {"train#dataloader#pin_memory": True}),
+    ({"train#random_transforms#transforms#2#prob": "0.7"}, {"train#random_transforms#transforms#2#prob": 0.7}),
+    ({"validate::dataset::on_bad_case": "skip"}, {}),
+    ({"train#trainer#max_epochs": "7"}, {"train#trainer#max_epochs": 7}),
+    ({"optimizer#weight_decay": 0.1, "optimizer#amsgrad": "True"}, {"optimizer#amsgrad": True}),
+    ({"loss": {"_target_": "DiceLoss", "softmax": "False"}}, {"loss#softmax": False}),
+    ({"loss": {"_target_": "DiceLoss", "reduction": "none"}}, {}),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), CONVERTED)
+def test_nested_ids_are_converted_alike(overrides, expected):
+    checked = workflow(LITS, **overrides)
+    assert convert_settings(checked) == expected
+    for key, value in expected.items():
+        assert checked.parser[key] is value or checked.parser[key] == value
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"train#trainer#max_epochs": "soon"}, "--train#trainer#max_epochs"),
+        ({"loss#softmax": "perhaps"}, "--loss#softmax"),
+        ({"optimizer#lr": True}, "--optimizer#lr"),
+        ({"early_stop#patience": "long"}, "--early_stop#patience"),
+        ({"loss": {"_target_": "DiceLoss", "softmax": "2"}}, "--loss#softmax"),
+    ],
+)
+def test_nested_ids_are_refused_by_name(overrides, named):
+    with pytest.raises(OptionTypeError, match=named):
+        convert_settings(workflow(LITS, **overrides))
+
+
+def test_a_nested_key_that_nothing_uses_is_refused():
+    with pytest.raises(UnknownOverrideError, match=r"did you mean --train#handlers\?"):
+        convert_settings(workflow(LITS, **{"train#handler": []}))
+    convert_settings(workflow(LITS, **{"train#own": 4, "batch_size": "@train#own"}))
+
+
+def test_none_which_monai_drops_is_set_or_refused():
+    checked = workflow(LITS, spacing=[1, 1, 1])
+    assert convert_settings(checked, {"spacing": "None", "config_file": "None"}) == {"spacing": None}
+    assert checked.parser["spacing"] is None
+    with pytest.raises(OptionTypeError, match="--epochs"):
+        convert_settings(workflow(LITS), {"epochs": "None"})
+
+
+def test_a_name_that_looks_like_a_number_stays_as_it_was_written():
+    checked = workflow("genesis_luna16_nodule_ct_classification", "inference", output_dir=1.1)
+    assert convert_settings(checked, {"output_dir": "1.10"}) == {"output_dir": "1.10"}
+
+
+def test_conversion_comes_before_anything_uses_the_value():
+    """Objects that `initialize` built with the text are built again."""
+    checked = workflow(LITS, tumour="false", seed="7", features=[4, 8])
+    checked.initialize()
+    assert checked.parser.get_parsed_content("out_channels") == 3  # what the text would have meant
+    checked.parser["run"] = ["$refuse_unknown_overrides()", "$@out_channels", "$@network_def.head.out_channels"]
+    checked.parser.parse(reset=True)
+    assert checked.run()[1:] == [2, 2]
+    assert checked.parser.get_parsed_content("seed") == 7
+
+
+def test_the_command_lines_single_dash_counts_too(configs):
+    with pytest.raises(UnknownOverrideError, match="did you mean --epochs"):
+        refuse_unknown_overrides([PROGRAM, "run", "--config_file", str(configs[0]), "-epoch", "1"])
+
+
+def test_other_files_next_to_the_configs_do_not_matter(tmp_path):
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "train.json").write_text((BUNDLES / LITS / "configs" / "train.json").read_text())
+    (folder / "list.json").write_text("[1, 2]")
+    (folder / "broken.json").write_text("{")
+    (folder / "macro.json").write_text(json.dumps({"a": "%gone.json::b"}))
+    checked = ConfigWorkflow(config_file=str(folder / "train.json"), logging_file=False, tumour="false")
+    assert convert_settings(checked) == {"tumour": False}

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A resumed training goes on exactly, is refused, or takes over what has changed as if it had always been so."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import importlib
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from monai.optimizers import WarmupCosineSchedule
+from torch import nn
+from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, ReduceLROnPlateau, StepLR
+
+from models_genesis.training import ChangedSettingsError
+from models_genesis.training.handlers.run_settings import (
+    _RENAMED,
+    changed_settings,
+    data_facts,
+    describe_changes,
+    measure_changed,
+    schedule_changes,
+    steps_of_schedule,
+    take_over_schedule,
+)
+
+RATE = 0.1
+
+
+def build(kind: str, epochs: int, epoch_length: int, warmup: int = 0, rate: float = RATE):
+    torch.manual_seed(0)
+    network = nn.Linear(3, 1)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
+    schedules = {
+        "cosine": lambda: WarmupCosineSchedule(optimizer, warmup * epoch_length, epochs * epoch_length),
+        "step": lambda: StepLR(optimizer, 2, 0.5),
+        "exponential": lambda: ExponentialLR(optimizer, 0.9),
+        "plateau": lambda: ReduceLROnPlateau(optimizer, "max", patience=1),
+    }
+    return network, optimizer, schedules[kind]()
+
+
+def train(kind: str, network, optimizer, schedule: LRScheduler, epochs: range, epoch_length: int) -> list[float]:
+    """Train on a line, and note the rate of each iteration."""
+    rates = []
+    for epoch in epochs:
+        for step in range(epoch_length):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.zero_grad()
+            network(torch.ones(2, 3) * (step + 1)).square().mean().backward()
+            optimizer.step()
+            if kind in ("cosine", "exponential"):
+                schedule.step()
+        if kind == "step":
+            schedule.step()
+        if kind == "plateau":
+            schedule.step(float(epoch < 2))  # no longer better from epoch 2 on
+    return rates
+
+
+def checkpoint(optimizer, schedule, epochs: int, epoch_length: int) -> dict:
+    states = {"optimizer": optimizer.state_dict(), "lr_scheduler": schedule.state_dict()}
+    return copy.deepcopy({**states, "epoch": epochs, "iteration": epochs * epoch_length})
+
+
+@pytest.mark.parametrize("kind", ["cosine", "step", "exponential"])
+@pytest.mark.parametrize(("old", "new"), [((6, 3), (12, 3)), ((6, 4), (6, 2)), ((6, 2), (9, 5))], ids=str)
+def test_the_rates_after_taking_over_are_those_of_a_run_that_began_so(kind, old, new):
+    network, optimizer, schedule = build(kind, *old)
+    train(kind, network, optimizer, schedule, range(4), old[1])
+    state = checkpoint(optimizer, schedule, 4, old[1])
+    network, optimizer, schedule = build(kind, *new)
+    take_over_schedule(optimizer, schedule, state, steps_of_schedule(state, new[1]))
+    rates = train(kind, network, optimizer, schedule, range(4, new[0]), new[1])
+    whole = train(kind, *build(kind, *new), range(new[0]), new[1])
+    assert rates == whole[4 * new[1] :]
+    assert all(later <= earlier for earlier, later in pairwise(rates))
+
+
+def test_the_learning_rate_is_the_new_ones_and_the_moments_are_the_old_ones():
+    network, optimizer, schedule = build("cosine", 6, 3)
+    train("cosine", network, optimizer, schedule, range(2), 3)
+    state = checkpoint(optimizer, schedule, 2, 3)
+    _, other, schedule = build("cosine", 6, 3, rate=10 * RATE)
+    take_over_schedule(other, schedule, state, 6)
+    (group,) = other.param_groups
+    assert group["lr"] == pytest.approx(10 * RATE * 0.5 * (1 + math.cos(math.pi / 3)))
+    for number, moments in state["optimizer"]["state"].items():
+        now = other.state[group["params"][number]]
+        assert all(torch.equal(now[name], moments[name]) for name in ("exp_avg", "exp_avg_sq", "step"))
+
+
+def test_a_plateau_keeps_what_it_has_seen():
+    network, optimizer, schedule = build("plateau", 6, 3)
+    train("plateau", network, optimizer, schedule, range(6), 3)
+    state = checkpoint(optimizer, schedule, 6, 3)
+    lowered = optimizer.param_groups[0]["lr"]
+    assert lowered < RATE
+    _, other, schedule = build("plateau", 6, 3, rate=2 * RATE)
+    take_over_schedule(other, schedule, state, 18, rate_factor=2.0)
+    assert other.param_groups[0]["lr"] == pytest.approx(2 * lowered)
+    assert (schedule.best, schedule.num_bad_epochs) == (
+        state["lr_scheduler"]["best"],
+        state["lr_scheduler"]["num_bad_epochs"],
+    )
+
+
+def test_a_second_warm_up_is_refused():
+    network, optimizer, schedule = build("cosine", 6, 3, warmup=1)
+    train("cosine", network, optimizer, schedule, range(2), 3)
+    state = checkpoint(optimizer, schedule, 2, 3)
+    _, other, schedule = build("cosine", 6, 3, warmup=4)
+    with pytest.raises(ChangedSettingsError, match="climb again"):
+        take_over_schedule(other, schedule, state, 6)
+
+
+def test_another_optimizer_is_refused():
+    network, optimizer, schedule = build("step", 6, 3)
+    state = checkpoint(optimizer, schedule, 0, 3)
+    other = torch.optim.SGD(network.parameters(), lr=RATE, momentum=0.9)
+    with pytest.raises(ChangedSettingsError, match="another kind"):
+        take_over_schedule(other, StepLR(other, 2, 0.5), state, 0)
+
+
+def test_what_the_objects_themselves_tell_has_changed():
+    _, optimizer, schedule = build("cosine", 6, 3)
+    state = checkpoint(optimizer, schedule, 0, 3)
+    assert schedule_changes(optimizer, schedule, state) == {}
+    _, other, longer = build("cosine", 12, 3, rate=1.0)
+    found = schedule_changes(other, longer, state)
+    assert found["lr_scheduler#t_total"] == (18, 36) and found["optimizer#initial_lr"] == (RATE, 1.0)
+
+
+def test_changes_are_named_by_id():
+    old = {"batch_size": 2, "loss": {"_target_": "A", "gamma": 0.0}, "steps": [{"prob": 0.5}, {"prob": 0.1}], "gone": 1}
+    new = {"batch_size": 2, "loss": {"_target_": "B", "gamma": 0.0}, "steps": [{"prob": 0.5}, {"prob": 0.2}], "came": 1}
+    assert changed_settings(old, old) == {}
+    assert changed_settings(old, new) == {
+        "loss#_target_": ("A", "B"),
+        "steps#1#prob": (0.1, 0.2),
+        "gone": (1, "(none)"),
+        "came": ("(none)", 1),
+    }
+    assert describe_changes({"spacing": (None, [1, 1, 2])}) == "spacing null -> [1, 1, 2]"
+
+
+@pytest.mark.parametrize("package", ["models_genesis", "scripts"])
+def test_a_component_that_has_another_name_since_is_no_change(package):
+    """A checkpoint of an earlier version resumes, in this repository and in a packed bundle."""
+    old = {"deformation": {"_target_": f"{package}.training.DeformationPlace", "variant": "combined"}}
+    new = {"deformation": {"_target_": f"{package}.training.DeformationBackend", "variant": "combined"}}
+    assert changed_settings(old, new) == {}
+    own = {"deformation": {"_target_": "mytraining.DeformationPlace", "variant": "combined"}}
+    assert list(changed_settings(own, new)) == ["deformation#_target_"]
+
+
+def test_renamed_components_exist():
+    for target in _RENAMED.values():
+        package, name = target.split(".")
+        assert hasattr(importlib.import_module(f"models_genesis.{package}"), name)
+
+
+def test_scans_are_known_wherever_they_lie():
+    def facts(*names):
+        class Data(list):
+            data = [{"image": name} for name in names]
+
+        return data_facts(Data())
+
+    assert facts("/a/x/1.nii", "/a/y/2.nii") == facts("/mnt/b/x/1.nii", "/mnt/b/y/2.nii")
+    assert changed_settings(facts("/a/1.nii", "/a/2.nii"), facts("/a/1.nii")) == {"scans": (2, 1)}
+    assert list(changed_settings(facts("/a/1.nii", "/a/2.nii"), facts("/a/1.nii", "/a/3.nii"))) == ["scan_names"]
+    assert data_facts(torch.utils.data.TensorDataset(torch.zeros(1))) == {}
+
+
+def test_what_changes_the_measure_begins_a_new_best():
+    for key in ("deform_on", "border", "tissue_threshold", "tissue_score_range", "on_empty"):
+        assert measure_changed({key: (0, 1)})  # they choose or deform the cubes of the validation
+    assert measure_changed({"intensity_range": (0, 1)}) and measure_changed({"validation_scans": (2, 3)})
+    assert not measure_changed({"batch_size": (2, 4), "learning_rate": (1, 2), "scans": (3, 4)})
+
+
+def history(folder):
+    return list(csv.DictReader((folder / "history.csv").open()))
+
+
+def test_other_settings_are_refused_by_name_when_resuming(make_run, tmp_path):
+    make_run(epochs=2, settings={"batch_size": 4, "seed": 0}).trainer.run()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(
+        ChangedSettingsError, match=r"last_epoch\.pt .*: batch_size 4 -> 2; seed 0 -> 1\. .*--resume_changed"
+    ):
+        make_run(epochs=3, resume=True, settings={"batch_size": 2, "seed": 1}).trainer.run()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_more_epochs_of_a_schedule_that_ends_are_refused(make_run):
+    cosine = lambda optimizer, steps: WarmupCosineSchedule(optimizer, 0, steps)  # noqa: E731
+    make_run(epochs=2, schedule=cosine).trainer.run()
+    with pytest.raises(ChangedSettingsError, match="epochs 2 -> 5"):
+        make_run(epochs=5, resume=True, schedule=cosine).trainer.run()
+
+
+def test_taken_over_as_asked_for(make_run, tmp_path, caplog):
+    cosine = lambda optimizer, steps: WarmupCosineSchedule(optimizer, 0, steps)  # noqa: E731
+    make_run(epochs=4, schedule=cosine, settings={"batch_size": 4}).trainer.run()
+    rest = make_run(
+        epochs=8, resume=True, resume_changed=True, schedule=cosine, batch_size=2, settings={"batch_size": 2}
+    )
+    rest.trainer.run()
+    assert rest.trainer.state.epoch == 8 and rest.trainer.state.iteration == 8 * 4
+    rows = history(tmp_path)
+    assert [row["epoch"] for row in rows] == [str(number) for number in range(1, 9)]
+    assert [row["changed"] for row in rows] == ["", "", "", "", "epochs 4 -> 8; batch_size 4 -> 2", "", "", ""]
+    assert "resumed with other settings" in caplog.text
+    rates = [float(row["learning_rate"]) for row in rows]
+    expected = [0.5 * 0.5 * (1 + math.cos(math.pi * epoch / 8)) for epoch in range(5, 9)]
+    assert rates[4:] == pytest.approx(expected, rel=1e-2, abs=1e-9)
+    # what it was written with counts from now on
+    make_run(epochs=8, resume=True, schedule=cosine, batch_size=2, settings={"batch_size": 2}).trainer.run()
+
+
+def test_resume_changed_alone_is_refused(make_run):
+    with pytest.raises(ValueError, match="--resume_changed True goes with --resume True"):
+        make_run(resume_changed=True)

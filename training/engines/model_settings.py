@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings that belong to trained weights: ``model.json`` next to ``model.pt``.
+
+A state dict says nothing of the intensity range or the voxel spacing that its network was trained on, and with others
+it segments without an error and wrongly. Training writes them next to the weights, together with the weights' SHA-256;
+inference, evaluation, ``monai.bundle.load`` and MONAI Label take them from there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Hashable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import load
+from monai.transforms import Transform
+from torch import Tensor
+
+from ...datasets.cases import MSD_TASKS, msd_task
+from ...datasets.io.atomic_write import atomic_path, atomic_text
+from ...networks.weight_container import sha256_of
+from ...networks.weight_files import save_weights
+from ...networks.weight_settings import (
+    FORMAT,
+    ModelSettingsError,
+    read_settings_file,
+    settings_entry,
+    settings_of_weights,
+    settings_path,
+)
+
+__all__ = [
+    "ModelSettingsError",
+    "ModelSettingsGuard",
+    "check_model_settings",
+    "features_of_pretrained",
+    "name_of_task",
+    "read_model_settings",
+    "save_trained_weights",
+    "settings_of_load",
+    "settings_path",
+    "trained_task",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def save_trained_weights(
+    state_dict: Mapping[str, Tensor],
+    path: str | Path,
+    settings: Mapping[str, Any],
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write weights and the settings that belong to them, so that at any moment the one file describes the other.
+
+    The settings are written first, and keep those of the weights that are about to be replaced (``"previous"``): a
+    process that ends between the two leaves weights that their JSON still describes.
+
+    Args:
+        state_dict: tensors by name.
+        path: the weights to write or replace; the settings go to the same name with ``.json``.
+        settings: what inference has to know: task, features, cube and preprocessing, as JSON has them.
+        facts: what else the file says, such as the epoch.
+    """
+    path = Path(path)
+    previous = settings_entry(path)
+    with atomic_path(path) as temporary:
+        save_weights(state_dict, temporary)
+        content = {
+            "format": FORMAT,
+            "made_by": _made_by(),
+            "weights": {"file": path.name, "sha256": sha256_of(temporary)},
+            **(facts or {}),
+            "settings": dict(settings),
+        }
+        if previous is not None:
+            content["previous"] = {"weights": previous["weights"], "settings": previous["settings"]}
+        text = json.dumps(content, indent=4, ensure_ascii=False)
+        with atomic_text(settings_path(path)) as file:
+            file.write(text + "\n")
+
+
+def read_model_settings(ckpt_dir: str | Path, file: str = "model.pt") -> dict[str, Any]:
+    """Read the settings that weights were trained with.
+
+    Within ``monai.bundle.load`` they are those of the weights that it loads, wherever the process runs.
+
+    Args:
+        ckpt_dir: folder of the weights.
+        file: their name.
+
+    Returns:
+        The settings by key; empty where there is no such file, as of weights from elsewhere.
+
+    Raises:
+        ModelSettingsError: when the file cannot be read, or describes other weights.
+    """
+    return settings_of_weights(_weights_of_load() or Path(ckpt_dir) / file)
+
+
+def settings_of_load() -> dict[str, Any]:
+    """Read the settings of the weights that ``monai.bundle.load`` is loading, empty in any other case.
+
+    ``load`` builds the network of ``train.json`` by default, and passes over weights of another shape without a word.
+    Its channels and its width follow the weights by this; a training is not concerned.
+    """
+    weights = _weights_of_load()
+    return {} if weights is None else read_model_settings(weights.parent, weights.name)
+
+
+def features_of_pretrained(pretrained: str | Path | None, default: Sequence[int]) -> list[int]:
+    """Give a fine-tuning the width of the weights that it starts from, where their ``model.json`` tells it.
+
+    Args:
+        pretrained: the key ``--pretrained``: a file, or ``None`` or ``"none"`` from scratch.
+        default: channels of the levels otherwise; weights that then do not fit are refused when they are loaded.
+
+    Returns:
+        Channels of the levels.
+
+    Raises:
+        ModelSettingsError: when ``model.json`` cannot be read, or describes other weights.
+
+    Example:
+        >>> features_of_pretrained("none", [64, 128, 256, 512])
+        [64, 128, 256, 512]
+    """
+    if pretrained is None or str(pretrained).lower() == "none":
+        return list(default)
+    return list(settings_of_weights(Path(pretrained)).get("features", default))
+
+
+def check_model_settings(recorded: Mapping[str, Any], given: Mapping[str, Any], allow: bool = False) -> None:
+    """Compare the settings of a run with those that its weights were trained with.
+
+    Args:
+        recorded: see :func:`read_model_settings`; settings that it lacks are not compared.
+        given: settings of the run by key; those that the user did not give are taken from ``recorded`` by the config.
+        allow: whether others are allowed, which is logged.
+
+    Raises:
+        ModelSettingsError: naming each key with both values.
+
+    Example:
+        >>> check_model_settings({"spacing": [1, 1, 2]}, {"spacing": [1, 1, 2.0], "amp": True})
+    """
+    differing = [
+        f"--{key}: trained with {json.dumps(recorded[key])}, given {json.dumps(_plain(value), default=str)}"
+        for key, value in given.items()
+        if key in recorded and _plain(recorded[key]) != _plain(value)
+    ]
+    if differing and not allow:
+        raise ModelSettingsError(
+            f"the weights were trained with other settings. {'; '.join(differing)}. Leave the keys out to take what "
+            "the weights were trained with, or give --allow_changed_settings True"
+        )
+    if differing:
+        logger.warning("other settings than in training, as asked for. %s", "; ".join(differing))
+
+
+def trained_task(settings: Mapping[str, Any], task: str | Path) -> dict[str, Any]:
+    """Tell channels and labels of a task of the Decathlon, of the weights' own without its ``dataset.json``.
+
+    Args:
+        settings: see :func:`read_model_settings`.
+        task: see :func:`~models_genesis.datasets.msd_task`.
+    """
+    if settings.get("task") == str(task) and isinstance(settings.get("task_facts"), dict):
+        return dict(settings["task_facts"])
+    return msd_task(task)
+
+
+def name_of_task(facts: Mapping[str, Any]) -> str:
+    """Name a task as the Decathlon does, wherever its ``dataset.json`` lay; else as its ``dataset.json`` does.
+
+    Args:
+        facts: see :func:`~models_genesis.datasets.msd_task`.
+
+    Example:
+        >>> name_of_task({**msd_task("Task04_Hippocampus"), "name": "Hippocampus"})
+        'Task04_Hippocampus'
+    """
+    same = ("modality", "in_channels", "labels")
+    known = (name for name in MSD_TASKS if all(msd_task(name)[key] == facts[key] for key in same))
+    return next(known, str(facts["name"]))
+
+
+class ModelSettingsGuard(Transform):
+    """Hand items on unchanged, as long as the weights' settings are those that the preprocessing was built with.
+
+    A server of MONAI Label reads new weights from the disk by itself, and keeps the preprocessing of the old ones.
+
+    Args:
+        ckpt_dir: folder of ``model.pt``.
+        settings: what was read as the preprocessing was built.
+        checked: the result of :func:`check_model_settings`, so that it is called where nothing runs the config's
+            ``run``.
+    """
+
+    def __init__(self, ckpt_dir: str | Path, settings: Mapping[str, Any], checked: None = None) -> None:
+        self.path = settings_path(Path(ckpt_dir) / "model.pt")
+        self.settings = dict(settings)
+        self._seen = self._state()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item.
+
+        Args:
+            data: the item.
+
+        Raises:
+            ModelSettingsError: when there are other settings now.
+        """
+        state = self._state()
+        if state != self._seen:
+            now = read_settings_file(self.path)["settings"] if self.path.is_file() else {}
+            if now != self.settings:
+                raise ModelSettingsError(
+                    f"{self.path} has changed: this process prepares scans for {self.settings}, the weights are for "
+                    f"{now} now. Start it again"
+                )
+            self._seen = state
+        return dict(data)
+
+    def _state(self) -> tuple[int, int] | None:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size
+
+
+def _plain(value: Any) -> Any:
+    """Write a value as JSON has it, so that tuples equal lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _weights_of_load() -> Path | None:
+    """Find the weights that ``monai.bundle.load`` is loading: it runs a config that knows nothing of where it lies."""
+    code = inspect.unwrap(load).__code__
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is code and "full_path" in frame.f_locals:
+            return Path(frame.f_locals["full_path"])
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def _made_by() -> str:
+    installed = __name__.split(".")[0] == "models_genesis"
+    return f"models-genesis {version('models-genesis')}" if installed else "models-genesis, packed in a bundle"

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refuses overrides that no config knows, or whose type is wrong, and converts texts that mean something else."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from .option_types import OPTION_KINDS, Kind, OptionTypeError, convert_option, is_expression, kind_like
+from .running_workflow import running_workflow
+
+__all__ = ["UnknownOverrideError", "refuse_unknown_overrides"]
+
+logger = logging.getLogger(__name__)
+
+# The arguments of `python -m monai.bundle run` itself, and those it passes on to its workflow.
+_RUN_ARGUMENTS = frozenset(
+    {
+        "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
+        "workflow_type", "workflow_name", "properties_path", "experiment_name", "tracking_uri", "run_name",
+        "save_execute_config",
+    }
+)  # fmt: skip
+
+_PROGRAM = frozenset({"imports", "initialize", "run", "finalize", "_meta_"})
+"""Keys of a config that hold what is done, not settings."""
+
+_LARGEST_CONFIG = 2**20
+"""Bytes of a config at most; a data list may lie in the same folder."""
+
+_MISSING = object()
+
+
+class UnknownOverrideError(ValueError):
+    """An override that would change nothing."""
+
+
+def refuse_unknown_overrides(arguments: Sequence[str] | None = None) -> None:
+    """Check the overrides of a run before it does anything; the first entry of every config's ``run``.
+
+    * A ``--key`` of ``python -m monai.bundle run`` that none of its config files has is an error. MONAI accepts it
+      silently: ``--epoch 1`` trains the default number of ``--epochs``. So is a key below ``train`` or ``validate``
+      that nothing refers to.
+    * Each value, also below nested ids and in config files of the user's own, must be of its key's type. A text that
+      means such a value without doubt is converted: ``--tumour false``, ``--spacing none``, ``--epochs "5"``.
+    * ``--key None``, which MONAI drops, sets None.
+
+    Types are checked in ``ConfigWorkflow`` too; names on the command line alone.
+
+    Args:
+        arguments: the command line, program first; None takes that of this process.
+
+    Raises:
+        UnknownOverrideError: naming the unknown keys and the nearest known ones.
+        OptionTypeError: naming the key, what was expected and what was found.
+    """
+    arguments = sys.argv if arguments is None else arguments
+    program = arguments[0].replace("\\", "/") if arguments else ""
+    given = _options(arguments[1:]) if program.endswith("monai/bundle/__main__.py") else {}
+    if given:
+        _refuse_unknown_keys(dict(given))
+    workflow = running_workflow()
+    if workflow is not None:
+        convert_settings(workflow, given)
+
+
+def _refuse_unknown_keys(options: dict[str, str | None]) -> None:
+    args_file = options.pop("args_file", None)
+    from_file = ConfigParser.load_config_file(args_file) if args_file is not None else {}
+    config_files = _as_list(options.get("config_file", from_file.get("config_file", [])))
+    contents = [ConfigParser.load_config_file(name) for name in config_files]
+    known = {_top_level(key) for content in contents for key in content} | _RUN_ARGUMENTS
+    given = [*options, *from_file]
+    unknown = sorted({key for key in given if _top_level(key) not in known})
+    if unknown:
+        raise UnknownOverrideError(_message(unknown, known, config_files))
+
+
+def convert_settings(workflow: ConfigWorkflow, given: Mapping[str, str | None] | None = None) -> dict[str, Any]:
+    """Check and convert the settings of a workflow; the config files of its bundle tell their types.
+
+    Args:
+        workflow: whose config is changed where a text meant another type. What it evaluated before is evaluated again
+            then.
+        given: the options of the command line, of which ``None`` is what MONAI drops.
+
+    Returns:
+        The converted values by id.
+
+    Raises:
+        OptionTypeError: when a value does not have the type of its key.
+        UnknownOverrideError: when a key below ``train`` or ``validate`` changes nothing.
+    """
+    parser = workflow.parser
+    files = _bundle_configs(workflow.config_root_path)
+    dropped = [key for key, text in (given or {}).items() if text == "None" and _top_level(key) not in _RUN_ARGUMENTS]
+    changes: dict[str, Any] = {_id(key): None for key in dropped}
+    content: Any = parser.config
+    config = {key: value for key, value in content.items() if key not in _PROGRAM}
+    for path, value in _walk(config, ()):
+        key = "#".join(path)
+        if key not in changes:
+            converted = _convert(path, value, files, (given or {}).get(path[0]))
+            if converted is not value and (type(converted) is not type(value) or converted != value):
+                changes[key] = converted
+    for key in dropped:
+        changes[_id(key)] = _convert(tuple(_id(key).split("#")), None, files)
+    _refuse_idle_keys(config, files)
+    for key, value in changes.items():
+        logger.info("--%s is read as %r", key, value)
+        parser.set(value, key)
+    return changes
+
+
+def _bundle_configs(folder: Path) -> list[dict[str, Any]]:
+    """Read a bundle's own configs, with the macros of each in place; other files of the folder are passed over."""
+    contents: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("*.json")):
+        if path.stem == "metadata" or path.stem.startswith("monailabel") or path.stat().st_size > _LARGEST_CONFIG:
+            continue
+        try:
+            parser = ConfigParser(json.loads(path.read_text(encoding="utf-8")))
+            parser.resolve_macro_and_relative_ids()
+        except (OSError, ValueError, KeyError, RecursionError):
+            continue
+        content: Any = parser.config
+        if isinstance(content, dict):
+            contents.append(content)
+    return contents
+
+
+def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Go through a config: its top-level keys, and all plain values below them."""
+    if len(path) == 1 or not isinstance(value, dict | list):
+        yield path, value
+    if isinstance(value, dict):
+        for key, each in value.items():
+            # an overlay's nested id may be left as a key where MONAI did not merge it
+            yield from _walk(each, (*path, *_id(str(key)).split("#")))
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from _walk(each, (*path, str(index)))
+
+
+def _id(key: str) -> str:
+    return key.lstrip("+").replace("::", "#")
+
+
+def _at(config: Any, path: Sequence[str]) -> Any:
+    """Look up a value in a config, whose keys may be nested ids themselves."""
+    if not path:
+        return config
+    if isinstance(config, list):
+        return _at(config[int(path[0])], path[1:]) if path[0].isdigit() and int(path[0]) < len(config) else _MISSING
+    if not isinstance(config, dict):
+        return _MISSING
+    for length in range(len(path), 0, -1):
+        key = "#".join(path[:length])
+        for written in (key, f"+{key}"):
+            if written in config and (found := _at(config[written], path[length:])) is not _MISSING:
+                return found
+    return _MISSING
+
+
+def _convert(path: tuple[str, ...], value: Any, files: Sequence[Any], raw: str | None = None) -> Any:
+    """Convert one value by the defaults that the bundle's configs have for it, or refuse it."""
+    key = "#".join(path)
+    defaults = [found for file in files if (found := _at(file, path)) is not _MISSING]
+    if any(type(value) is type(default) and value == default for default in defaults) or is_expression(value):
+        return value
+    if len(path) == 1:
+        kind = OPTION_KINDS.get(key)
+        if kind is not None and kind.expected == "a text" and isinstance(value, float) and raw is not None:
+            return raw  # 1.10 is a name here, and would have become 1.1
+        typed = [default for default in defaults if kind_like(default) is not None]
+        return _first(key, value, typed or [None])
+    kinds = [kind for default in defaults if (kind := _nested_kind(default, value, files)) is not None]
+    if not kinds:
+        return convert_option("", value)
+    errors = []
+    for kind in kinds:
+        try:
+            return kind.convert(key, value)
+        except OptionTypeError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _first(key: str, value: Any, defaults: Sequence[Any]) -> Any:
+    """Convert by the first default whose type fits."""
+    errors = []
+    for default in defaults:
+        try:
+            return convert_option(key, value, default)
+        except OptionTypeError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _nested_kind(default: Any, value: Any, files: Sequence[Any]) -> Kind | None:
+    """Give the kind that an argument of a component has by its default, where that can be told.
+
+    Arguments of MONAI's components often take several types (one number or one for each axis), so that only switches,
+    numbers given as texts, and switches given for numbers are held to it.
+    """
+    if isinstance(default, str) and default[:1] == "@":
+        key = default[1:]
+        kinds = [OPTION_KINDS.get(key), *(kind_like(file.get(key)) for file in files)]
+        return next((kind for kind in kinds if kind is not None), None)
+    kind = kind_like(default)
+    if isinstance(default, bool) or (isinstance(value, str) and not isinstance(default, str)):
+        return kind
+    if isinstance(default, int | float) and isinstance(value, bool):
+        return kind
+    return None
+
+
+def _refuse_idle_keys(config: Mapping[str, Any], files: Sequence[Any]) -> None:
+    """Refuse keys of the sections ``train`` and ``validate`` that no config of the bundle has and nothing refers to."""
+    text = json.dumps(config, default=str).replace("::", "#")
+    for section in ("train", "validate"):
+        part = config.get(section)
+        known = {key for file in files if isinstance(found := _at(file, (section,)), dict) for key in found}
+        known |= {key.split("#")[1] for file in files for key in file if _id(key).startswith(f"{section}#")}
+        idle = [
+            key for key in part or {} if key not in known and not re.search(rf"@{section}#{re.escape(key)}\b", text)
+        ]
+        if idle and known:
+            near = difflib.get_close_matches(idle[0], sorted(known), n=1)
+            hint = f" (did you mean --{section}#{near[0]}?)" if near else ""
+            raise UnknownOverrideError(f"--{section}#{idle[0]}{hint}: not in the bundle's configs, and nothing uses it")
+
+
+def _options(arguments: Sequence[str]) -> dict[str, str | None]:
+    """The ``--key value`` and ``--key=value`` pairs, as fire reads them."""
+    options: dict[str, str | None] = {}
+    for position, argument in enumerate(arguments):
+        if argument.startswith("--") or (argument[:1] == "-" and argument[1:2].isalpha()):
+            key, separator, value = argument.lstrip("-").partition("=")
+            following = arguments[position + 1] if position + 1 < len(arguments) else None
+            options[key.replace("-", "_")] = value if separator else following
+    return options
+
+
+def _as_list(config_file: str | Sequence[str] | None) -> list[str]:
+    if not isinstance(config_file, str):
+        return list(config_file or [])
+    return [str(name) for name in ast.literal_eval(config_file)] if config_file.startswith("[") else [config_file]
+
+
+def _top_level(key: str) -> str:
+    return key.lstrip("+").replace("::", "#").split("#")[0]
+
+
+def _message(unknown: Iterable[str], known: set[str], config_files: Sequence[str]) -> str:
+    lines = []
+    for key in unknown:
+        near = difflib.get_close_matches(_top_level(key), sorted(known), n=1)
+        lines.append(f"--{key}" + (f" (did you mean --{near[0]}?)" if near else ""))
+    return f"{', '.join(lines)}: not in {', '.join(map(str, config_files))}, so it would change nothing"

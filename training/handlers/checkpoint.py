@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Best weights, and a last state from which a training goes on exactly."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.handlers import EarlyStopHandler
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from ...datasets.io.atomic_write import sweep_temporary
+from ...networks.weight_files import save_weights
+from ..engines.model_settings import save_trained_weights
+from .birth_certificate import CERTIFICATE, data_of_birth, session_of_now, sources_of_run, write_birth_certificate
+from .last_states import check_room, read_last_state, state_before, write_last_state
+from .run_lock import FolderLock, hold_folder
+from .run_settings import (
+    ChangedSettingsError,
+    changed_settings,
+    data_facts,
+    describe_changes,
+    measure_changed,
+    rate_factor,
+    schedule_changes,
+    settings_of_run,
+    steps_of_schedule,
+    take_over_schedule,
+)
+
+__all__ = ["TrainingCheckpoint"]
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingCheckpoint:
+    """Write ``model.pt`` at every better validation, ``last_epoch.pt`` after every epoch, and resume from the latter.
+
+    ``model.pt`` is a plain state dict, as ``monai.bundle`` and MONAI Label load it. ``last_epoch.pt`` holds the
+    network, the optimizer, the learning-rate schedule, the loss scale, the epoch, the best metric, the count of early
+    stopping and the random states; MONAI Label takes the file with the shortest name, so this name must be the longer
+    one. MONAI's ``CheckpointSaver`` writes in place and forgets its best metric when it resumes: a full disk would
+    leave half a file and a resumed run could overwrite better weights by worse.
+
+    The state before stays as ``last_epoch_before_1.pt``: where ``last_epoch.pt`` is damaged, resuming falls back to it
+    with a warning. While the training runs it holds the folder, so that a second one is refused.
+
+    A training that reaches its end writes ``birth_certificate.json``: data with hashes, settings, code, hours.
+
+    Attach it as the last handler of the trainer, so that an epoch's validation and learning-rate step are part of it.
+
+    Args:
+        ckpt_dir: folder of the two files, made if absent.
+        network: the network that is trained; of a ``DistributedDataParallel`` the inner one is saved.
+        optimizer: its optimizer.
+        lr_scheduler: its learning-rate schedule.
+        evaluator: the MONAI evaluator whose key metric decides what is best.
+        early_stop: the handler of early stopping, if there is one.
+        resume: whether to go on from ``last_epoch.pt``.
+        rank: this process's rank; rank 0 alone writes.
+        keep_last: number of states to keep, ``last_epoch.pt`` included, 1 or more.
+        resume_changed: whether to resume with other settings too. The schedule is then this run's own at the epoch that
+            was reached, and the history notes what has changed. Without it other settings are refused.
+        settings: those that the result depends on; None takes them from the bundle's config.
+        model_settings: those that inference has to know; they are written to ``model.json`` with the weights. None
+            writes the weights alone.
+
+    Raises:
+        ValueError: when ``keep_last`` is below 1.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str | Path,
+        network: nn.Module,
+        optimizer: Optimizer,
+        lr_scheduler: LRScheduler,
+        evaluator: Engine,
+        early_stop: EarlyStopHandler | None = None,
+        resume: bool = False,
+        rank: int = 0,
+        keep_last: int = 2,
+        resume_changed: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        model_settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        if isinstance(keep_last, bool) or not isinstance(keep_last, int) or not 1 <= keep_last <= 100:
+            raise ValueError(f"keep_last: expected a whole number from 1 to 100, found {keep_last!r}")
+        self.keep_last = keep_last
+        self._lock: FolderLock | None = None
+        if resume_changed and not resume:
+            raise ValueError("--resume_changed True goes with --resume True")
+        self.best_path = Path(ckpt_dir) / "model.pt"
+        self.last_path = Path(ckpt_dir) / "last_epoch.pt"
+        self.network = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.evaluator = evaluator
+        self.early_stop = early_stop
+        self.resume = resume
+        self.rank = rank
+        self.resume_changed = resume_changed
+        self.model_settings = model_settings
+        self.settings = settings_of_run() if settings is None else dict(settings)
+        self.sources = sources_of_run() if rank == 0 else {}  # hashes files
+        self._sessions: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer.
+
+        Args:
+            engine: the MONAI trainer.
+        """
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)
+        engine.add_event_handler(Events.COMPLETED, self._certify_or_say_why_not)
+        self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.save_best)
+
+    def start(self, engine: Engine) -> None:
+        """Resume if asked, and see that the folder can be written before hours of work depend on it.
+
+        Args:
+            engine: the trainer.
+
+        Raises:
+            FileNotFoundError: when there is nothing to resume from.
+            ValueError: when ``last_epoch.pt`` does not fit this training, or it and those before it are damaged.
+            FolderInUseError: when another training writes to the folder.
+            OSError: when the folder cannot be written, or has no room.
+        """
+        if self.rank == 0:
+            self._lock = hold_folder(engine, self.best_path.parent)
+            names = [self.best_path.name, self.last_path.name]
+            sweep_temporary(self.best_path.parent, names, older_than=0)
+            check_room(self.best_path.parent, self.network, self.keep_last)
+        if self.resume:
+            self._load(engine)
+        elif self.rank == 0 and self.last_path.exists():
+            logger.warning("%s of an earlier run will be overwritten; --resume True goes on from it", self.last_path)
+            for before in self.last_path.parent.glob(state_before(self.last_path, 0).name.replace("0", "*")):
+                before.unlink()  # a state of another run is nothing to fall back to
+        if self.rank == 0:
+            if not self.resume and self.best_path.with_name(CERTIFICATE).exists():
+                logger.warning("%s and its birth certificate will be overwritten by this training", self.best_path)
+            self._sessions.append(session_of_now(engine.state.epoch + 1))
+
+    def save_best(self, evaluator: Engine) -> None:
+        """Write ``model.pt`` if the validation that has just ended is the best so far.
+
+        Args:
+            evaluator: the evaluator.
+        """
+        if self.rank == 0 and evaluator.state.best_metric_epoch == evaluator.state.epoch:
+            if self._lock is not None:
+                self._lock.check()
+            if self.model_settings is None:
+                save_weights(self.network.state_dict(), self.best_path)
+            else:
+                facts = {"epoch": evaluator.state.epoch}
+                save_trained_weights(self.network.state_dict(), self.best_path, self.model_settings, facts)
+            self.best_path.with_name(CERTIFICATE).unlink(missing_ok=True)  # of the weights that were replaced
+            logger.info("saved %s (epoch %d)", self.best_path, evaluator.state.epoch)
+
+    def save_last(self, engine: Engine) -> None:
+        """Write ``last_epoch.pt``.
+
+        Args:
+            engine: the trainer.
+        """
+        if self.rank != 0:
+            return
+        if self._sessions:
+            self._sessions[-1]["last_epoch"] = engine.state.epoch
+        stopping = self.early_stop._handler if self.early_stop is not None else None
+        scaler = getattr(engine, "scaler", None)
+        state = {
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "best_metric": float(self.evaluator.state.best_metric),
+            "best_metric_epoch": self.evaluator.state.best_metric_epoch,
+            "early_stop": dict(stopping.state_dict()) if stopping is not None else None,
+            "random_states": _random_states(),
+            "history": list(getattr(engine.state, "history", [])),
+            "settings": self._all_settings(engine),
+            "sessions": list(self._sessions),
+        }
+        if self._lock is not None:
+            self._lock.check()
+        write_last_state(self.last_path, state, self.keep_last)
+
+    def certify(self, engine: Engine) -> None:
+        """Write ``birth_certificate.json`` next to ``model.pt``, if this training has written it.
+
+        Args:
+            engine: the trainer.
+        """
+        best_epoch = self.evaluator.state.best_metric_epoch
+        if self.rank != 0 or best_epoch < 1 or not self.best_path.is_file():
+            return
+        history, settings = list(getattr(engine.state, "history", [])), self._all_settings(engine)
+        training = {
+            "epochs": engine.state.epoch,
+            "steps": engine.state.iteration,
+            "cubes": _cubes_seen(history, settings),
+            "hours": round(sum(float(row["seconds"]) for row in history) / 3600, 3),
+            "chosen_epoch": best_epoch,
+            "validation": {str(self.evaluator.state.key_metric_name): float(self.evaluator.state.best_metric)},
+            "probe": _probe_of(history, best_epoch),
+            "sessions": self._sessions,
+        }
+        data = {
+            "training": data_of_birth(getattr(engine.data_loader, "dataset", None)),
+            "validation": data_of_birth(getattr(self.evaluator.data_loader, "dataset", None)),
+        }
+        write_birth_certificate(self.best_path, settings, self.sources, data, training)
+
+    def _certify_or_say_why_not(self, engine: Engine) -> None:
+        """The weights are there: a file that cannot be hashed by now does not make their training a failure."""
+        try:
+            self.certify(engine)
+        except (OSError, ValueError):
+            logger.exception("%s: no birth certificate could be written", self.best_path)
+
+    def _load(self, engine: Engine) -> None:
+        state = read_last_state(self.last_path, set_aside=self.rank == 0)
+        changes: dict[str, tuple[Any, Any]] = {}
+        try:
+            changes = self._refuse_changes(state, engine)
+            self.network.load_state_dict(state["model"])
+            self._load_schedule(state, engine, changes)
+        except ChangedSettingsError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{self.last_path} does not fit this training: it is not damaged, but the network, the optimizer and "
+                f"the schedule must be those it was written with ({type(error).__name__}: {error})"
+            ) from error
+        if state["epoch"] > engine.state.max_epochs:
+            raise ValueError(
+                f"{self.last_path} has {state['epoch']} epochs behind it, but --epochs is {engine.state.max_epochs}"
+            )
+        if state["scaler"] is not None and getattr(engine, "scaler", None) is not None:
+            engine.scaler.load_state_dict(state["scaler"])
+        stopping = self.early_stop._handler if self.early_stop is not None else None
+        if stopping is not None and state["early_stop"] is not None:
+            stopping.load_state_dict(state["early_stop"])
+        self.evaluator.state.best_metric = state["best_metric"]
+        self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+        engine.state.epoch, engine.state.iteration = state["epoch"], state["epoch"] * engine.state.epoch_length
+        engine.state.history = list(state.get("history", []))
+        self._sessions = list(state.get("sessions", [{"first_epoch": 1, "last_epoch": state["epoch"], "code": None}]))
+        if "seed" not in changes:
+            _restore_random_states(state["random_states"])
+        if changes:
+            self._note_changes(engine, changes)
+        logger.info("resumed from %s: %d epochs done", self.last_path, state["epoch"])
+
+    def _all_settings(self, engine: Engine) -> dict[str, Any]:
+        """The settings of the run, with what only its data sets tell."""
+        facts = data_facts(getattr(getattr(engine, "data_loader", None), "dataset", None))
+        validated = getattr(getattr(self.evaluator, "data_loader", None), "dataset", None)
+        return {**self.settings, **facts, **data_facts(validated, "validation_"), "epochs": engine.state.max_epochs}
+
+    def _refuse_changes(self, state: dict[str, Any], engine: Engine) -> dict[str, tuple[Any, Any]]:
+        """Compare the settings with those of the checkpoint, and refuse others unless they are asked for."""
+        new = self._all_settings(engine)
+        old = state.get("settings", {key: value for key, value in new.items() if key != "epochs"})
+        changes = changed_settings(old, new)
+        epochs = changes.pop("epochs", None)
+        of_schedule = schedule_changes(self.optimizer, self.lr_scheduler, state)
+        if of_schedule and epochs:  # a schedule that does not end goes on exactly for more of them
+            changes = {"epochs": epochs, **changes}
+        changes = changes or of_schedule
+        if changes and not self.resume_changed:
+            raise ChangedSettingsError(
+                f"{self.last_path} was written with other settings: {describe_changes(changes)}. Give them as they "
+                "were to go on exactly, or --resume_changed True to go on with the new ones"
+            )
+        return changes
+
+    def _load_schedule(self, state: dict[str, Any], engine: Engine, changes: dict[str, tuple[Any, Any]]) -> None:
+        if not changes:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+            return
+        by_epoch = self.settings.get("lr_step_per_epoch")
+        steps = steps_of_schedule(state, int(engine.state.epoch_length or 1), by_epoch)
+        factor = rate_factor(state.get("settings", {}), self.settings)
+        take_over_schedule(self.optimizer, self.lr_scheduler, state, steps, factor)
+
+    def _note_changes(self, engine: Engine, changes: dict[str, tuple[Any, Any]]) -> None:
+        """Log what has changed, hand it to the history, and begin a new best where the measure has changed."""
+        text = describe_changes(changes)
+        engine.state.changed_settings = text
+        rate = self.optimizer.param_groups[0]["lr"]
+        logger.warning("resumed with other settings: %s; the learning rate goes on from %.3g", text, rate)
+        if measure_changed(changes):
+            self._forget_best()
+            logger.warning("validations before cannot be compared with those to come: the next one counts as the best")
+
+    def _forget_best(self) -> None:
+        """Nothing that was measured before can be compared: neither for the best weights, nor to stop or to halve."""
+        self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = -1, -1
+        stopping = self.early_stop._handler if self.early_stop is not None else None
+        if stopping is not None:
+            stopping.best_score, stopping.counter = None, 0
+        if isinstance(self.lr_scheduler, ReduceLROnPlateau):
+            self.lr_scheduler.best, self.lr_scheduler.num_bad_epochs = self.lr_scheduler.mode_worse, 0
+
+
+def _cubes_seen(history: list[dict[str, Any]], settings: Mapping[str, Any]) -> int:
+    """Cubes of all epochs: exact where a data set has a length, from the rates where it is a stream."""
+    if isinstance(settings.get("samples"), int):
+        return int(settings["samples"]) * len(history)
+    return sum(round(float(row["seconds"]) * float(row["cubes_per_second"])) for row in history)
+
+
+def _probe_of(history: list[dict[str, Any]], epoch: int) -> dict[str, float] | None:
+    """The probe's score of the weights of an epoch next to that of random weights; None where it was not probed."""
+    row = next((row for row in history if int(row["epoch"]) == epoch), {})
+    values = {"score": row.get("probe"), "random_weights": row.get("probe_random")}
+    return {key: float(value) for key, value in values.items() if value} or None if values["score"] else None
+
+
+def _random_states() -> dict[str, Any]:
+    """The states of the global generators, of types that ``torch.load(weights_only=True)`` reads."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - MONAI seeds and uses this one
+    version, words, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), has_gauss, gauss],
+        "python": [version, list(words), gauss_next],
+    }
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.device_count() == len(states["cuda"]):
+        torch.cuda.set_rng_state_all(states["cuda"])
+    name, keys, position, has_gauss, gauss = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    version, words, gauss_next = states["python"]
+    random.setstate((version, tuple(words), gauss_next))

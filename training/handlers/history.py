@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One line of a CSV, and one of the log, per epoch."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from matplotlib.figure import Figure
+from monai.utils.enums import CommonKeys
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ...datasets.io.atomic_write import sweep_temporary, write_figure
+from ...datasets.io.csv_file import write_csv
+from .feature_probe import FeatureProbe
+from .run_lock import hold_folder
+
+__all__ = ["TrainingHistory"]
+
+logger = logging.getLogger(__name__)
+
+_PROBE_COLUMNS = ("probe", "probe_random")
+_MAY_BE_MISSING = ("changed", *_PROBE_COLUMNS)
+
+
+class TrainingHistory:
+    """Keep ``history.csv`` and ``history.png``, and log each epoch with the time that is left.
+
+    A resumed run keeps the lines of the epochs before it: those that ``last_epoch.pt`` holds, where ``history.csv`` is
+    damaged or was edited. The first line of a run that was resumed with other settings says which (``changed``). Attach
+    it after validation.
+
+    Args:
+        output_dir: folder of the two files.
+        optimizer: whose learning rate is noted.
+        evaluator: the evaluator that validates; its key metric is noted.
+        rank: this process's rank; rank 0 alone writes.
+        metric: what the key metric is called, where it is another quantity than the training loss.
+        probe: is attached too, and adds the columns ``probe`` and ``probe_random``, see
+            :class:`~models_genesis.training.FeatureProbe`; None or one without a data list: no such columns.
+    """
+
+    columns: tuple[str, ...] = (
+        "epoch",
+        "train_loss",
+        "val_metric",
+        "learning_rate",
+        "seconds",
+        "cubes_per_second",
+        "changed",
+    )
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        optimizer: Optimizer,
+        evaluator: Engine,
+        rank: int = 0,
+        metric: str | None = None,
+        probe: FeatureProbe | None = None,
+    ) -> None:
+        self.path = Path(output_dir) / "history.csv"
+        self.optimizer = optimizer
+        self.evaluator = evaluator
+        self.rank = rank
+        self.metric = metric
+        self.probe = probe if probe is not None and probe.enabled else None
+        if self.probe is not None:
+            self.columns = (*TrainingHistory.columns, *_PROBE_COLUMNS)
+        self._rows: list[dict[str, Any]] = []
+        self._loss_sum: Tensor | float = 0.0
+        self._cubes = 0
+        self._begin = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer.
+
+        Args:
+            engine: the MONAI trainer.
+        """
+        if self.probe is not None:
+            self.probe.attach(engine)  # before the epoch's line is written
+        engine.add_event_handler(Events.STARTED, self._hold)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
+
+    def _hold(self, engine: Engine) -> None:
+        """Keep other trainings out, and see before the first epoch that the folder can be written."""
+        if self.rank == 0:
+            hold_folder(engine, self.path.parent)
+            sweep_temporary(self.path.parent, [self.path.name, self.path.with_suffix(".png").name], older_than=0)
+
+    def _start_epoch(self, engine: Engine) -> None:
+        if not self._rows and engine.state.epoch > 1 and self.rank == 0:
+            kept = [row for row in getattr(engine.state, "history", []) if int(row["epoch"]) < engine.state.epoch]
+            rows = _compare(kept, self.path) if kept else read_history(self.path, before=engine.state.epoch)
+            # the run before may have had a probe where this one has none, or the other way round
+            self._rows = [{name: row.get(name, "") for name in self.columns} for row in rows]
+        self._loss_sum, self._cubes, self._begin = 0.0, 0, time.monotonic()
+
+    def _count(self, engine: Engine) -> None:
+        # summed where it lies: reading it in each iteration would let a GPU wait
+        output = engine.state.output
+        size = len(output[CommonKeys.IMAGE])
+        self._loss_sum = self._loss_sum + size * output[CommonKeys.LOSS].detach().double()
+        self._cubes += size
+
+    def _end_epoch(self, engine: Engine) -> None:
+        if self.rank != 0:
+            return
+        seconds = time.monotonic() - self._begin
+        state = self.evaluator.state
+        validated = state.epoch == engine.state.epoch
+        changed = getattr(engine.state, "changed_settings", "")
+        engine.state.changed_settings = ""
+        row = {
+            "epoch": engine.state.epoch,
+            "train_loss": f"{float(self._loss_sum) / self._cubes:.6f}",
+            "val_metric": f"{state.metrics[state.key_metric_name]:.6f}" if validated else "",
+            "learning_rate": f"{self.optimizer.param_groups[0]['lr']:.3g}",
+            "seconds": f"{seconds:.1f}",
+            "cubes_per_second": f"{self._cubes / seconds:.2f}",
+            "changed": changed,
+        }
+        if self.probe is not None:
+            values = {"probe": self.probe.value, "probe_random": self.probe.baseline}
+            row |= {name: "" if value is None else f"{value:.6f}" for name, value in values.items()}
+        self._rows.append({name: str(value) for name, value in row.items()})
+        engine.state.history = self._rows  # goes into the last state, from which the file can be made again
+        write_csv(self.path, self.columns, self._rows)
+        write_figure(self.path.with_suffix(".png"), draw_history(self._rows, self.metric))
+        left = datetime.timedelta(seconds=round(seconds * (engine.state.max_epochs - engine.state.epoch)))
+        logger.info(
+            "epoch %d/%d: train loss %s, validation %s%s, learning rate %s, %s cubes/s, %s left",
+            engine.state.epoch,
+            engine.state.max_epochs,
+            row["train_loss"],
+            row["val_metric"] or "-",
+            " (best so far)" if validated and state.best_metric_epoch == state.epoch else "",
+            row["learning_rate"],
+            row["cubes_per_second"],
+            left,
+        )
+
+
+def read_history(path: Path, before: int) -> list[dict[str, str]]:
+    """Read the lines of ``history.csv`` up to an epoch.
+
+    Args:
+        path: the file.
+        before: the first epoch that does not count.
+
+    Returns:
+        One line for each epoch that was trained, none where there is no file.
+
+    Raises:
+        ValueError: when the file is damaged or was edited: it names the line and what is wrong with it.
+    """
+    if not path.is_file():
+        return []
+    advice, columns = "mend it or move it away; the training does not need it", TrainingHistory.columns
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            found = list(reader.fieldnames or ())
+            if found != [name for name in (*columns, *_PROBE_COLUMNS) if name in found or name not in _MAY_BE_MISSING]:
+                raise ValueError(f"expected the columns {','.join(columns)}, found {found}")
+            rows = []
+            for number, row in enumerate(reader, 1):
+                _check_row(row, number, reader.line_num)
+                rows.append({name: str(value) for name, value in row.items()})
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged or was edited: {error}; {advice}") from error
+    return [row for row in rows if int(row["epoch"]) < before]
+
+
+def _check_row(row: dict[str, Any], number: int, line: int) -> None:
+    """Refuse a line that no training writes: epochs count from 1, all else are finite numbers."""
+    if row["epoch"] != str(number):
+        raise ValueError(f"line {line}: expected epoch {number}, found {row['epoch']!r}")
+    for name, text in row.items():
+        if name in ("epoch", "changed") or (text == "" and name in ("val_metric", *_PROBE_COLUMNS)):
+            continue
+        try:
+            good = math.isfinite(float(text))
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            raise ValueError(f"line {line}: expected a number as {name}, found {text!r}")
+
+
+def _compare(kept: list[dict[str, str]], path: Path) -> list[dict[str, str]]:
+    """Take the lines that the last state holds, and say where the file has others."""
+    try:
+        same = read_history(path, len(kept) + 1) == kept
+    except ValueError as error:
+        logger.warning("%s", error)
+        same = False
+    if not same:
+        if path.is_file():
+            aside = path.with_name(f"{path.stem}_before_resuming{path.suffix}")
+            path.replace(aside)
+            logger.warning("%s differs from the last state: it is kept as %s and made again", path, aside)
+        else:
+            logger.warning("%s is missing: it is made again from the last state", path)
+    return list(kept)
+
+
+def draw_history(rows: list[dict[str, Any]], metric: str | None = None) -> Figure:
+    """Draw the training loss and the validation metric over the epochs.
+
+    Args:
+        rows: lines of ``history.csv``.
+        metric: name of the validation metric, which then has an axis of its own; None where it is the training loss's
+            quantity, a mean squared error.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([int(row["epoch"]) for row in rows], [float(row["train_loss"]) for row in rows], label="training")
+    validated = [row for row in rows if row["val_metric"]]
+    other = axes if metric is None else axes.twinx()
+    other.plot(
+        [int(row["epoch"]) for row in validated],
+        [float(row["val_metric"]) for row in validated],
+        "o-",
+        ms=3,
+        color="tab:orange",
+        label="validation",
+    )
+    axes.set(xlabel="epoch", ylabel="mean squared error" if metric is None else "training loss", yscale="log")
+    if metric is not None:
+        axes.set_yscale("linear")
+        other.set(ylabel=f"validation {metric}", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
