@@ -25,6 +25,7 @@ from .layouts.lits import survey_lits
 from .layouts.luna16 import survey_luna16
 from .layouts.luna16_candidates import survey_luna16_candidates
 from .layouts.msd import survey_msd
+from .layouts.pairs import PairRules, survey_pairs
 from .layouts.rspect import survey_rspect
 from .loading.case_dataset import CaseDataset
 from .loading.cube_dataset import CubeDataset

@@ -160,16 +160,37 @@ def check_space_difference(name: str, apart: float, tolerance: float, kind: str 
         )
 
 
-def _check_label(name: str, label: np.ndarray, declared: list[int], require_foreground: bool) -> None:
+def label_values(name: str, label: np.ndarray) -> list[int]:
+    """List the values of a label map.
+
+    Args:
+        name: what the error calls the label map.
+        label: its voxels.
+
+    Returns:
+        The values in order.
+
+    Raises:
+        BadCaseError: When some are not whole numbers.
+
+    Example:
+        >>> label_values("liver.nii", np.array([[0.0, 2.0], [1.0, 2.0]]))
+        [0, 1, 2]
+    """
     # plane by plane: sorting a whole scan takes many times as long, and most planes are background only
-    found = np.unique(np.concatenate([np.unique(plane) for plane in np.moveaxis(label, 1, 0)]))
+    found = np.unique(np.concatenate([np.unique(plane) for plane in np.moveaxis(label, min(1, label.ndim - 1), 0)]))
     odd = [value for value in found.tolist() if not float(value).is_integer()]
     if odd:
         raise BadCaseError(name, "label not whole", f"expected whole numbers, found {_some(odd)}")
-    undeclared = [int(value) for value in found.tolist() if value != 0 and int(value) not in declared]
+    return [int(value) for value in found.tolist()]
+
+
+def _check_label(name: str, label: np.ndarray, declared: list[int], require_foreground: bool) -> None:
+    found = label_values(name, label)
+    undeclared = [value for value in found if value != 0 and value not in declared]
     if undeclared:
         raise BadCaseError(name, "undeclared label", f"expected values of {declared}, found {_some(undeclared)}")
-    if require_foreground and not (found != 0).any():
+    if require_foreground and not any(found):
         raise BadCaseError(name, "no foreground", f"expected voxels of {declared}, found background (0) only")
 
 
