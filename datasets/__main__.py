@@ -25,6 +25,7 @@ from .layouts import (
     luna16,
     luna16_candidates,
     msd,
+    nnunet_raw,
     pairs,
     rspect,
 )
@@ -138,6 +139,11 @@ COMMANDS: dict[str, Command] = {
         "list a task of the Medical Segmentation Decathlon from its dataset.json, split by patient",
         _survey_arguments(msd.add_arguments),
         write_survey(msd.survey),
+    ),
+    "nnunet": Command(
+        "list a data set of nnU-Net v2 from its dataset.json, split by nnU-Net's folds or by patient",
+        _survey_arguments(nnunet_raw.add_arguments),
+        write_survey(nnunet_raw.survey),
     ),
     "pairs": Command(
         "list any two folders of images and label maps of the same names, split by patient or by a given fold",
