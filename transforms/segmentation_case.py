@@ -114,18 +114,25 @@ def check_case(
     if channels is not None and values.shape[0] != channels:
         raise BadCaseError(name, "channels missing", f"expected {channels} channels, found {values.shape[0]}")
     if label_key in item:
-        _check_space(name, image, item[label_key], tolerance)
-        _check_label(
-            name, convert_data_type(item[label_key], np.ndarray)[0], declared_values(labels), require_foreground
-        )
+        try:
+            _check_space(name, image, item[label_key], tolerance)
+            _check_label(
+                name, convert_data_type(item[label_key], np.ndarray)[0], declared_values(labels), require_foreground
+            )
+        except BadCaseError as error:
+            file = _file_of(item[label_key])  # of which the image's name may tell nothing
+            raise BadCaseError(name, error.reason, f"{file}: {error.detail}" if file else error.detail) from None
     check_intensities(name, values, modality)
 
 
 def case_name(item: Mapping[Hashable, Any], image_key: Hashable = "image") -> str:
     """Name a case: the image's file where it is known, else the patient, else ``"case"``."""
-    image = item[image_key]
-    file = image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "") if isinstance(image, MetaTensor) else ""
-    return str(file or item.get("patient", "case"))
+    return _file_of(item[image_key]) or str(item.get("patient", "case"))
+
+
+def _file_of(image: Any) -> str:
+    """Name the file of an image; ``""`` where it is not known."""
+    return str(image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "") or "") if isinstance(image, MetaTensor) else ""
 
 
 def _check_space(name: str, image: Any, label: Any, tolerance: float) -> None:
