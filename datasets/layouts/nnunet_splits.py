@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import KFold
 
-FOLD_RULE = "sklearn.model_selection.KFold(5, shuffle=True, random_state=12345) over the sorted names, as nnU-Net v2"
-"""How nnU-Net splits the cases of a data set that has no file of splits."""
+FOLDS, SEED = 5, 12345
+"""Of the cross-validation that nnU-Net v2 makes for a data set without a file of splits."""
+
+FOLD_RULE = f"the sorted names shuffled by numpy.random.RandomState({SEED}), cut into {FOLDS} folds, as nnU-Net v2"
+"""The rule in words, written into the data list."""
 
 
 def find_splits(root: Path, given: str | Path | None = None) -> Path | None:
@@ -93,14 +95,18 @@ def cross_validation(cases: Sequence[str], fold: int) -> tuple[list[str], list[s
 
     Example:
         >>> cross_validation(["a", "b", "c", "d", "e"], 0)
-        (['a', 'c', 'd', 'e'], ['b'])
+        (['b', 'c', 'd', 'e'], ['a'])
     """
-    _check_fold("nnU-Net's cross-validation", fold, 5)
-    if len(cases) < 5:
-        raise ValueError(f"nnU-Net's cross-validation: expected five cases or more, found {len(cases)}.")
-    names = np.sort(list(cases))
-    train, validation = list(KFold(5, shuffle=True, random_state=12345).split(names))[fold]
-    return names[train].tolist(), names[validation].tolist()
+    _check_fold("nnU-Net's cross-validation", fold, FOLDS)
+    if len(cases) < FOLDS:
+        raise ValueError(f"nnU-Net's cross-validation: expected {FOLDS} cases or more, found {len(cases)}.")
+    names = sorted(cases)
+    # what scikit-learn's KFold(FOLDS, shuffle=True, random_state=SEED) does, which nnU-Net calls
+    order = np.arange(len(names))
+    np.random.RandomState(SEED).shuffle(order)
+    held_out = {int(number) for number in np.array_split(order, FOLDS)[fold]}
+    validation = [name for number, name in enumerate(names) if number in held_out]
+    return [name for number, name in enumerate(names) if number not in held_out], validation
 
 
 def _check_fold(where: str, fold: int, number: int) -> None:

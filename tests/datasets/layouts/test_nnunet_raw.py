@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged, SaveImaged
+from sklearn.model_selection import KFold
 
 from models_genesis.datasets import (
     CaseDataset,
@@ -307,12 +308,18 @@ def test_a_fold_without_a_file_is_that_of_nnunets_own_cross_validation(tmp_path)
     assert all(not set(training) & set(validation) for training, validation in folds)
     numbers = [[int(name.removeprefix("BR_")) for name in validation] for _, validation in folds]
     assert numbers == [[0, 7], [3, 9], [4, 6], [1, 8], [2, 5]]
+    for number in (5, 7, 208):  # parity with what nnU-Net calls
+        sorted_names = np.sort([f"case_{each}" for each in range(number)])
+        theirs = [held_out for _, held_out in KFold(5, shuffle=True, random_state=12345).split(sorted_names)]
+        assert [cross_validation(sorted_names, fold)[1] for fold in range(5)] == [
+            sorted_names[each].tolist() for each in theirs
+        ]
     folder = write_dataset(tmp_path, 10, 0)
     survey = survey_nnunet(folder, fold=0)
     assert [name for name, split in splits(survey).items() if split == "validation"] == folds[0][1]
     with pytest.raises(ValueError, match="expected a fold from 0 to 4, found 5"):
         survey_nnunet(folder, fold=5)
-    with pytest.raises(ValueError, match="expected five cases or more, found 4"):
+    with pytest.raises(ValueError, match="expected 5 cases or more, found 4"):
         cross_validation(names[:4], 0)
 
 
