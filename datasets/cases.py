@@ -13,6 +13,7 @@ from .datalist import NAME_EXCLUDED, Survey, read_datalist, resolve_paths
 from .io.json_file import read_json
 from .layouts.brats import MODALITIES, brats_images, survey_brats
 from .layouts.image_folder import survey_folder
+from .layouts.label_maps import MOST_VALUES
 from .layouts.lits import survey_lits
 from .layouts.luna16 import FOLDS, find_subsets, survey_luna16
 from .layouts.msd import survey_msd
@@ -258,6 +259,8 @@ def msd_task(task: str | Path) -> dict[str, Any]:
         tolerance = next((each[3] for key, each in MSD_TASKS.items() if key.lower().endswith(f"_{name.lower()}")), 2.0)
     else:
         raise ValueError(f"task: expected one of {list(MSD_TASKS)} or the path of a dataset.json, found {name!r}")
+    if len(names) > MOST_VALUES:
+        raise ValueError(f"{task}: expected up to {MOST_VALUES} labels, which are kept as bytes, found {len(names)}")
     return {
         "name": name,
         "modality": modality,

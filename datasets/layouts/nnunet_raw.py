@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..io.scan_header import SCAN_SUFFIXES
 from ..splits import RULE, add_split_arguments, split_patients
 from .case_checks import found_case
 from .fold_column import split_by_fold
-from .label_maps import check_label_maps
+from .label_maps import MOST_VALUES, check_label_maps
 from .nnunet_splits import FOLD_RULE, cross_validation, find_splits, read_fold
 
 WRITTEN = (".nii.gz", ".nii")
@@ -121,8 +122,13 @@ def _labels(file: Path, content: Mapping[str, Any]) -> dict[int, str]:
                 f"{file}: expected a name for each value, found {values[value]!r} and {name!r} for {value}."
             )
         values[value] = str(name)
-    if sorted(values) != list(range(len(values))):
-        raise ValueError(f"{file}: expected label values 0, 1, 2, ... without a gap, found {sorted(values)}.")
+    if sorted(values) != list(range(len(values))) or len(values) > MOST_VALUES:
+        raise ValueError(
+            f"{file}: expected label values 0, 1, 2, ... without a gap, up to {MOST_VALUES - 1}, found"
+            f" {sorted(values)[:10]}."
+        )
+    if values[0].casefold() != "background":
+        raise ValueError(f"{file}: expected 'background' as the label of value 0, found {values[0]!r}.")
     return dict(sorted(values.items()))
 
 
@@ -136,6 +142,9 @@ def _listed(file: Path, listed: Any) -> dict[str, tuple[Sequence[str], str]]:
                 f"{file}: expected 'dataset' as images and label by case, found {str({name: entry})[:80]}."
             )
         cases[name] = ([_plain(file, each) for each in images], _plain(file, label))
+    used = Counter(path for images, _ in cases.values() for path in images)
+    if repeated := [path for path, number in used.items() if number > 1]:
+        raise ValueError(f"{file}: expected each image once in 'dataset', found {repeated[0]} several times.")
     return cases
 
 
@@ -202,7 +211,7 @@ def survey_nnunet(
         chosen = {name: dealt.get(scan.patient, "") for name, scan in zip(cases, trained, strict=True)}
         rule = {"split_rule": RULE, "seed": seed, "validation_fraction": validation_fraction, "test_fraction": 0.0}
         more, notes = [], []
-    split = {**{scan.name: chosen[name] for name, scan in zip(cases, trained, strict=True)}}
+    split = {scan.name: chosen[name] for name, scan in zip(cases, trained, strict=True)}
     scans, leaks = _place([*trained, *testing], split, bool(patient_pattern))
     scans = [*scans, *more, *_strangers(folder, dataset, cases, tests)]
     header = {

@@ -194,7 +194,9 @@ def test_files_that_fit_no_case_are_named(tmp_path):
     [
         ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, r"found 'whole' as the region \[1, 2\]"),
         ({"labels": {"background": 0, "a": 1, "ignore": 2}}, r"found the label 'ignore' \(2\)"),
-        ({"labels": {"background": 0, "a": 2}}, r"without a gap, found \[0, 2\]"),
+        ({"labels": {"background": 0, "a": 2}}, r"without a gap, up to 255, found \[0, 2\]"),
+        ({"labels": {"background": 0, **{f"l{k}": k for k in range(1, 257)}}}, "up to 255, found"),
+        ({"labels": {"liver": 0, "tumor": 1}}, "expected 'background' as the label of value 0, found 'liver'"),
         ({"labels": {"0": "background", "1": "a"}}, "expected a whole number for the label '0', found 'background'"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "found 'a' and 'b' for 1"),
         ({"labels": {"background": 0, "a": 1.5}}, "expected a whole number for the label 'a', found 1.5"),
@@ -206,6 +208,10 @@ def test_files_that_fit_no_case_are_named(tmp_path):
         ({"channel_names": {}}, "expected 'channel_names' as names by number"),
         ({"channel_names": ["CT"]}, "expected 'channel_names' as names by number"),
         ({"dataset": {"a": {"images": "x", "label": "y"}}}, "expected 'dataset' as images and label by case"),
+        (
+            {"dataset": {k: {"images": ["same.nii.gz", f"{k}.nii.gz"], "label": "y.nii.gz"} for k in "ab"}},
+            "expected each image once in 'dataset', found same.nii.gz several times",
+        ),
         ({"dataset": []}, "expected 'dataset' as images and label by case"),
     ],
 )
@@ -223,6 +229,17 @@ def test_the_two_kinds_of_dataset_json_point_to_each_other(tmp_path):
     (folder / "dataset.json").write_text(json.dumps({"modality": {"0": "CT"}, "labels": {"0": "background"}}))
     with pytest.raises(ValueError, match="it is one of the Decathlon's, try `msd`"):
         survey_nnunet(folder)
+
+
+def test_a_task_has_no_more_labels_than_a_byte_holds(tmp_path):
+    path = tmp_path / "dataset.json"
+    for number, fits in ((256, True), (257, False)):
+        path.write_text(json.dumps({"modality": {"0": "CT"}, "labels": {str(k): f"l{k}" for k in range(number)}}))
+        if fits:
+            assert msd_task(path)["out_channels"] == number
+        else:
+            with pytest.raises(ValueError, match="expected up to 256 labels, which are kept as bytes, found 257"):
+                msd_task(path)
 
 
 def test_a_single_value_in_a_list_is_a_label(tmp_path):
