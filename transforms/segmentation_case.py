@@ -121,7 +121,7 @@ def check_case(
             )
         except BadCaseError as error:
             file = _file_of(item[label_key])  # of which the image's name may tell nothing
-            raise BadCaseError(name, error.reason, f"{file}: {error.detail}" if file else error.detail) from None
+            raise BadCaseError(name, error.reason, f"{error.detail}, in {file}" if file else error.detail) from None
     check_intensities(name, values, modality)
 
 
