@@ -48,6 +48,7 @@ def adaptation_plan(plan: NetworkPlan, network: nn.Module, configuration: str) -
     """
     if not plan.network_class.endswith(NETWORKS) or not hasattr(network, "key_to_encoder"):
         return None
+    parts: Any = network
     # pretraining keeps the scans' own spacing: `-am like_pretrained` then takes that of the data set's plans
     pretraining = {"patch_size": list(plan.patch_size), "spacing": None}
     return {
@@ -60,9 +61,9 @@ def adaptation_plan(plan: NetworkPlan, network: nn.Module, configuration: str) -
         "pretrain_plan": {"configurations": {configuration: pretraining}},
         "pretrain_num_input_channels": plan.in_channels,
         "recommended_downstream_patchsize": list(plan.patch_size),
-        "key_to_encoder": str(network.key_to_encoder),
-        "key_to_stem": str(network.key_to_stem),
-        "keys_to_in_proj": [str(key) for key in network.keys_to_in_proj],  # type: ignore[union-attr]
+        "key_to_encoder": str(parts.key_to_encoder),
+        "key_to_stem": str(parts.key_to_stem),
+        "keys_to_in_proj": [str(key) for key in parts.keys_to_in_proj],
         "key_to_lpe": None,
     }
 

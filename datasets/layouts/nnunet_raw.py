@@ -134,9 +134,10 @@ def _labels(file: Path, content: Mapping[str, Any]) -> dict[int, str]:
 
 def _listed(file: Path, listed: Any) -> dict[str, tuple[Sequence[str], str]]:
     """Read the cases that ``dataset.json`` lists itself; variables of the environment count, as in nnU-Net."""
-    cases = {}
+    cases: dict[str, tuple[Sequence[str], str]] = {}
     for name, entry in listed.items() if isinstance(listed, Mapping) else [("", None)]:
-        images, label = (entry.get(key) if isinstance(entry, Mapping) else None for key in ("images", "label"))
+        images: Any = entry.get("images") if isinstance(entry, Mapping) else None
+        label: Any = entry.get("label") if isinstance(entry, Mapping) else None
         if not isinstance(images, list) or not all(isinstance(each, str) for each in (*images, label)) or "/" in name:
             raise ValueError(
                 f"{file}: expected 'dataset' as images and label by case, found {str({name: entry})[:80]}."
