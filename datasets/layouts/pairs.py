@@ -266,11 +266,10 @@ def _split(
     scans: Sequence[FoundScan], folds: Mapping[str, str], rules: PairRules
 ) -> tuple[list[FoundScan], dict[str, Any], list[str]]:
     """Split the kept cases, and give the rule as the list says it, and notes."""
-    kept = [scan for scan in scans if not scan.reason]
     if rules.fold:
         choice = (rules.training, rules.validation, rules.testing)
         column = f"{rules.table}, {rules.fold}"
-        split_of = split_folds(column, [folds[scan.name] for scan in kept], *choice) if kept else {}
+        split_of = split_folds(column, folds.values(), *choice) if folds else {}
         placed, notes = split_by_fold(scans, folds, split_of)
         rule = {
             split or "left out": [fold for fold, each in split_of.items() if each == split]
@@ -282,7 +281,7 @@ def _split(
             notes = [f"folds: {shown}; --validation and --test choose others", *notes]
         return placed, {"split_rule": {"table": Path(str(rules.table)).name, "column": rules.fold, **rule}}, notes
     shares = {name: getattr(rules, name) for name in ("validation_fraction", "test_fraction", "seed")}
-    splits = split_patients([scan.patient for scan in kept], **shares)
+    splits = split_patients([scan.patient for scan in scans if not scan.reason], **shares)
     placed = [scan if scan.reason else replace(scan, split=splits[scan.patient]) for scan in scans]
     return placed, {"split_rule": RULE, **shares}, []
 

@@ -263,6 +263,9 @@ def test_folds_are_chosen_as_luna16s_are(tmp_path):
     found = {key: [case["fold"] for case in content[key]] for key in ("training", "validation", "testing")}
     assert found == {"training": ["0", "1", "2"], "validation": ["3"], "testing": ["4"]}
     assert content["split_rule"]["left out"] == ["5"]
+    # a fold of which every case is left out is a fold all the same
+    write(tmp_path / "seg/case4.nii.gz", (0,))
+    assert splits_of(survey(tmp_path, table=table, fold="fold", testing=("4",)))["case4"] == "no foreground"
 
 
 def test_words_for_folds():
