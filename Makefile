@@ -100,7 +100,7 @@ $(NNUNET_VENV)/.installed: requirements-nnunet.txt setup.cfg pyproject.toml
 	touch $@
 
 test-nnunet: nnunet-env
-	OMP_NUM_THREADS=1 $(NNUNET_VENV)/bin/python -m pytest tests/networks/test_nnunet.py tests/networks/test_nnunet_training.py --durations 5
+	OMP_NUM_THREADS=1 $(NNUNET_VENV)/bin/python -m pytest tests/networks/test_nnunet.py tests/networks/test_nnunet_adaptation.py tests/networks/test_nnunet_training.py --durations 5
 
 clean:
 	rm -rf build dist *.egg-info $(DEMO_DIR) .mypy_cache .ruff_cache .pytest_cache

@@ -10,7 +10,7 @@ from .candidates.table import BadRow, BadRowError, CandidateTable, read_candidat
 from .candidates.training_set import CandidateDataset
 from .cases import MSD_TASKS, build_datalist, load_cases, load_datalist, load_labelled_cases, msd_task
 from .datalist import FoundScan, Survey, write_datalist
-from .io.case_names import OutputName, output_names
+from .io.case_names import OutputName, PredictionLayout, output_names
 from .io.scan_header import BadScanError, ScanHeader, open_scan, read_scan_header
 from .io.scan_reader import ScanReader
 from .io.scan_writer import ScanWriter
@@ -25,6 +25,8 @@ from .layouts.lits import survey_lits
 from .layouts.luna16 import survey_luna16
 from .layouts.luna16_candidates import survey_luna16_candidates
 from .layouts.msd import survey_msd
+from .layouts.nnunet_raw import survey_nnunet
+from .layouts.pairs import PairRules, survey_pairs
 from .layouts.rspect import survey_rspect
 from .loading.case_dataset import CaseDataset
 from .loading.cube_dataset import CubeDataset

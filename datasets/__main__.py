@@ -25,6 +25,8 @@ from .layouts import (
     luna16,
     luna16_candidates,
     msd,
+    nnunet_raw,
+    pairs,
     rspect,
 )
 from .phantom import write_brats, write_decathlon, write_emboli, write_luna16
@@ -54,9 +56,12 @@ def write_survey(survey: Callable[[argparse.Namespace], Survey]) -> Callable[[ar
     return run
 
 
-def _survey_arguments(own: Callable[[argparse.ArgumentParser], None]) -> Callable[[argparse.ArgumentParser], None]:
+def _survey_arguments(
+    own: Callable[[argparse.ArgumentParser], None], one_folder: bool = True
+) -> Callable[[argparse.ArgumentParser], None]:
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--root", required=True, help="folder of the scans")
+        if one_folder:
+            parser.add_argument("--root", required=True, help="folder of the scans")
         parser.add_argument("--out", required=True, metavar="JSON", help="the data list to write")
         parser.add_argument("--absolute", action="store_true", help="write absolute paths, not relative to --root")
         parser.add_argument("--report", metavar="CSV", help="write what became of each scan")
@@ -134,6 +139,16 @@ COMMANDS: dict[str, Command] = {
         "list a task of the Medical Segmentation Decathlon from its dataset.json, split by patient",
         _survey_arguments(msd.add_arguments),
         write_survey(msd.survey),
+    ),
+    "nnunet": Command(
+        "list a data set of nnU-Net v2 from its dataset.json, split by nnU-Net's folds or by patient",
+        _survey_arguments(nnunet_raw.add_arguments),
+        write_survey(nnunet_raw.survey),
+    ),
+    "pairs": Command(
+        "list any two folders of images and label maps of the same names, split by patient or by a given fold",
+        _survey_arguments(pairs.add_arguments, one_folder=False),
+        write_survey(pairs.survey),
     ),
     "dicom-seg": Command(
         "turn a bundle's label map of a DICOM series into a DICOM segmentation", dicom_seg.add_arguments, dicom_seg.run

@@ -13,9 +13,11 @@ from .datalist import NAME_EXCLUDED, Survey, read_datalist, resolve_paths
 from .io.json_file import read_json
 from .layouts.brats import MODALITIES, brats_images, survey_brats
 from .layouts.image_folder import survey_folder
+from .layouts.label_maps import MOST_VALUES
 from .layouts.lits import survey_lits
 from .layouts.luna16 import FOLDS, find_subsets, survey_luna16
 from .layouts.msd import survey_msd
+from .layouts.nnunet_raw import is_nnunet_dataset, nnunet_images, read_nnunet_dataset, survey_nnunet
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +148,7 @@ def load_cases(
 
     Without a data list these are all images below ``dataset_dir``, broken ones included: they are for the run to
     report, not to be dropped unseen. Files that are called like label maps are left out. For BraTS the files of a case
-    are put together by their names.
+    are put together by their names, and so are those of ``imagesTs`` in a data set of nnU-Net.
 
     Args:
         layout: see :func:`load_labelled_cases`.
@@ -176,9 +178,20 @@ def _images(layout: Layout, dataset_dir: str | Path, channels: Sequence[str] | N
     root = Path(dataset_dir).resolve()
     if layout == "brats":
         return [scan.entry(root) for scan in brats_images(dataset_dir, MODALITIES if channels is None else channels)]
+    if layout == "msd" and _is_nnunet(dataset_dir):
+        return [scan.entry(root) for scan in nnunet_images(dataset_dir)]
     survey = survey_folder(dataset_dir, min_size=(1, 1, 1), modality="any")
     survey.warn_of_names()
     return [scan.entry(root) for scan in survey.scans if scan.reason != NAME_EXCLUDED]
+
+
+def _is_nnunet(root: str | Path) -> bool:
+    """Tell a data set of nnU-Net v2 by its ``dataset.json``."""
+    path = Path(root) / "dataset.json"
+    try:
+        return path.is_file() and is_nnunet_dataset(read_json(path))
+    except ValueError:
+        return False  # who needs the file says what is wrong with it
 
 
 def _label_path(case: Mapping[str, Any]) -> str:
@@ -193,7 +206,7 @@ def _survey(layout: Layout, root: str | Path, channels: Sequence[str] | None, co
     if layout == "brats":
         return survey_brats(root, MODALITIES if channels is None else channels, expected=convention)
     if layout == "msd":
-        return survey_msd(root)
+        return survey_nnunet(root) if _is_nnunet(root) else survey_msd(root)
     raise ValueError(
         f"{root}: expected a data list, for the cubes must be cut first: python -m models_genesis.datasets {layout} "
         "--root RAW --out DATALIST, then --datalist DATALIST"
@@ -222,7 +235,8 @@ def msd_task(task: str | Path) -> dict[str, Any]:
     """Tell channels, labels and modality of a task of the Medical Segmentation Decathlon.
 
     Args:
-        task: one of the ten, such as ``"Task09_Spleen"``; or the path of a ``dataset.json`` of the same layout.
+        task: one of the ten, such as ``"Task09_Spleen"``; or the path of a ``dataset.json`` of the same layout or of
+            nnU-Net v2, or of a data list that says labels and modality.
 
     Returns:
         ``name``, ``modality`` (``"CT"`` or ``"MR"``), ``in_channels``, ``labels`` (names by value, background first),
@@ -245,6 +259,8 @@ def msd_task(task: str | Path) -> dict[str, Any]:
         tolerance = next((each[3] for key, each in MSD_TASKS.items() if key.lower().endswith(f"_{name.lower()}")), 2.0)
     else:
         raise ValueError(f"task: expected one of {list(MSD_TASKS)} or the path of a dataset.json, found {name!r}")
+    if len(names) > MOST_VALUES:
+        raise ValueError(f"{task}: expected up to {MOST_VALUES} labels, which are kept as bytes, found {len(names)}")
     return {
         "name": name,
         "modality": modality,
@@ -258,6 +274,9 @@ def msd_task(task: str | Path) -> dict[str, Any]:
 
 def _read_task(path: Path) -> tuple[str, Literal["CT", "MR"], int, tuple[str, ...]]:
     content = read_json(path, "the description of a task")
+    if is_nnunet_dataset(content):
+        dataset = read_nnunet_dataset(path)
+        return dataset.name, _modality(dataset.channels), len(dataset.channels), tuple(dataset.labels.values())
     try:
         labels = {int(value): str(label) for value, label in content["labels"].items()}
         content["modality"].values()
@@ -265,9 +284,14 @@ def _read_task(path: Path) -> tuple[str, Literal["CT", "MR"], int, tuple[str, ..
         raise ValueError(f"{path}: expected 'labels' and 'modality' as names by number ({error!r})") from error
     if sorted(labels) != list(range(len(labels))):
         raise ValueError(f"{path}: expected labels 0, 1, 2, ... without a gap, found {sorted(labels)}")
-    modality: Literal["CT", "MR"] = "CT" if all("CT" in str(each) for each in content["modality"].values()) else "MR"
+    channels = [str(each) for each in content["modality"].values()]
     names = tuple(labels[value] for value in sorted(labels))
-    return str(content.get("name", path.parent.name)), modality, len(content["modality"]), names
+    return str(content.get("name", path.parent.name)), _modality(channels), len(channels), names
+
+
+def _modality(channels: Sequence[str]) -> Literal["CT", "MR"]:
+    """Tell by the names of the channels; nnU-Net takes ``ct`` for CT too."""
+    return "CT" if all("CT" in each or each.casefold() == "ct" for each in channels) else "MR"
 
 
 _Task = tuple[Literal["CT", "MR"], int, Sequence[str], float]

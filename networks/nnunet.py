@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from .nnunet_adaptation import CITATIONS, PLAN, adaptation_plan, encoder_tensors
 from .nnunet_plans import read_plan
 from .weight_files import atomic_save, read_weights
 from .weight_report import WeightReport
@@ -64,9 +65,13 @@ def convert_to_nnunet(
     configuration: str = "3d_fullres",
     force: bool = False,
 ) -> WeightReport:
-    """Turn pretrained weights of nnU-Net's network into a checkpoint for ``nnUNetv2_train -pretrained_weights``.
+    """Turn pretrained weights of nnU-Net's network into a checkpoint for both of nnU-Net's roads.
 
-    The checkpoint is a dict with the entry ``network_weights``, read by nnU-Net and also with ``weights_only=True``.
+    ``nnUNetv2_train -pretrained_weights`` takes encoder and decoder; ``nnUNetv2_train_pretrained`` the encoder, by the
+    plan that is enclosed (:mod:`~models_genesis.networks.nnunet_adaptation`).
+
+    The checkpoint is a dict with the entries ``network_weights``, ``nnssl_adaptation_plan`` and ``citations``, read by
+    nnU-Net and also with ``weights_only=True``.
     Kernels have their axes in nnU-Net's order, the first convolution is adapted to the data set's image channels
     (:func:`adapt_input_channels`), and the segmentation layers are left out: nnU-Net starts them fresh.
 
@@ -84,7 +89,7 @@ def convert_to_nnunet(
         FileNotFoundError: no such file.
         FileExistsError: ``target`` exists and ``force`` is not given.
         ModuleNotFoundError: the package of nnU-Net's networks is not installed.
-        ValueError: plans that cannot be used, or weights of another network.
+        ValueError: plans that cannot be used, or weights of another network; nothing is written then.
     """
     target = _free(target, force)
     plan = read_plan(plans, configuration)
@@ -97,8 +102,26 @@ def convert_to_nnunet(
         raise ValueError(f"{weights} is not of the network that {plans} has for {configuration}:\n{report}")
     kept = {name: tensor for name, tensor in network.state_dict().items() if HEADS not in name}
     turned = {name: plan.kernel_in_plan_axes(tensor) for name, tensor in kept.items()}
-    atomic_save(lambda file: torch.save({"network_weights": turned}, file), target)
+    content: dict[str, object] = {"network_weights": turned}
+    if (adaptation := adaptation_plan(plan, network, configuration)) is not None:
+        encoder_tensors(adaptation, turned, plan.build(plan.in_channels, file_axes=False))
+        content |= {PLAN: adaptation, "citations": CITATIONS}
+    atomic_save(lambda file: torch.save(content, file), target)
     return report
+
+
+def describe_encoder(checkpoint: str | os.PathLike[str]) -> str:
+    """Tell what nnU-Net's road for self-supervised weights finds in a checkpoint, as a line for people.
+
+    Args:
+        checkpoint: what :func:`convert_to_nnunet` wrote, which is all of the network's encoder and stem.
+    """
+    content = torch.load(checkpoint, weights_only=True)
+    if PLAN not in content:
+        return f"no {PLAN}: nnUNetv2_train_pretrained does not build this network"
+    keys = (content[PLAN]["key_to_encoder"], content[PLAN]["key_to_stem"])
+    numbers = [sum(name.startswith(f"{key}.") for name in content["network_weights"]) for key in keys]
+    return f"{PLAN}: all {numbers[0]} tensors of {keys[0]}, all {numbers[1]} of the stem {keys[1]}"
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -109,7 +132,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     """
     config = commands.add_parser("nnunet-config", help="write a config that pretrains the network nnU-Net v2 planned")
     checkpoint = commands.add_parser(
-        "nnunet-checkpoint", help="turn its model.pt into a file for nnUNetv2_train -pretrained_weights"
+        "nnunet-checkpoint", help="turn its model.pt into a file for nnUNetv2_train and nnUNetv2_train_pretrained"
     )
     checkpoint.add_argument("weights", type=Path, help="the pretraining's model.pt")
     for parser, target in (
@@ -134,7 +157,8 @@ def _run_config(options: argparse.Namespace) -> str:
 
 def _run_checkpoint(options: argparse.Namespace) -> str:
     report = convert_to_nnunet(options.weights, options.plans, options.target, options.configuration, options.force)
-    return f"{report}\nwritten: {options.target}"
+    encoder = describe_encoder(options.target)
+    return f"{report}\n{encoder}\nwritten: {options.target}"
 
 
 def _without_heads(report: WeightReport) -> WeightReport:

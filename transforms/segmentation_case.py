@@ -114,18 +114,25 @@ def check_case(
     if channels is not None and values.shape[0] != channels:
         raise BadCaseError(name, "channels missing", f"expected {channels} channels, found {values.shape[0]}")
     if label_key in item:
-        _check_space(name, image, item[label_key], tolerance)
-        _check_label(
-            name, convert_data_type(item[label_key], np.ndarray)[0], declared_values(labels), require_foreground
-        )
+        try:
+            _check_space(name, image, item[label_key], tolerance)
+            _check_label(
+                name, convert_data_type(item[label_key], np.ndarray)[0], declared_values(labels), require_foreground
+            )
+        except BadCaseError as error:
+            file = _file_of(item[label_key])  # of which the image's name may tell nothing
+            raise BadCaseError(name, error.reason, f"{error.detail}, in {file}" if file else error.detail) from None
     check_intensities(name, values, modality)
 
 
 def case_name(item: Mapping[Hashable, Any], image_key: Hashable = "image") -> str:
     """Name a case: the image's file where it is known, else the patient, else ``"case"``."""
-    image = item[image_key]
-    file = image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "") if isinstance(image, MetaTensor) else ""
-    return str(file or item.get("patient", "case"))
+    return _file_of(item[image_key]) or str(item.get("patient", "case"))
+
+
+def _file_of(image: Any) -> str:
+    """Name the file of an image; ``""`` where it is not known."""
+    return str(image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "") or "") if isinstance(image, MetaTensor) else ""
 
 
 def _check_space(name: str, image: Any, label: Any, tolerance: float) -> None:
@@ -160,16 +167,37 @@ def check_space_difference(name: str, apart: float, tolerance: float, kind: str 
         )
 
 
-def _check_label(name: str, label: np.ndarray, declared: list[int], require_foreground: bool) -> None:
+def label_values(name: str, label: np.ndarray) -> list[int]:
+    """List the values of a label map.
+
+    Args:
+        name: what the error calls the label map.
+        label: its voxels.
+
+    Returns:
+        The values in order.
+
+    Raises:
+        BadCaseError: When some are not whole numbers.
+
+    Example:
+        >>> label_values("liver.nii", np.array([[0.0, 2.0], [1.0, 2.0]]))
+        [0, 1, 2]
+    """
     # plane by plane: sorting a whole scan takes many times as long, and most planes are background only
-    found = np.unique(np.concatenate([np.unique(plane) for plane in np.moveaxis(label, 1, 0)]))
+    found = np.unique(np.concatenate([np.unique(plane) for plane in np.moveaxis(label, min(1, label.ndim - 1), 0)]))
     odd = [value for value in found.tolist() if not float(value).is_integer()]
     if odd:
         raise BadCaseError(name, "label not whole", f"expected whole numbers, found {_some(odd)}")
-    undeclared = [int(value) for value in found.tolist() if value != 0 and int(value) not in declared]
+    return [int(value) for value in found.tolist()]
+
+
+def _check_label(name: str, label: np.ndarray, declared: list[int], require_foreground: bool) -> None:
+    found = label_values(name, label)
+    undeclared = [value for value in found if value != 0 and value not in declared]
     if undeclared:
         raise BadCaseError(name, "undeclared label", f"expected values of {declared}, found {_some(undeclared)}")
-    if require_foreground and not (found != 0).any():
+    if require_foreground and not any(found):
         raise BadCaseError(name, "no foreground", f"expected voxels of {declared}, found background (0) only")
 
 

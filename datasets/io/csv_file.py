@@ -55,7 +55,7 @@ def read_csv(path: str | os.PathLike[str], columns: Sequence[str], what: str) ->
 
     Raises:
         FileNotFoundError: When there is no such file.
-        ValueError: When it is no UTF-8, lacks a column, or a row cannot be split; the line is named.
+        ValueError: When it is no UTF-8, lacks a column or has it twice, or a row cannot be split; the line is named.
     """
     file = Path(path)
     if not file.is_file():
@@ -66,6 +66,9 @@ def read_csv(path: str | os.PathLike[str], columns: Sequence[str], what: str) ->
             missing = [name for name in columns if name not in (rows.fieldnames or ())]
             if missing:
                 raise ValueError(f"{file}: expected the columns {', '.join(missing)}, found {rows.fieldnames}.")
+            repeated = [name for name in columns if list(rows.fieldnames or ()).count(name) > 1]
+            if repeated:
+                raise ValueError(f"{file}: expected one column {repeated[0]}, found several of this name.")
             for row in rows:
                 yield {name: value for name, value in row.items() if name is not None}
         except UnicodeDecodeError as error:

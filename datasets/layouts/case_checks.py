@@ -90,10 +90,18 @@ def found_case(
     try:
         header = check_headers(root, image, label, channels)
     except (BadScanError, BadCaseError) as error:
-        file = Path(error.scan if isinstance(error, BadScanError) else error.case).name
-        detail = error.detail if file == Path(case_file(image)).name else f"{file}: {error.detail}"
-        return FoundScan(paths, patient, "", error.reason, detail, **more)
+        return FoundScan(paths, patient, "", *_fault(root, image, label, error), **more)
     return FoundScan(paths, patient, split, **{**more, **FoundScan.geometry(header)})
+
+
+def _fault(root: Path, image: str | Sequence[str], label: str, error: BadScanError | BadCaseError) -> tuple[str, str]:
+    """Give reason and detail of a bad case, with the path of the file at fault where it is not the image's first."""
+    images = [image] if isinstance(image, str) else list(image)
+    listed = {os.path.normpath(root / path): path for path in (*images, *([label] if label else []))}
+    file = error.case if isinstance(error, BadCaseError) else listed.get(error.scan, error.scan)
+    # image and label often have one name in two folders, so the path is given, and the reason says which it is
+    reason = f"label {error.reason}" if isinstance(error, BadScanError) and file == label else error.reason
+    return reason, error.detail if file == images[0] else f"{file}: {error.detail}"
 
 
 def case_file(image: str | Sequence[str]) -> str:

@@ -161,15 +161,21 @@ def _look_at(root: Path, case: EmbolismCase, rules: DetectorRules, min_mm3: floa
     try:
         header = read_scan_header(path)
         volume = LoadImage(reader=ScanReader, dtype=None, image_only=True)(path)
-        mask = case.read_mask()
     except BadScanError as error:
         return _Found(replace(base, reason=error.reason, detail=error.detail), [], [])
     except (OSError, ValueError, RuntimeError) as error:
         return _Found(replace(base, reason="unreadable", detail=root_cause_message(error)), [], [])
+    named = str(case.facts.get("mask", "its mask"))
+    try:
+        mask = case.read_mask()
+    except BadScanError as error:
+        return _Found(replace(base, reason=f"mask {error.reason}", detail=f"{named}: {error.detail}"), [], [])
+    except (OSError, ValueError, RuntimeError) as error:
+        return _Found(replace(base, reason="mask unreadable", detail=f"{named}: {root_cause_message(error)}"), [], [])
     hu, affine = np.asarray(volume), np.asarray(volume.affine, np.float64)
     fault = _fault(hu, mask)
     if fault:
-        return _Found(replace(base, reason="mask does not fit", detail=fault), [], [])
+        return _Found(replace(base, reason="mask does not fit", detail=f"{named}: {fault}"), [], [])
     spacing = tuple(float(side) for side in np.linalg.norm(affine[:3, :3], axis=0))
     emboli, numbers, small = emboli_of(mask, spacing, min_mm3)
     places = vessel_candidates(hu, spacing, rules)

@@ -84,7 +84,8 @@ def _read(path: Path) -> dict[str, Any]:
     for key in ("modality", "labels"):
         value = content.get(key)
         if not isinstance(value, Mapping) or not value or not all(str(number).isdigit() for number in value):
-            raise ValueError(f"{path}: expected {key!r} as names by number, found {value!r}.")
+            hint = "; it is of nnU-Net v2, try `nnunet`" if "channel_names" in content else ""
+            raise ValueError(f"{path}: expected {key!r} as names by number, found {value!r}{hint}.")
     entries = content.get("training")
     complete = isinstance(entries, list) and all(
         isinstance(entry, Mapping) and all(isinstance(entry.get(key), str) for key in ("image", "label"))

@@ -12,7 +12,7 @@ from monai.data import Dataset, MetaTensor
 from monai.utils import ensure_tuple
 
 from ...transforms.segmentation_case import BadCaseError
-from ..io.case_names import OUTPUT_NAME, output_names
+from ..io.case_names import OUTPUT_FILE, OUTPUT_NAME, PREDICTION, output_names
 from ..io.root_cause import root_cause
 from ..io.scan_header import BadScanError, root_cause_message
 
@@ -29,9 +29,10 @@ class CaseDataset(Dataset):
     """MONAI's ``Dataset`` that names its cases, and either raises for a broken one or hands on what was wrong with it.
 
     Items get their name as ``"case"``, the path of the image (of its first channel), and as ``"output_name"`` what
-    their results are called, see :func:`~models_genesis.datasets.output_names`. With ``on_bad_case="skip"`` a case that
-    cannot be loaded or prepared gives an item of its names and an ``"error"`` alone, which
-    :class:`~models_genesis.training.CaseEvaluator` counts as failed; the work goes on with the next case.
+    their results are called, see :func:`~models_genesis.datasets.output_names`; the ``"prediction"`` of an entry says
+    which file that is to be. With ``on_bad_case="skip"`` a case that cannot be loaded or prepared gives an item of its
+    names and an ``"error"`` alone, which :class:`~models_genesis.training.CaseEvaluator` counts as failed; the work
+    goes on with the next case.
 
     Args:
         data: entries of a data list.
@@ -40,7 +41,8 @@ class CaseDataset(Dataset):
         root: folder of the data set, below which cases of one name keep their path.
 
     Raises:
-        ValueError: when there are no entries, or two images that predictions would be saved for under one name.
+        ValueError: when there are no entries, two images that predictions would be saved for under one name, or a
+            prediction that is no NIfTI file below the output folder.
     """
 
     def __init__(
@@ -56,7 +58,8 @@ class CaseDataset(Dataset):
             raise ValueError("expected cases, found an empty data list.")
         super().__init__(list(data), transform)
         self.on_bad_case = on_bad_case
-        self.output_names = output_names([case_path(entry) for entry in self.data], root)
+        self.predictions = [entry.get(PREDICTION) for entry in self.data]
+        self.output_names = output_names([case_path(entry) for entry in self.data], root, self.predictions)
 
     def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
         """Prepare a case.
@@ -82,6 +85,8 @@ class CaseDataset(Dataset):
         for value in item.values():
             if isinstance(value, MetaTensor):
                 value.meta[OUTPUT_NAME] = results
+                if self.predictions[index] is not None:
+                    value.meta[OUTPUT_FILE] = self.predictions[index]
         return item
 
 

@@ -12,18 +12,23 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
-from models_genesis.datasets import Label, make_phantom
+from models_genesis.datasets import Label, make_phantom, survey_nnunet
+from models_genesis.datasets.layouts.nnunet_splits import cross_validation
 from models_genesis.networks.nnunet import HEADS, convert_to_nnunet, write_pretraining_config
+from models_genesis.networks.nnunet_adaptation import PLAN
 from models_genesis.networks.nnunet_plans import read_plan
 
 pytest.importorskip("nnunetv2", reason="nnU-Net v2 is not installed here: make test-nnunet has an environment with it")
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 pytestmark = pytest.mark.timeout(1800)
@@ -86,9 +91,9 @@ def plans(environment: dict[str, str]) -> dict[str, Path]:
     content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "numTraining": 5}
     (raw / "dataset.json").write_text(json.dumps({**content, "file_ending": ".nii.gz"}))
     run(["nnUNetv2_plan_and_preprocess", "-d", "1", "-c", "3d_fullres", "-np", "1", "-npfp", "1"], environment)
-    run(["nnUNetv2_plan_experiment", "-d", "1", "-pl", "nnUNetPlannerResEncM"], environment)
+    run(["nnUNetv2_plan_experiment", "-d", "1", "-pl", "nnUNetPlannerResEncL"], environment)
     folder = Path(environment["nnUNet_preprocessed"]) / "Dataset001_Phantom"
-    return {"plain": folder / "nnUNetPlans.json", "residual": folder / "nnUNetResEncUNetMPlans.json"}
+    return {"plain": folder / "nnUNetPlans.json", "residual": folder / "nnUNetResEncUNetLPlans.json"}
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +132,8 @@ def test_nnunet_trains_on_from_our_weights(
     report = run([*command, str(pretrained / "model.pt"), str(plans["plain"]), str(checkpoint)], environment)
     assert "into PlainConvUNet: 182 matched, 0 adapted, 6 skipped, 0 missing" in report
     ours = torch.load(checkpoint, weights_only=True)["network_weights"]
+    encoder = sum(name.startswith("encoder.") for name in ours)
+    assert f"{PLAN}: all {encoder} tensors of encoder.stages, all " in report
     run(
         ["nnUNetv2_train", "1", "3d_fullres", "0", "-tr", "ShortTrainer", "-device", "cpu"]
         + ["-pretrained_weights", str(checkpoint)],
@@ -165,8 +172,6 @@ def test_the_converted_network_does_the_same_to_nnunets_patch(
     torch.save(ours.state_dict(), weights)
     convert_to_nnunet(weights, path, checkpoint)
     configuration = PlansManager(str(path)).get_configuration("3d_fullres")
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
     theirs = get_network_from_plans(
         configuration.network_arch_class_name,
         configuration.network_arch_init_kwargs,
@@ -213,6 +218,117 @@ def test_image_channels_are_adapted(plans: dict[str, Path], tmp_path: Path) -> N
 def test_weights_of_another_plan_are_refused(plans: dict[str, Path], tmp_path: Path) -> None:
     weights = tmp_path / "model.pt"
     torch.save(read_plan(plans["plain"]).build().state_dict(), weights)
-    with pytest.raises(ValueError, match=r"is not of the network that .*MPlans.json has for 3d_fullres"):
+    with pytest.raises(ValueError, match=r"is not of the network that .*LPlans.json has for 3d_fullres"):
         convert_to_nnunet(weights, plans["residual"], tmp_path / "genesis.pth")
     assert not (tmp_path / "genesis.pth").exists()
+
+
+def network_of(plan: dict[str, Any], channels: int) -> torch.nn.Module:
+    """Build what ``nnUNetv2_preprocess_like_nnssl`` writes into its plans, with nnU-Net's own function."""
+    architecture = plan["architecture_plans"]
+    names = ("arch_class_name", "arch_kwargs", "arch_kwargs_requiring_import")
+    return get_network_from_plans(*(architecture[name] for name in names), channels, 2, deep_supervision=False)
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_adaptation_plan_leads_to_every_tensor_of_the_encoder(
+    kind: str, channels: int, plans: dict[str, Path], tmp_path: Path
+) -> None:
+    """The steps of nnU-Net's ``PretrainedTrainer`` as its source has them: build by the plan, load encoder and stem."""
+    content = json.loads(plans[kind].read_text())
+    settings = content["configurations"]["3d_fullres"]
+    settings["normalization_schemes"] = ["ZScoreNormalization"] * channels
+    arguments = settings["architecture"]["arch_kwargs"]
+    arguments["features_per_stage"] = [4 * 2**stage for stage in range(arguments["n_stages"])]
+    arguments["kernel_sizes"][0] = [1, 3, 3]
+    path, weights, checkpoint = (tmp_path / name for name in ("plans.json", "model.pt", "genesis.pth"))
+    path.write_text(json.dumps(content))
+    torch.manual_seed(0)
+    torch.save(read_plan(path).build().state_dict(), weights)
+    convert_to_nnunet(weights, path, checkpoint)
+    found = torch.load(checkpoint, weights_only=True)
+    plan, tensors = found[PLAN], found["network_weights"]
+    (pretraining,) = plan["pretrain_plan"]["configurations"].values()
+    assert pretraining == {"patch_size": settings["patch_size"], "spacing": None}
+    assert plan["recommended_downstream_patchsize"] == settings["patch_size"]
+    assert plan["pretrain_num_input_channels"] == channels
+    assert plan["architecture_kwargs"]["kernel_sizes"][0] == [1, 3, 3]
+    assert [citation["name"] for citation in found["citations"]] == ["Models Genesis"]
+    network = network_of(plan, channels)
+    assert (network.key_to_encoder, network.key_to_stem) == (plan["key_to_encoder"], plan["key_to_stem"])
+    assert list(network.keys_to_in_proj) == plan["keys_to_in_proj"]
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for key in (plan["key_to_encoder"], plan["key_to_stem"]):
+        own = {name.removeprefix(key + "."): tensor for name, tensor in tensors.items() if name.startswith(key + ".")}
+        network.get_submodule(key).load_state_dict(own)  # strict: as many, of these names and shapes
+    encoder = [name for name in before if name.startswith("encoder.")]
+    assert len(encoder) > 40 and all(torch.equal(network.state_dict()[name], tensors[name]) for name in encoder)
+    assert all(torch.equal(network.state_dict()[name], before[name]) for name in before if HEADS in name)
+
+
+@pytest.mark.parametrize("road", ["nnUNetv2_preprocess_like_nnssl", "nnUNetv2_plan_like_dynamic"])
+@pytest.mark.parametrize("scratch", [False, True])
+def test_nnunets_own_road(
+    road: str, scratch: bool, plans: dict[str, Path], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """As its documentation has it; the release on PyPI that is pinned here does not have these commands yet."""
+    if shutil.which(road, path=str(Path(sys.executable).parent)) is None:
+        pytest.skip(f"this nnU-Net has no {road}: it is newer than the release 2.8.1 on PyPI")
+    weights, checkpoint = tmp_path / "model.pt", tmp_path / "genesis.pth"
+    torch.save(read_plan(plans["residual"]).build().state_dict(), weights)
+    convert_to_nnunet(weights, plans["residual"], checkpoint)
+    name = f"genesis{int(scratch)}"
+    dynamic = road.endswith("dynamic")
+    run(
+        [road, "-d", "1", "-n", name, "-pc", str(checkpoint), "-np", "1"]
+        + (["-pl", "nnUNetResEncUNetLPlans"] if dynamic else ["-am", "like_pretrained"]),
+        environment,
+    )
+    (written,) = plans["plain"].parent.glob(f"ptPlans*{name}*.json")
+    information = json.loads(written.read_text())["pretrain_info"]
+    assert (information["key_to_encoder"], information["key_to_stem"]) == ("encoder.stages", "encoder.stem")
+    trainer = "DynamicPretrainedTrainer" if dynamic else "PretrainedTrainer"
+    short = Path(environment["nnUNet_extTrainer"]) / f"short_{trainer.lower()}.py"
+    module = "dynamicPretrainedTrainer" if dynamic else "pretrainedTrainer"
+    source = TRAINER.replace(
+        "nnUNetTrainer.nnUNetTrainer import nnUNetTrainer", f"nnUNetTrainer.pretraining.{module} import {trainer}"
+    )
+    short.write_text(source.replace("(nnUNetTrainer)", f"({trainer})").replace("ShortTrainer", f"Short{trainer}"))
+    start = tmp_path / "start.pt"
+    command = ["nnUNetv2_train_pretrained", "1", "3d_fullres", "0", "-p", written.stem, "-tr", f"Short{trainer}"]
+    more = {"START_WEIGHTS": str(start), "nnUNet_n_proc_DA": "0"}
+    run([*command, "-device", "cpu", *(["--from_scratch"] if scratch else [])], environment, **more)
+    tensors = torch.load(checkpoint, weights_only=True)["network_weights"]
+    started = torch.load(start, weights_only=True)
+    encoder = [name for name in started if name.startswith("encoder.") and name.endswith("conv.weight")]
+    assert encoder and all(torch.equal(started[name], tensors[name]) != scratch for name in encoder)
+
+
+def test_folds_are_those_of_nnunet(plans: dict[str, Path], environment: dict[str, str]) -> None:
+    """For other numbers of cases too; and the list of the raw data set has the fold that nnU-Net trains on."""
+    for number in (5, 11, 24):
+        names = sorted(f"case_{each}" for each in range(number))
+        theirs = generate_crossval_split(names, seed=12345, n_splits=5)
+        for fold, split in enumerate(theirs):
+            assert cross_validation(names, fold) == ([*map(str, split["train"])], [*map(str, split["val"])])
+    survey = survey_nnunet(Path(environment["nnUNet_raw"]) / "Dataset001_Phantom", fold=2)
+    assert not any(scan.reason for scan in survey.scans)
+    (validation,) = generate_crossval_split([f"case{seed}" for seed in range(5)], seed=12345, n_splits=5)[2]["val"]
+    assert [scan.patient for scan in survey.scans if scan.split == "validation"] == [validation]
+
+
+def test_nnunet_reads_predictions_by_our_names(environment: dict[str, str], tmp_path: Path) -> None:
+    """The label maps themselves, saved under the names of the data list, are a perfect segmentation to nnU-Net."""
+    raw = Path(environment["nnUNet_raw"]) / "Dataset001_Phantom"
+    predicted = tmp_path / "predicted"
+    predicted.mkdir()
+    for entry in survey_nnunet(raw, fold=0).datalist()["training"]:
+        shutil.copy(raw / entry["label"], predicted / entry["prediction"])
+    folder = Path(environment["nnUNet_preprocessed"]) / "Dataset001_Phantom"
+    files = ["-djfile", str(raw / "dataset.json"), "-pfile", str(folder / "nnUNetPlans.json")]
+    command = ["nnUNetv2_evaluate_folder", str(raw / "labelsTr"), str(predicted), *files, "-np", "1", "--chill"]
+    run(command, environment)
+    summary = json.loads((predicted / "summary.json").read_text())
+    assert summary["foreground_mean"]["Dice"] == 1
+    assert len(summary["metric_per_case"]) == 4

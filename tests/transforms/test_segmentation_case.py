@@ -189,5 +189,6 @@ def test_files_as_monai_loads_them(tmp_path):
     check = CheckSegmentationCased(labels=[1], modality="CT")
     check(load(paths))
     nib.save(nib.Nifti1Image(label * 7, np.diag([2.0, 2, 3, 1])), paths["label"])
-    with pytest.raises(BadCaseError, match=r"volume-3\.nii: undeclared label: expected values of \[1\], found \[7\]"):
+    said = r"volume-3\.nii: undeclared label: expected values of \[1\], found \[7\], in .*segmentation-3\.nii"
+    with pytest.raises(BadCaseError, match=said):  # the file at fault is the label
         check(load(paths))

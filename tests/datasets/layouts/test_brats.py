@@ -110,7 +110,7 @@ def test_incomplete_cases_are_named(tmp_path):
         "unlabelled": ("", True),
     }
     assert scans["case0"].detail == "expected flair, t1, t1ce, t2, found no t1ce"
-    assert scans["case1"].detail == "case1_t2.nii: expected 5 x 4 x 3 voxels as the image, found 5 x 4 x 2"
+    assert scans["case1"].detail == "case1/case1_t2.nii: expected 5 x 4 x 3 voxels as the image, found 5 x 4 x 2"
     # a mirrored label of 5 voxels lies up to 8 voxels off
     assert "found voxels 8 apart" in scans["case2"].detail
     assert scans["unlabelled"].split == "testing" and not scans["unlabelled"].label

@@ -345,6 +345,21 @@ def test_a_patient_without_emboli_has_negatives_only(angiogram: Phantom, tmp_pat
     assert all(scan.facts["candidates"] > 10 for scan in survey.scans)
 
 
+def test_the_file_at_fault_is_named_scan_or_mask(angiogram: Phantom, tmp_path: Path) -> None:
+    for number in (1, 2, 3, 4):
+        write_nrrd(tmp_path / "images" / f"00{number}.nrrd", angiogram.image, angiogram)
+        write_nrrd(tmp_path / "rs" / f"00{number}RefStd.nrrd", angiogram.embolus_mask, angiogram)
+    (tmp_path / "images" / "002.nrrd").write_text("no scan")
+    (tmp_path / "rs" / "003RefStd.nrrd").write_text("no mask")
+    write_nrrd(tmp_path / "rs" / "004RefStd.nrrd", angiogram.embolus_mask[1:], angiogram)
+    survey = survey_cadpe(tmp_path, tmp_path / "out", validation_fraction=0.0, test_fraction=0.0)
+    found = {scan.patient: (scan.reason, scan.detail.partition(": ")[0]) for scan in survey.scans}
+    assert found["001"] == ("", "")
+    assert found["002"][0] == "unreadable" and "RefStd" not in found["002"][1]
+    assert found["003"] == ("mask unreadable", "rs/003RefStd.nrrd")
+    assert found["004"] == ("mask does not fit", "rs/004RefStd.nrrd")
+
+
 def test_rspect_lists_studies_and_makes_no_candidates(tmp_path: Path, tools: SimpleNamespace) -> None:
     names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "pe_present_on_image", "negative_exam_for_pe")
     lines = [",".join(names)]

@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_left_out(tmp_path):
         "volume-1.nii": "label of another shape",
         "volume-2.nii": "label in another space",
         "volume-3.nii": "",
-        "volume-4.nii": "unreadable",
+        "volume-4.nii": "label unreadable",
         "segmentation-5.nii": "volume missing",
         "more/volume-6.nii.gz": "",
         "volume-6.nii": "repeated",

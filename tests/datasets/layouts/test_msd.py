@@ -107,11 +107,16 @@ def test_files_that_are_not_as_described_are_left_out(tmp_path):
     found = {scan.patient: (scan.reason, scan.detail) for scan in survey.scans if scan.reason}
     assert found == {
         "prostate_000": ("missing", "expected an existing file or folder, found none"),
-        "prostate_001": ("missing", "expected an existing file or folder, found none"),
+        "prostate_001": (
+            "label missing", "labelsTr/prostate_001.nii.gz: expected an existing file or folder, found none",
+        ),
         "prostate_002": ("channels missing", "expected 2 volumes along a fourth axis, found 6 x 5 x 4 x 3"),
         "prostate_003": ("channels missing", "expected 2 volumes along a fourth axis, found 6 x 5 x 4"),
-        "prostate_004": ("label of another shape", "expected 6 x 5 x 4 voxels as the image, found 6 x 5 x 3"),
-    }
+        "prostate_004": (
+            "label of another shape",
+            "labelsTr/prostate_004.nii.gz: expected 6 x 5 x 4 voxels as the image, found 6 x 5 x 3",
+        ),
+    }  # fmt: skip
     assert any("numTraining is 32, but 'training' lists 6" in note for note in survey.notes)
 
 
