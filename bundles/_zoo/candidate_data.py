@@ -36,7 +36,7 @@ def make_data(folder):
     return train, {"dataset_dir": images, "candidates": table}
 
 
-def check_output(case, folder, data):
+def check_output(case, folder):
     """Expect the table's rows, each with a probability."""
     with open(os.path.join(folder, "candidates.csv"), newline="") as file:
         rows = list(csv.DictReader(file))

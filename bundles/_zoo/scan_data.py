@@ -24,7 +24,7 @@ def make_data(folder):
     return data, data
 
 
-def check_output(case, folder, data):
+def check_output(case, folder):
     """Expect restored scans, each in its space."""
     saved = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names if ".nii" in name]
     case.assertTrue(saved)

@@ -54,6 +54,7 @@ def python(package_index, tmp_path_factory) -> str:
         except package_index.IndexUnreachableError:
             return False
         return True
+
     spec = importlib.util.spec_from_file_location("bare_environment", HERE / "bare_environment.py")
     environment = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(environment)

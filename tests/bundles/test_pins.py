@@ -101,7 +101,7 @@ def test_constraints_that_do_not_pin_are_refused(pins, tmp_path, text, message):
 
 def test_markers_and_comments_are_read(pins, tmp_path):
     path = tmp_path / "constraints.txt"
-    path.write_text("# why\nnumpy==1; python_version < '3.11'\nnumpy==2; python_version >= '3.11'  # newer\n\nfire==3\n")
+    path.write_text("# why\nnumpy==1; python_version < '3.11'\nnumpy==2; python_version >= '3.11'  # new\n\nfire==3\n")
     assert pins.read_constraints(path) == {"numpy": "1", "fire": "3"}
     assert pins.read_constraints(path, "3.12") == {"numpy": "2", "fire": "3"}
 
