@@ -145,7 +145,7 @@ def test_the_card_has_the_sections_of_the_template_and_all_licences(zoo, name):
 
 
 def test_every_bundle_trains_evaluates_and_infers_by_its_unit_test(zoo, run):
-    """All in one process, where the zoo starts one for each: without ``scripts`` they do not get in each other's way."""
+    """All in one process; the zoo starts one for each. Without ``scripts`` they share no module name."""
     said = run(str(HERE / "zoo_layout" / "run_unit_tests.py"), *(f"test_{name}" for name in NAMES), cwd=zoo)
     assert f"Ran {3 * len(NAMES)} tests" in said
     # the weights that are sent are not replaced
