@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pack bundles for the model zoo: ``python bundles/build.py NAME --out DIR``, or ``--all`` in place of ``NAME``.
+"""Pack bundles: ``python bundles/build.py NAME --out DIR``, or ``--all`` in place of ``NAME``.
 
 Of each bundle it writes ``NAME_vVERSION.zip`` with everything below one folder ``NAME/``, its SHA-256 beside it, its
 entry in ``model_info.json``, and ``unpack.py``, with which users check and unpack it. The same tree gives the same
 bytes on any machine: files are sorted, stored uncompressed (deflate differs between zlib versions, and weights hardly
 shrink), with one date and one mode.
+
+A package carries its code, or with ``--code package`` asks for the package ``models-genesis`` instead. ``--zoo DIR``
+writes the same files, and the unit tests of each bundle, as the folders of a pull request to the model zoo.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from configparser import ConfigParser as IniParser
@@ -25,9 +29,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from card import zoo_card
 from sync import layout, write_whole
 from unpack import sha256_of
 from vendoring import portable_configs, portable_readme, rename, vendored_code
+from zoo_tests import unit_tests
 
 BUNDLES = Path(__file__).resolve().parent
 MAX_WEIGHTS = 25 * 1024**2
@@ -45,6 +51,11 @@ SMALL_WEIGHTS = "models/phantom_*.pt"
 are results of somebody's runs."""
 
 CERTIFICATE = "birth_certificate.json"
+
+CODE = ("vendored", "package")
+"""Where a packed bundle has its code from: its own ``scripts/``, or the installed package."""
+
+DISTRIBUTION = "models-genesis"
 
 
 @dataclass(frozen=True)
@@ -316,13 +327,25 @@ def large_files(folder: Path, weights: Weights | None) -> dict[str, Any] | None:
     return content if path.is_file() or content["large_files"] else None
 
 
-def contents(folder: Path, settings: Mapping[str, Any], weights: Weights | None = None) -> dict[str, bytes]:
+def packed_metadata(metadata: Mapping[str, Any], origin: Mapping[str, str], code: str) -> dict[str, Any]:
+    """Give the metadata of a packed bundle, which tell where it comes from and pin its code if that is a package."""
+    packed = {**metadata, **origin}
+    if code == "package":
+        own = {DISTRIBUTION: origin["models_genesis_version"]}
+        packed["required_packages_version"] = {**own, **metadata["required_packages_version"]}
+    return packed
+
+
+def contents(
+    folder: Path, settings: Mapping[str, Any], weights: Weights | None = None, code: str = CODE[0]
+) -> dict[str, bytes]:
     """Gather the files of a packed bundle.
 
     Args:
         folder: the bundle.
         settings: keys of its configs that are set anew, such as ``features`` of the weights' network.
         weights: trained weights that become ``models/model.pt``.
+        code: ``"vendored"`` for a bundle that carries its code, ``"package"`` for one that pins ``models-genesis``.
 
     Returns:
         Bytes by path below the bundle's folder.
@@ -339,19 +362,25 @@ def contents(folder: Path, settings: Mapping[str, Any], weights: Weights | None 
         if carried.get("task") in decathlon_tasks():
             carried.pop("task_facts", None)  # they follow from the task, and from another one that a user gives
         check_weights(weights.path, folder, {**carried, **settings})
-    texts = vendored_code(folder.parents[1])
-    own = (folder / "scripts").rglob("*.py")
-    texts |= {path.relative_to(folder).as_posix(): rename(path.read_text(encoding="utf-8")) for path in own}
+    vendored = code == "vendored"
+    texts = vendored_code(folder.parents[1]) if vendored else {}
+    if vendored:
+        own = (folder / "scripts").rglob("*.py")
+        texts |= {path.relative_to(folder).as_posix(): rename(path.read_text(encoding="utf-8")) for path in own}
     configs = read_configs(folder, settings)
     configs["train.json"].update({key: value for key, value in carried.items() if key not in settings})
-    for file, config in portable_configs(configs).items():
+    for file, config in (portable_configs(configs) if vendored else configs).items():
         texts[f"configs/{file}"] = layout(config) + "\n"
-    texts["configs/metadata.json"] = layout({**metadata, **provenance(folder.parents[1])}) + "\n"
+    metadata = packed_metadata(metadata, provenance(folder.parents[1]), code)
+    texts["configs/metadata.json"] = layout(metadata) + "\n"
     listed = large_files(folder, weights)
     if listed is not None:
-        texts["large_files.json"] = rename(layout(listed)) + "\n"
+        texts["large_files.json"] = (rename(layout(listed)) if vendored else layout(listed)) + "\n"
     readme = (folder / "docs" / "README.md").read_text(encoding="utf-8")
-    texts["docs/README.md"] = portable_readme(readme, folder.name, requirements(metadata))
+    readme = portable_readme(readme, folder.name, requirements(metadata), vendored)
+    licence = (folder / "docs" / "data_license.txt").read_text(encoding="utf-8")
+    separate = (listed or {}).get("licensed_separately", [])
+    texts["docs/README.md"] = zoo_card(readme, folder.name, metadata, licence, separate)
     files = {name: text.encode("utf-8") for name, text in texts.items()}
     plain = [folder / "LICENSE", folder / "configs" / "logging.conf", *folder.glob(SMALL_WEIGHTS)]
     plain += [path for path in (folder / "docs").rglob("*") if path.is_file() and path != folder / "docs/README.md"]
@@ -398,6 +427,7 @@ def build(
     settings: Mapping[str, Any] | None = None,
     url: str = "",
     root: Path = BUNDLES,
+    code: str = CODE[0],
 ) -> Package:
     """Pack one bundle, and write its checksum and its entry in ``model_info.json`` beside it.
 
@@ -409,6 +439,7 @@ def build(
         settings: keys of its configs that are set anew.
         url: folder on the web from which the packages will be downloaded, for ``model_info.json``.
         root: folder of the bundles.
+        code: as for :func:`contents`.
 
     Returns:
         The package.
@@ -419,7 +450,7 @@ def build(
     """
     if weights is None:
         weights = weights_for(shipped_weights(root / name), settings or {})
-    files = contents(root / name, settings or {}, weights)
+    files = contents(root / name, settings or {}, weights, code)
     metadata = json.loads(files["configs/metadata.json"])
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}_v{metadata['version']}.zip"
@@ -432,6 +463,46 @@ def build(
     write_text(info, json.dumps(dict(sorted(listed.items())), indent=4) + "\n")
     shutil.copyfile(BUNDLES / "unpack.py", out / "unpack.py")
     return Package(path, name, metadata["version"], requirements(metadata), len(files))
+
+
+def write_zoo_folders(
+    names: Sequence[str], zoo: Path, settings: Mapping[str, Any] | None = None, code: str = CODE[1]
+) -> list[Path]:
+    """Write bundles and their unit tests to where they lie in the model zoo, each bundle whole or not at all.
+
+    Args:
+        names: the bundles.
+        zoo: a folder, which may be a checkout of the model zoo.
+        settings: keys of the configs that are set anew.
+        code: as for :func:`contents`.
+
+    Returns:
+        The folders of the bundles.
+
+    Raises:
+        FileExistsError: when one of the bundles is there already; nothing was written then.
+    """
+    targets = [zoo / "models" / name for name in names]
+    for target in targets:
+        if target.exists():
+            raise FileExistsError(f"{target} exists: remove it, or give --zoo another folder")
+    packed = [
+        contents(BUNDLES / name, settings or {}, weights_for(shipped_weights(BUNDLES / name), settings or {}), code)
+        for name in names
+    ]
+    tests = zoo / "ci" / "unit_tests"
+    for folder in (zoo / "models", tests):
+        folder.mkdir(parents=True, exist_ok=True)
+    for target, files in zip(targets, packed, strict=True):
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+            for file, content in files.items():
+                path = Path(temporary) / target.name / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            os.rename(Path(temporary) / target.name, target)
+    for file, text in unit_tests(names).items():
+        write_text(tests / file, text)
+    return targets
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -473,22 +544,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="set a key of the configs, such as features=[8,16,32,64] of the weights' network",
     )
     parser.add_argument("--url", default="", help="folder on the web of the packages, for model_info.json")
+    parser.add_argument(
+        "--code",
+        choices=CODE,
+        help="carry the code in scripts/ (vendored, the default of --out), or pin models-genesis (package, of --zoo)",
+    )
+    parser.add_argument("--zoo", type=Path, help="folder, or checkout of the model zoo, for bundles and their tests")
     parser.add_argument("--pins", action="store_true", help="pack nothing, print what the bundles need for pip")
     options = parser.parse_args(arguments)
     names = bundle_names() if options.all else options.names
     if not names or (options.all and options.names):
         parser.error("name the bundles to pack, or give --all")
-    if options.out is None and not options.pins:
+    if options.out is None and options.zoo is None and not options.pins:
         parser.error("--out DIR is needed")
+    if options.zoo is not None and (options.out or options.weights):
+        parser.error("--zoo goes with neither --out nor --weights: it takes what the repository has")
     if options.weights is not None and len(names) > 1:
         parser.error("--weights go with one bundle only")
     try:
         if options.pins:
             print("\n".join(sorted({pin for name in names for pin in requirements(check_bundle(BUNDLES / name))})))
             return 0
+        if options.zoo is not None:
+            for target in write_zoo_folders(names, options.zoo, dict(options.settings), options.code or "package"):
+                print(target)
+            return 0
         weights = Weights(options.weights, options.weights_url) if options.weights is not None else None
         for name in names:
-            package = build(name, options.out, weights, dict(options.settings), options.url)
+            code = options.code or "vendored"
+            package = build(name, options.out, weights, dict(options.settings), options.url, code=code)
             print(f"{package.path}: {package.files} files, {package.path.stat().st_size / 1024**2:.1f} MiB")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

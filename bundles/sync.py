@@ -3,7 +3,7 @@
 
 MONAI reads one file for each stage, so shared parts must stand in all of them; ``_shared/blocks.json`` is where they
 are changed. ``python bundles/sync.py`` writes them; ``--check`` changes nothing and exits with 1 where a config is
-stale.
+stale. The versions that the metadata pin come from ``constraints.txt`` in the same way, by ``pins.py``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from pins import pinned, read_constraints
 
 BUNDLES = Path(__file__).resolve().parent
 
@@ -80,7 +82,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def sync(root: Path = BUNDLES, check: bool = False) -> list[str]:
-    """Write the shared blocks into the configs.
+    """Write the shared blocks into the configs, and the pinned versions into the metadata.
 
     Args:
         root: folder of the bundles.
@@ -90,7 +92,7 @@ def sync(root: Path = BUNDLES, check: bool = False) -> list[str]:
         The configs that are, or were, stale.
 
     Raises:
-        ValueError: when a block names no config.
+        ValueError: when a block names no config, or metadata name a package without a pinned version.
     """
     blocks = json.loads((root / "_shared" / "blocks.json").read_text(encoding="utf-8"))
     paths: set[Path] = set()
@@ -99,10 +101,15 @@ def sync(root: Path = BUNDLES, check: bool = False) -> list[str]:
         if not found:
             raise ValueError(f"_shared/blocks.json: {name!r} expected configs like {block['configs']}, found none")
         paths |= found
+    versions: dict[str, str] = {}
+    if metadata := set(root.glob("*/configs/metadata.json")):
+        versions = read_constraints(root.parent / "constraints.txt")
     stale = []
-    for path in sorted(paths):
+    for path in sorted(paths | metadata):
         content = json.loads(path.read_text(encoding="utf-8"))
         synced = expected(path, content, blocks, root)
+        if path in metadata:
+            synced = pinned(synced, versions)
         if synced != content:
             stale.append(path.relative_to(root).as_posix())
             if not check:

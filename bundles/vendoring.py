@@ -130,13 +130,14 @@ def _portable_value(value: Any, names: Iterable[str]) -> Any:
     return rename(value)
 
 
-def portable_readme(text: str, name: str, requirements: Iterable[str]) -> str:
+def portable_readme(text: str, name: str, requirements: Iterable[str], vendored: bool = True) -> str:
     """Let the commands of a bundle's README run from the unpacked bundle's own folder.
 
     Args:
         text: ``docs/README.md`` as it stands in this repository, with ``B=bundles/NAME`` before the commands.
         name: the bundle.
         requirements: what has to be installed, as pip writes it.
+        vendored: whether the bundle carries its own code; otherwise it imports the installed package.
 
     Returns:
         The README of the packed bundle.
@@ -149,27 +150,33 @@ def portable_readme(text: str, name: str, requirements: Iterable[str]) -> str:
     for expected in (sentence, f"\nB=bundles/{name}\n", "\n## Data\n"):
         if text.count(expected) != 1:
             raise ValueError(f"{file}: expected {expected!r} once, found it {text.count(expected)} times")
-    text = text.replace(sentence, "From this bundle's own folder, the one with `configs/` and `scripts/`.")
+    text = text.replace(sentence, "From this bundle's own folder, the one with `configs/` and `docs/`.")
     text = text.replace(f"\nB=bundles/{name}\n", "\n")
     text = text.replace(" --bundle_root $B", "").replace("$B/", "")
     text = re.sub(r"\[([^\]]+)\]\((?:\.\./){2,}[^)]*\)", r"\1 in the project's repository", text)
     text = re.sub(r"(?<![\w/])bundles/(?=\w)", "../", text)
-    text = rename(text)
-    left = re.findall(r".*(?:\$B\b|\$\{B\}|(?<![\w/.~])models_genesis\.).*", text)
+    text = rename(text) if vendored else text
+    ours = r"|(?<![\w/.~])models_genesis\." if vendored else ""
+    left = re.findall(rf".*(?:\$B\b|\$\{{B\}}{ours}).*", text)
     if left:
         raise ValueError(f"{file}: expected nothing that only this repository has, found {left}")
-    return text.replace("\n## Data\n", INSTALL.format(requirements=" ".join(requirements)) + "\n## Data\n")
+    install = INSTALL.format(requirements=" ".join(requirements), code=OWN_CODE if vendored else PACKAGE_CODE)
+    return text.replace("\n## Data\n", install + "\n## Data\n")
 
 
 INSTALL = """
 ## Install
 
-This package carries its own code in `scripts/`. It was tested with:
+{code} It was tested with:
 
 ```bash
 pip install {requirements}
 ```
 
-Its configs and `scripts/` are code that runs with your rights: use only packages whose checksum you compared with one
-from a source you trust.
+Its configs are code that runs with your rights: use only packages whose checksum you compared with one from a source
+you trust.
 """
+
+OWN_CODE = "This package carries its own code in `scripts/`, which is run as its configs are."
+
+PACKAGE_CODE = "Its code is the Python package `models-genesis`."

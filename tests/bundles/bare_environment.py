@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 import venv
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -25,22 +25,34 @@ def closure(requirements: Iterable[str]) -> set[str]:
     return found
 
 
-def make(folder: Path, requirements: Iterable[str]) -> Path:
+def others(requirements: Iterable[str]) -> list[str]:
+    """List the pins of which another version is installed here."""
+    pins = [Requirement(text) for text in requirements]
+    return [str(pin) for pin in pins if not pin.specifier.contains(distribution(pin.name).version.split("+")[0])]
+
+
+def make(folder: Path, requirements: Iterable[str], install: Callable[[Path, list[str]], bool]) -> Path:
     """Make a virtual environment whose site-packages link to the installed packages, file by top-level file.
 
     Downloading them again would take minutes and gigabytes for the same files. No ``.pth`` file and no package that is
-    not required goes in, so that this project, installed or editable, is not there.
+    not required goes in, so that this project, installed or editable, is not there. Packages of which the pins name
+    another version than the one installed here are installed.
 
     Args:
         folder: where to make it.
         requirements: as pip writes them.
+        install: installs packages without what they need to a folder; returns False where that cannot be done, and the
+            installed versions are linked instead.
 
     Returns:
         Its Python.
     """
     venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
     site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    for name in sorted(closure(requirements)):
+    requirements = list(requirements)
+    different = others(requirements)
+    installed = {Requirement(pin).name.lower() for pin in different} if install(site, different) else set()
+    for name in sorted(closure(requirements) - installed):
         package = distribution(name)
         tops = {file.parts[0] for file in package.files or [] if file.parts[0] not in ("..", "__pycache__")}
         for top in tops:

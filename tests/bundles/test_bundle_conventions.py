@@ -84,14 +84,6 @@ def test_metadata_meet_the_schema_and_list_their_version(name, shared, tmp_path)
     assert metadata["version"] in metadata["changelog"]
 
 
-def test_metadata_pin_what_is_tested(name):
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
-    metadata = json.loads(Path(config(name, "metadata")).read_text())
-    stated = {key: metadata[f"{key}_version"] for key in ("monai", "numpy")} | metadata["required_packages_version"]
-    stated["torch"] = metadata["pytorch_version"]
-    assert {package: pins[package] for package in stated} == stated
-
-
 @pytest.mark.parametrize(
     ("stages", "kind"),
     [(["train"], "train"), (["train", "evaluate"], "train"), (["inference"], "inference")],

@@ -14,7 +14,9 @@ SYNC = Path(__file__).resolve().parents[2] / "bundles" / "sync.py"
 def sync():
     spec = importlib.util.spec_from_file_location("sync", SYNC)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SYNC.parent))
+        spec.loader.exec_module(module)
     return module
 
 
@@ -62,6 +64,21 @@ def test_a_block_for_no_config_is_an_error(sync, root):
     (root / "_shared" / "blocks.json").write_text(json.dumps({"lost": {"configs": ["nowhere/*.json"], "ids": {}}}))
     with pytest.raises(ValueError, match="lost"):
         sync.sync(root)
+
+
+def test_metadata_pin_what_the_constraints_give_the_oldest_python(sync, tmp_path):
+    """Never what an older or a newer Python gets; the rest of the metadata stays."""
+    lines = "numpy==2.2.6; python_version < '3.11'\nnumpy==2.4.6; python_version >= '3.11'\nmonai==1.6.1\n"
+    (tmp_path / "constraints.txt").write_text(lines)
+    root = tmp_path / "bundles"
+    (root / "_shared").mkdir(parents=True)
+    (root / "_shared" / "blocks.json").write_text("{}")
+    path = root / "a_ct" / "configs" / "metadata.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"version": "0.1.0", "numpy_version": "2.4.6", "monai_version": "1.6.1"}))
+    assert sync.sync(root, check=True) == sync.sync(root) == ["a_ct/configs/metadata.json"]
+    assert json.loads(path.read_text()) == {"version": "0.1.0", "numpy_version": "2.2.6", "monai_version": "1.6.1"}
+    assert sync.sync(root, check=True) == []
 
 
 def test_layout_is_json_again(sync):
