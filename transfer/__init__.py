@@ -6,3 +6,15 @@ from .permuted import permute_weights
 from .runner import Options, Outcome, Runner
 from .slices import KeepSlices
 from .study import Study, StudyError, load_study
+
+__all__ = [
+    "STARTED",
+    "KeepSlices",
+    "Options",
+    "Outcome",
+    "Runner",
+    "Study",
+    "StudyError",
+    "load_study",
+    "permute_weights",
+]
