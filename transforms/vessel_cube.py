@@ -118,7 +118,7 @@ def turned_cube(
         fill: value of what lies beyond the scan.
 
     Returns:
-        The cube, (C, *cube_size), float32, of the scan's kind.
+        The cube, ``(C, *cube_size)``, float32, of the scan's kind.
     """
     volume: np.ndarray = img if isinstance(img, np.ndarray) else convert_data_type(img, np.ndarray)[0]
     size = np.array(cube_size)
