@@ -175,7 +175,7 @@ def _look_at(root: Path, case: EmbolismCase, rules: DetectorRules, min_mm3: floa
     hu, affine = np.asarray(volume), np.asarray(volume.affine, np.float64)
     fault = _fault(hu, mask)
     if fault:
-        return _Found(replace(base, reason="mask does not fit", detail=f"{named}: {fault}"), [], [])
+        return _Found(replace(base, reason="mask does not fit", detail=f"{fault}, in {named}"), [], [])
     spacing = tuple(float(side) for side in np.linalg.norm(affine[:3, :3], axis=0))
     emboli, numbers, small = emboli_of(mask, spacing, min_mm3)
     places = vessel_candidates(hu, spacing, rules)

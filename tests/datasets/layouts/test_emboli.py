@@ -353,11 +353,11 @@ def test_the_file_at_fault_is_named_scan_or_mask(angiogram: Phantom, tmp_path: P
     (tmp_path / "rs" / "003RefStd.nrrd").write_text("no mask")
     write_nrrd(tmp_path / "rs" / "004RefStd.nrrd", angiogram.embolus_mask[1:], angiogram)
     survey = survey_cadpe(tmp_path, tmp_path / "out", validation_fraction=0.0, test_fraction=0.0)
-    found = {scan.patient: (scan.reason, scan.detail.partition(": ")[0]) for scan in survey.scans}
+    found = {scan.patient: (scan.reason, scan.detail) for scan in survey.scans}
     assert found["001"] == ("", "")
     assert found["002"][0] == "unreadable" and "RefStd" not in found["002"][1]
-    assert found["003"] == ("mask unreadable", "rs/003RefStd.nrrd")
-    assert found["004"] == ("mask does not fit", "rs/004RefStd.nrrd")
+    assert found["003"][0] == "mask unreadable" and found["003"][1].startswith("rs/003RefStd.nrrd: ")
+    assert found["004"][0] == "mask does not fit" and found["004"][1].endswith(", in rs/004RefStd.nrrd")
 
 
 def test_rspect_lists_studies_and_makes_no_candidates(tmp_path: Path, tools: SimpleNamespace) -> None:
