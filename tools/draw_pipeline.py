@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from models_genesis.datasets import make_phantom
-from models_genesis.training.files import write_figure
+from models_genesis.datasets.io.atomic_write import write_figure
 from models_genesis.transforms import RandGenesisDeform, RandTissueCube, admissible_starts
 
 STAGES = (
