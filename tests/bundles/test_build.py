@@ -377,7 +377,7 @@ def test_a_card_gets_what_the_zoos_template_asks_for(build):
     """In the template's order; what only its owners may hand out is named in it with its terms."""
     metadata = {"authors": "A, B", "copyright": "Copyright (c) A"}
     separate = [{"path": "models/a.pt", "description": "theirs", "licence": "no trade", "page": "https://a.org"}]
-    made = sys.modules["card"].zoo_card(CARD, PRETRAINING, metadata, "Scans are CC BY.\n", separate)
+    made = sys.modules["card"].zoo_card(CARD, PRETRAINING, metadata, "Scans are CC BY.\n", separate, "CC BY-SA 4.0")
     headings = re.findall(r"^#+ (.*)$", made, re.MULTILINE)
     assert headings == [
         "T", "**Authors**", "**Tags**", "Model Description", "Data", "MONAI Bundle Commands", "Performance",
@@ -385,7 +385,10 @@ def test_a_card_gets_what_the_zoos_template_asks_for(build):
     ]  # fmt: skip
     assert "## Model Description\n\nWhat it does.\n" in made
     after = made.partition("## License")[2]
-    assert all(words in after for words in ("Scans are CC BY.", "Licence: no trade", "models/a.pt", "https://a.org"))
+    assert all(
+        words in after
+        for words in ("Scans are CC BY.", "licence: CC BY-SA 4.0.", "Licence: no trade", "models/a.pt", "https://a.org")
+    )
 
 
 @pytest.mark.parametrize(
