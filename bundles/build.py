@@ -380,7 +380,11 @@ def contents(
     readme = portable_readme(readme, folder.name, requirements(metadata), vendored)
     licence = (folder / "docs" / "data_license.txt").read_text(encoding="utf-8")
     separate = (listed or {}).get("licensed_separately", [])
-    texts["docs/README.md"] = zoo_card(readme, folder.name, metadata, licence, separate)
+    # the certificate of anybody's own weights names patients and files, and is not given away unasked
+    ours = shipped_weights(folder)
+    certificate = ours.path.with_name(CERTIFICATE) if ours is not None and weights == ours else None
+    trained_under = read_json(certificate)["datalist"]["licence"] if certificate is not None else ""
+    texts["docs/README.md"] = zoo_card(readme, folder.name, metadata, licence, separate, trained_under)
     files = {name: text.encode("utf-8") for name, text in texts.items()}
     plain = [folder / "LICENSE", folder / "configs" / "logging.conf", *folder.glob(SMALL_WEIGHTS)]
     plain += [path for path in (folder / "docs").rglob("*") if path.is_file() and path != folder / "docs/README.md"]
@@ -389,9 +393,8 @@ def contents(
         files["models/model.pt"] = weights.path.read_bytes()
     if carried:
         files["models/model.json"] = weights.path.with_suffix(".json").read_bytes()  # type: ignore[union-attr]
-    if weights is not None and weights == shipped_weights(folder):
-        # the certificate of anybody's own weights names patients and files, and is not given away unasked
-        files[f"models/{CERTIFICATE}"] = weights.path.with_name(CERTIFICATE).read_bytes()
+    if certificate is not None:
+        files[f"models/{CERTIFICATE}"] = certificate.read_bytes()
     return files
 
 

@@ -48,8 +48,16 @@ trained on them, have terms of their own:
 SEPARATE = "- {description} (`{path}`, not enclosed). Licence: {licence}. {page}"
 
 
+WEIGHTS = "- `models/model.pt`, enclosed, was trained on data with the licence: {licence}."
+
+
 def zoo_card(
-    readme: str, name: str, metadata: Mapping[str, Any], data_license: str, separate: Sequence[Mapping[str, str]] = ()
+    readme: str,
+    name: str,
+    metadata: Mapping[str, Any],
+    data_license: str,
+    separate: Sequence[Mapping[str, str]] = (),
+    weights_license: str = "",
 ) -> str:
     """Give a card the form of the zoo's template.
 
@@ -59,6 +67,7 @@ def zoo_card(
         metadata: its metadata.
         data_license: the text of ``docs/data_license.txt``.
         separate: what ``large_files.json`` lists as licensed separately.
+        weights_license: licence of the data that enclosed weights were trained on.
 
     Raises:
         ValueError: when the README has not the headings that it must have, or the bundle has no tags.
@@ -77,5 +86,7 @@ def zoo_card(
     text = text.replace("\n## Limits\n", f"\n{system}\n## Limits\n")
     tags = ", ".join((*TAGS[name], "Self-Supervised", "Models Genesis"))
     top = f"{title}\n\n### **Authors**\n\n{metadata['authors']}\n\n### **Tags**\n\n{tags}\n\n## Model Description\n"
-    data = "\n".join([data_license.rstrip(), *(f"\n{SEPARATE.format(**each)}" for each in separate)])
+    terms = [WEIGHTS.format(licence=weights_license)] if weights_license else []
+    terms += [SEPARATE.format(**each) for each in separate]
+    data = "\n\n".join([data_license.rstrip(), *terms])
     return top + text.rstrip() + "\n\n" + LICENSE.format(copyright=metadata["copyright"], data=data)

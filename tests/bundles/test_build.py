@@ -316,6 +316,7 @@ def test_command_line_says_what_is_wrong(tmp_path):
         ([PRETRAINING], "--out DIR is needed"),
         (["--out", "out"], "name the bundles to pack, or give --all"),
         (["--all", "--out", "out", "--weights", "model.pt"], "--weights go with one bundle only"),
+        ([PRETRAINING, "--zoo", "zoo", "--out", "out"], "--zoo goes with neither --out nor --weights"),
     ]:
         command = [sys.executable, str(BUNDLES / "build.py"), *words]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -367,6 +368,64 @@ def test_a_readme_that_points_into_the_repository_is_refused(vendoring):
         vendoring.portable_readme(readme.format("cd $B"), "b", [])
 
 
-@pytest.mark.parametrize("name", ["build_bundles", "vendoring", "unpack", "sync"])
+CARD = (
+    "# T\n\nWhat it does.\n\n## Data\n\nd\n\n## Commands\n\n## What was measured\n\n## Limits\n\n## References\n\nr\n"
+)
+
+
+def test_a_card_gets_what_the_zoos_template_asks_for(build):
+    """In the template's order; what only its owners may hand out is named in it with its terms."""
+    metadata = {"authors": "A, B", "copyright": "Copyright (c) A"}
+    separate = [{"path": "models/a.pt", "description": "theirs", "licence": "no trade", "page": "https://a.org"}]
+    made = sys.modules["card"].zoo_card(CARD, PRETRAINING, metadata, "Scans are CC BY.\n", separate, "CC BY-SA 4.0")
+    headings = re.findall(r"^#+ (.*)$", made, re.MULTILINE)
+    assert headings == [
+        "T", "**Authors**", "**Tags**", "Model Description", "Data", "MONAI Bundle Commands", "Performance",
+        "System Configuration", "TensorRT", "Limits", "References", "License",
+    ]  # fmt: skip
+    assert "## Model Description\n\nWhat it does.\n" in made
+    after = made.partition("## License")[2]
+    assert all(
+        words in after
+        for words in ("Scans are CC BY.", "licence: CC BY-SA 4.0.", "Licence: no trade", "models/a.pt", "https://a.org")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "readme", "message"),
+    [
+        ("unheard_of", CARD, "expected unheard_of in TAGS"),
+        (PRETRAINING, CARD.replace("## Limits", "## Limit"), "one heading '## Limits'"),
+        (PRETRAINING, CARD + "\n## Data\n", "one heading '## Data'"),
+        (PRETRAINING, CARD + "\n## License\n", "expected no heading that packing adds"),
+    ],
+)
+def test_a_card_without_its_headings_is_refused(build, name, readme, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sys.modules["card"].zoo_card(readme, name, {}, "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bundle_that_pins_the_package_has_the_committed_configs_and_no_code(build, name):
+    folder = BUNDLES / name
+    files = build.contents(folder, {}, code="package")
+    assert not [file for file in files if file.endswith(".py")] and len(files) < 20
+    metadata = json.loads(files["configs/metadata.json"])
+    version = re.search(r"^version = (.+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)[1]
+    assert metadata["required_packages_version"]["models-genesis"] == version
+    assert f"models-genesis=={version}" in files["docs/README.md"].decode()
+    for path in (folder / "configs").glob("*.json"):
+        if path.name != "metadata.json":
+            assert json.loads(files[f"configs/{path.name}"]) == json.loads(path.read_text())
+    vendored = build.contents(folder, {})
+    assert "models-genesis" not in json.loads(vendored["configs/metadata.json"])["required_packages_version"]
+
+
+def test_unit_tests_for_the_zoo_are_refused_for_a_bundle_without_data(build):
+    with pytest.raises(ValueError, match=r"zoo_tests\.py: expected unheard_of in BUNDLES"):
+        sys.modules["zoo_tests"].unit_tests(["unheard_of"])
+
+
+@pytest.mark.parametrize("name", ["build_bundles", "card", "pins", "vendoring", "unpack", "sync", "zoo_tests"])
 def test_examples_in_docstrings(build, name):
     assert doctest.testmod(sys.modules[name]).failed == 0

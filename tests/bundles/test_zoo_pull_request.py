@@ -96,7 +96,7 @@ def run(python, tmp_path_factory):
 
     def run(*arguments: str, cwd: Path) -> str:
         done = subprocess.run(
-            [python, "-W", "ignore", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=550
+            [python, "-W", "ignore", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
         return done.stdout + done.stderr
@@ -144,6 +144,7 @@ def test_the_card_has_the_sections_of_the_template_and_all_licences(zoo, name):
         assert json.loads(certificate.read_text())["datalist"]["licence"] in text
 
 
+@pytest.mark.timeout(1200)  # the environment is made here too
 def test_every_bundle_trains_evaluates_and_infers_by_its_unit_test(zoo, run):
     """All in one process; the zoo starts one for each. Without ``scripts`` they share no module name."""
     said = run(str(HERE / "zoo_layout" / "run_unit_tests.py"), *(f"test_{name}" for name in NAMES), cwd=zoo)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
+import sys
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
@@ -33,8 +33,18 @@ def export_config_and_run_mgpu_cmd(
     parser.read_config(config_file)
     parser.update(pairs=override_dict)
     ConfigParser.export_config_file(parser.config, output_path, indent=4)
-    words = ["torchrun", "--standalone", "--nnodes=1", f"--nproc_per_node={ngpu}", "-m", "monai.bundle", "run"]
+    # `torchrun`, by its module: an environment may lack the script
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nnodes=1",
+        f"--nproc_per_node={ngpu}",
+        "-m",
+        "monai.bundle",
+        "run",
+    ]
     words += ["--config_file", output_path, "--meta_file", meta_file]
     words += ["--logging_file", logging_file] if logging_file else []
-    path = f"{Path(os.sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    subprocess.check_call(words, env={**os.environ, "PATH": path, "PYTHONPATH": override_dict["bundle_root"]})
+    subprocess.check_call(words, env={**os.environ, "PYTHONPATH": override_dict["bundle_root"]})
