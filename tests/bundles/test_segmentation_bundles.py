@@ -207,7 +207,8 @@ def test_two_processes_train_from_scratch_by_the_paper_s_settings_and_evaluate(r
 
 def default_of(value):
     """What a key is where the weights' own settings do not say it."""
-    found = re.fullmatch(r"\$@(?:loaded|model)_settings\.get\('\w+', (.*)\)", value) if isinstance(value, str) else None
+    own = r"\$@(?:loaded|model)_settings\.get\('\w+'(?:\) or features_of_pretrained\(@pretrained)?, (.*)\)"
+    found = re.fullmatch(own, value) if isinstance(value, str) else None
     return json.dumps(literal(found[1]) if found else value).strip('"$')
 
 
