@@ -105,6 +105,16 @@ def test_it_learns_what_chance_does_not_give(trained, evaluated, data_of):
     assert float(area) == pytest.approx(ranking["auc"], abs=1e-6)
 
 
+def test_the_birth_certificate_lists_the_scans_of_both_parts(trained, data_of):
+    bundle, folder, _ = trained
+    certificate = json.loads((folder / "models" / "birth_certificate.json").read_text())
+    for part in ("training", "validation"):
+        expected = load_candidates(data_of(bundle)["datalist"], data_of(bundle)["dataset_dir"], part).data
+        assert [scan["image"]["file"].split("/")[-1] for scan in certificate["data"][part]] == [
+            Path(entry["image"]).name for entry in expected
+        ]
+
+
 def test_the_report_is_complete(trained, evaluated):
     bundle, _, _ = trained
     names = {path.name for path in evaluated.iterdir() if "tfevents" not in path.name}

@@ -73,6 +73,11 @@ class _Batches:
     def __init__(self, batches: Iterable[Any]) -> None:
         self.batches = batches
 
+    @property
+    def dataset(self) -> Any:
+        """What the batches are of: the run settings and the birth certificate name its scans."""
+        return getattr(self.batches, "dataset", None)
+
     def __iter__(self) -> Iterator[Any]:
         return iter(self.batches)
 

@@ -75,6 +75,9 @@ _MOVING = frozenset(
 _IMPLEMENTATION = frozenset({"params", "lr", "name", "foreach", "fused", "capturable", "differentiable"})
 
 # Components that had another name when the checkpoint was written: the last parts of their `_target_`.
+_NOTED_SINCE = ("validation_scans", "validation_scan_names", "validation_samples")
+"""Facts that checkpoints of the candidates' bundles did not have at first: without them nothing can be compared."""
+
 _RENAMED = {
     "training.DeformationPlace": "training.DeformationBackend",
     "training.FiniteLossGuard": "training.NonFiniteLossHandler",
@@ -199,7 +202,7 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
     now = dict(_flat(new))
     changes = {
         key: (before.get(key, _ABSENT), now.get(key, _ABSENT))
-        for key in [*before, *(key for key in now if key not in before)]
+        for key in [*before, *(key for key in now if key not in before and key not in _NOTED_SINCE)]
         if before.get(key, _ABSENT) != now.get(key, _ABSENT)
     }
     # of the same number of scans the fingerprint tells that they are others; of another number it follows

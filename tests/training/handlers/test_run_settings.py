@@ -157,6 +157,13 @@ def test_a_component_that_has_another_name_since_is_no_change(package):
     assert list(changed_settings(own, new)) == ["deformation#_target_"]
 
 
+def test_facts_that_an_older_checkpoint_does_not_have_are_no_change():
+    facts = {"validation_scans": 3, "validation_scan_names": "a", "validation_samples": 4}
+    assert changed_settings({"seed": 0}, {"seed": 0, **facts}) == {}
+    assert changed_settings({"seed": 0, **facts}, {"seed": 0, **facts, "validation_scans": 4}) != {}
+    assert "validation_scans" in changed_settings({"seed": 0, **facts}, {"seed": 0})
+
+
 def test_renamed_components_exist():
     for target in _RENAMED.values():
         package, name = target.split(".")
