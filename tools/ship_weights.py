@@ -147,6 +147,9 @@ def ship(bundle: Path, ckpt_dir: Path, reports: Mapping[str, Path], commands: Ma
     sha256 = sha256_of(weights)
     certificate: dict[str, Any] = json.loads((ckpt_dir / CERTIFICATE).read_text(encoding="utf-8"))
     contents = {part: json.loads(path.read_text(encoding="utf-8")) for part, path in reports.items()}
+    for content in contents.values():
+        if "candidates_file" in content:  # of the machine that measured
+            content["candidates_file"] = Path(content["candidates_file"]).name
     found = {str(ckpt_dir / CERTIFICATE): certificate["weights"]["sha256"]}
     found |= {str(reports[part]): content.get("weights_sha256") for part, content in contents.items()}
     for name, value in found.items():

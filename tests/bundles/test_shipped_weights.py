@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import csv
+import importlib.util
 import json
 import os
 import re
@@ -23,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = ROOT / "bundles"
 DATA = ROOT.parent / "shared" / "data"
 MSD, LIDC = "genesis_msd_segmentation", "genesis_lidc_nodule_ct_segmentation"
+LUNA = "genesis_luna16_nodule_ct_classification"
 SHIPPED = sorted(path.parents[1].name for path in BUNDLES.glob("*/models/birth_certificate.json"))
 SEGMENTATION = {MSD: DATA / "msd" / "Task04_Hippocampus", LIDC: DATA / "lidc" / "voi"}
 
@@ -32,8 +35,8 @@ def certificate_of(bundle: str) -> dict[str, Any]:
     return content
 
 
-def test_the_hippocampus_ships():
-    assert MSD in SHIPPED
+def test_what_ships():
+    assert SHIPPED == sorted([MSD, LIDC, LUNA])
 
 
 @pytest.mark.parametrize("bundle", SHIPPED)
@@ -60,7 +63,10 @@ def test_what_was_measured_was_not_trained_on_and_may_be_given_away(bundle):
     trained = {scan["image"]["file"] for part in certificate["data"].values() for scan in part}
     assert trained and all(scan["image"]["sha256"] for part in certificate["data"].values() for scan in part)
     for part, evaluation in certificate["evaluations"].items():
-        if part not in ("training", "validation"):
+        if part not in ("training", "validation") and bundle == LUNA:
+            stems = {Path(name).name.removesuffix(".nii.gz") for name in trained}
+            assert not stems & set(evaluation["probabilities_by_scan"])
+        elif part not in ("training", "validation"):
             assert not {Path(name).name for name in trained} & set(evaluation["dice_by_case"])
             if bundle == MSD:  # the two sides of a person are files of neighbouring numbers
                 person = [
@@ -72,6 +78,22 @@ def test_what_was_measured_was_not_trained_on_and_may_be_given_away(bundle):
 def dice(predicted: np.ndarray, truth: np.ndarray, value: int) -> float:
     a, b = predicted == value, truth == value
     return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+
+
+def infer(bundle: str, folder: Path, **keys: Any) -> None:
+    """Run a bundle's inference from another folder, on ``folder/scans`` to ``folder/out``."""
+    root = BUNDLES / bundle
+    given = {"bundle_root": root, "dataset_dir": folder / "scans", "output_dir": folder / "out", **keys}
+    command = [
+        sys.executable, "-W", "ignore", "-m", "monai.bundle", "run",
+        "--config_file", str(root / "configs" / "inference.json"),
+        *(part for key, value in given.items() for part in (f"--{key}", str(value))),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=600, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("bundle", [bundle for bundle in SHIPPED if bundle in SEGMENTATION])
@@ -89,17 +111,7 @@ def test_inference_needs_no_key_and_scores_as_certified(bundle, tmp_path):
     (tmp_path / "scans").mkdir()
     for entry in entries:
         shutil.copy(source / entry["image"], tmp_path / "scans")
-    root = BUNDLES / bundle
-    command = [
-        sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file",
-        str(root / "configs" / "inference.json"), "--bundle_root", str(root), "--dataset_dir", str(tmp_path / "scans"),
-        "--output_dir", str(tmp_path / "out"),
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    infer(bundle, tmp_path)
     for entry in entries:
         stem = Path(entry["image"]).name.removesuffix(".nii.gz")
         predicted = nib.load(tmp_path / "out" / stem / f"{stem}_seg.nii.gz")
@@ -120,3 +132,37 @@ def test_the_mean_of_the_cases_is_the_reported_one(bundle):
         values = [scores[region] for scores in evaluation["dice_by_case"].values()]
         assert np.mean(values) == pytest.approx(means["dice"]["mean"], abs=1e-4)
     assert len(evaluation["dice_by_case"]) == evaluation["report"]["cases"]
+
+
+def test_candidates_are_told_apart_as_certified(tmp_path):
+    """The candidates of test patients, cut anew from the source, in a table that a user would have."""
+    source = DATA / "lidc" / "fp_candidates"
+    if not source.is_dir():
+        pytest.skip("needs ../shared/data, which is not part of the project")
+    spec = importlib.util.spec_from_file_location("study_data", ROOT / "tools" / "study_data.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    tool.candidates(source, tmp_path / "data")
+    certificate = certificate_of(LUNA)
+    assert sha256_of(tmp_path / "data" / "weights.json") == certificate["datalist"]["sha256"]
+    evaluation = certificate["evaluations"]["testing"]
+    certified = {name: values[0] for name, values in evaluation["probabilities_by_scan"].items()}
+    tested = json.loads((tmp_path / "data" / "weights.json").read_text())["testing"]
+    assert {entry["seriesuid"] for entry in tested} == set(certified)
+    (tmp_path / "scans").mkdir()
+    for name in certified:
+        shutil.copy(tmp_path / "data" / "image" / f"{name}.nii.gz", tmp_path / "scans")
+    with (tmp_path / "data" / "candidates.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["seriesuid"] in certified]
+    truth = {row["seriesuid"]: int(row["class"]) for row in rows}
+    with (tmp_path / "candidates.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["seriesuid", "coordX", "coordY", "coordZ"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    infer(LUNA, tmp_path, candidates=tmp_path / "candidates.csv")
+    with (tmp_path / "out" / "candidates.csv").open(newline="") as file:
+        found = {row["seriesuid"]: float(row["probability"]) for row in csv.DictReader(file)}
+    assert found == pytest.approx(certified, abs=0.02)  # float32 here and there
+    positives, negatives = (np.array([found[name] for name in truth if truth[name] == kind]) for kind in (1, 0))
+    area = np.mean(np.sign(positives[:, None] - negatives[None]) / 2 + 0.5)
+    assert area == pytest.approx(evaluation["report"]["ranking"]["auc"], abs=0.005)

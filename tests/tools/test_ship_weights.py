@@ -112,8 +112,9 @@ def test_a_report_on_cases_of_the_training_is_refused(tool, trained, bundle):
 def classification(folder: Path, *series: str) -> Path:
     """Write a report on candidates, two of the first series."""
     path = folder / "classification.json"
-    content = {"ranking": {"auc": 0.91234, "average_precision": None}, "weights_sha256": sha256_of(folder / "model.pt")}
-    path.write_text(json.dumps(content))
+    ranking = {"auc": 0.91234, "average_precision": None}
+    facts = {"candidates_file": "/home/me/candidates.csv", "weights_sha256": sha256_of(folder / "model.pt")}
+    path.write_text(json.dumps({"ranking": ranking, **facts}))
     rows = [f"{name},1,2,3,0.{number}25" for number, name in enumerate([series[0], *series], start=1)]
     (folder / "predictions.csv").write_text("\n".join(["seriesuid,coordX,coordY,coordZ,probability", *rows]) + "\n")
     return path
@@ -126,6 +127,7 @@ def test_a_classification_keeps_the_probability_of_each_candidate(tool, trained,
         "1.2.4": [0.325],
     }
     assert "dice_by_case" not in certificate["evaluations"]["testing"]
+    assert certificate["evaluations"]["testing"]["report"]["candidates_file"] == "candidates.csv"
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
     assert metadata["eval_metrics"] == {"testing_auc": 0.9123}
 
