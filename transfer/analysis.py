@@ -287,6 +287,23 @@ class Analysis:
                 )
         return table
 
+    def never_found(self) -> list[dict[str, str]]:
+        """List the finished runs of the comparison in which a region scores 0 in each test case: it is never found.
+
+        A network that has not learned to tell two labels apart gives one of them to everything. The mean over such a
+        run and others is the score of neither.
+        """
+        found = []
+        for name, row in sorted(self.rows.items()):
+            if row["status"] != "done" or row["stage"] != "main" or self.study.score == "auc":
+                continue
+            cases = self.results.cases(name)
+            for region in [key for key in cases[0] if key not in ("case", "patient", "score", "label")]:
+                scores = [float(case[region]) for case in cases if case[region] != ""]
+                if scores and max(scores) == 0:
+                    found.append({"run": name, "region": region})
+        return found
+
     def summary(self) -> dict[str, Any]:
         """Everything, as ``results.json`` holds it."""
         todo = to_do(self.study, self.rows)
@@ -307,6 +324,7 @@ class Analysis:
             "learning_rates": self.rate_table(),
             "labels_saved": self.label_table(),
             "dose_response": self.dose_table(),
+            "never_found": self.never_found(),
             "method": METHOD.format(resamples=self.num_resamples, seed=self.seed),
         }
 

@@ -46,7 +46,7 @@ def sentence(study: Study, line: Mapping[str, Any]) -> str:
     interval = "" if line["low"] is None else f" (95 % interval {line['low']:+.3f} to {line['high']:+.3f})"
     p = line["p"] if line["p_holm"] is None else line["p_holm"]
     scope = f"{line['patients']} test patients, {line['seeds']} {'seed' if line['seeds'] == 1 else 'seeds'}"
-    found = f"{start}{name} {line['difference']:+.3f}{interval}, p = {p_text(p)}, {scope}: {verdict(line)}."
+    found = f"{start}{name} {line['difference']:+.3f}{interval}, p {p_text(p, True)}, {scope}: {verdict(line)}."
     if verdict(line).startswith("no difference") and line["smallest_difference"] is not None:
         found += f" The smallest difference that this study could have shown is {line['smallest_difference']:.3f}"
         found += " (80 % power)."
@@ -68,9 +68,16 @@ def verdict(line: Mapping[str, Any]) -> str:
     return f"{line['arm']} is {'better' if line['difference'] > 0 else 'worse'}{alone}"
 
 
-def p_text(p: float) -> str:
-    """Write a p value."""
-    return "below 0.001" if p < 0.001 else f"{p:.3f}"
+def p_text(p: float, sentence: bool = False) -> str:
+    """Write a p value, for a table or after the word "p" in a sentence.
+
+    Example:
+        >>> p_text(0.0341), p_text(0.0341, True), p_text(0.0001, True)
+        ('0.034', '= 0.034', 'below 0.001')
+    """
+    if p < 0.001:
+        return "below 0.001"
+    return f"= {p:.3f}" if sentence else f"{p:.3f}"
 
 
 def control_sentences(study: Study, contrasts: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -39,7 +39,7 @@ table { border-collapse: collapse; font-size: .86rem; width: 100%; }
 th, td { text-align: right; padding: .25rem .55rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal; min-width: 4rem; }
 th:first-child, td:first-child { text-align: left; }
-td:last-child { white-space: normal; min-width: 7rem; }
+td:last-child { white-space: normal; min-width: 12rem; line-height: 1.25; }
 tr.primary td { background: #eaf4fa; font-weight: 600; }
 tr.failed td { background: #fdeeee; }
 code, pre { font-size: .78rem; }
@@ -140,6 +140,11 @@ def _warnings(summary: Mapping[str, Any]) -> str:
         notes.append(f"{len(runs['failed'])} runs failed and are missing from the means: " + "; ".join(runs["failed"]))
     if runs["failed_before"]:
         notes.append(f"{runs['failed_before']} runs failed first and were done again.")
+    if lost := summary["never_found"]:
+        names = "; ".join(f"{each['region']} in {each['run']}" for each in lost)
+        notes.append(
+            f"In {len(lost)} runs a region is not found in any test case, and means mix two kinds of runs: {names}."
+        )
     edges = [line for line in summary["learning_rates"] if line["at_edge"]]
     if edges:
         names = ", ".join(f"{line['arm']} with {_labels(line['labels'])} labels" for line in edges)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def test_no_difference_is_told_with_what_could_have_been_seen(make_study):
     seeds_differ = sentence(study, {**line, "p": 0.001})
     assert "no difference shown beyond these seeds. The smallest" in seeds_differ
     worse = sentence(study, {**line, "difference": -0.05, "low": -0.07, "high": -0.03, "p": 0.0001})
-    assert worse.endswith("p = below 0.001, 58 test patients, 3 seeds: pretrained is worse.")
+    assert worse.endswith("p below 0.001, 58 test patients, 3 seeds: pretrained is worse.")
 
 
 def test_power_before_a_study_is_run(make_study, capsys):
@@ -146,3 +147,24 @@ def test_bad_input_gives_a_message_and_exit_code_2(command, capsys, tmp_path, mo
     assert main(command.split()) == 2
     assert "nowhere" in capsys.readouterr().err
     assert not list(Path(tmp_path).iterdir())
+
+
+def test_a_region_that_a_run_never_finds_is_named(finished, tmp_path):
+    study, out, results = finished
+    assert results["never_found"] == []
+    shutil.copytree(out, tmp_path / "out")
+    run = main_runs(study, "pretrained", 2, 0.01)[1].name
+    path = tmp_path / "out" / "runs" / run / "cases.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    region = [key for key in rows[0] if key not in ("case", "patient", "score")][-1]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, region: 0.0} for row in rows)
+    assert main(["report", str(tmp_path / "out"), "--resamples", "99"]) == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["never_found"] == [
+        {"run": run, "region": region}
+    ]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"a region is not found in any test case, and means mix two kinds of runs: {region} in {run}." in page
