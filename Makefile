@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Both set everything up on a machine that has Python 3.11 and nothing else.
+# Two commands: `make demo` and `make test`. Both set everything up on a machine that has Python 3.10 to 3.12 and nothing else.
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pack bundles: ``python bundles/build.py NAME --out DIR``, or ``--all`` in place of ``NAME``.
 
-Of each bundle it writes ``NAME_vVERSION.zip`` with everything below one folder ``NAME/``, its SHA-256 beside it, its
+Of each bundle it writes ``NAME_vVERSION.zip`` with everything below one folder ``NAME/``, its SHA-256 next to it, its
 entry in ``model_info.json``, and ``unpack.py``, with which users check and unpack it. The same tree gives the same
 bytes on any machine: files are sorted, stored uncompressed (deflate differs between zlib versions, and weights hardly
 shrink), with one date and one mode.
@@ -117,7 +117,7 @@ def weights_for(weights: Weights | None, settings: Mapping[str, Any]) -> Weights
 
     Args:
         weights: those of the repository, None where it has none.
-        settings: keys of the configs that are set anew.
+        settings: keys of the configs that are set.
     """
     if weights is None:
         return None
@@ -189,7 +189,7 @@ def requirements(metadata: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def read_configs(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Read all configs of a bundle but its metadata, with some of their top-level keys set anew.
+    """Read all configs of a bundle but its metadata, with some of their top-level keys set.
 
     Args:
         folder: the bundle.
@@ -239,7 +239,7 @@ def check_weights(weights: Path, folder: Path, settings: Mapping[str, Any]) -> N
     Args:
         weights: the file.
         folder: the bundle in this repository, whose configs import ``models_genesis``.
-        settings: keys of the configs that are set anew.
+        settings: keys of the configs that are set.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -343,7 +343,7 @@ def contents(
 
     Args:
         folder: the bundle.
-        settings: keys of its configs that are set anew, such as ``features`` of the weights' network.
+        settings: keys of its configs that are set, such as ``features`` of the weights' network.
         weights: trained weights that become ``models/model.pt``.
         code: ``"vendored"`` for a bundle that carries its code, ``"package"`` for one that pins ``models-genesis``.
 
@@ -432,14 +432,14 @@ def build(
     root: Path = BUNDLES,
     code: str = CODE[0],
 ) -> Package:
-    """Pack one bundle, and write its checksum and its entry in ``model_info.json`` beside it.
+    """Pack one bundle, and write its checksum and its entry in ``model_info.json`` next to it.
 
     Args:
         name: the bundle.
         out: folder of the packages; made where it is missing.
         weights: trained weights that go with it; by default those that the repository has for it, if the settings are
             those that they were trained with.
-        settings: keys of its configs that are set anew.
+        settings: keys of its configs that are set.
         url: folder on the web from which the packages will be downloaded, for ``model_info.json``.
         root: folder of the bundles.
         code: as for :func:`contents`.
@@ -476,7 +476,7 @@ def write_zoo_folders(
     Args:
         names: the bundles.
         zoo: a folder, which may be a checkout of the model zoo.
-        settings: keys of the configs that are set anew.
+        settings: keys of the configs that are set.
         code: as for :func:`contents`.
 
     Returns:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check a packed bundle against its SHA-256 and unpack it, all of it or nothing.
 
-``python unpack.py NAME_vVERSION.zip --out DIR`` needs ``NAME_vVERSION.zip.sha256`` beside the package, or ``--sha256``.
-It stands alone: Python 3.10 or newer, no other package, so it can be published and downloaded beside the packages.
+``python unpack.py NAME_vVERSION.zip --out DIR`` needs ``NAME_vVERSION.zip.sha256`` next to it, or ``--sha256``.
+It stands alone: Python 3.10 or newer, no other package, so it can be published and downloaded next to the packages.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def sha256_of(path: Path) -> str:
 
 
 def published_sha256(archive: Path) -> str:
-    """Read the checksum from the ``.sha256`` file beside a package, in the format of ``sha256sum``.
+    """Read the checksum from the ``.sha256`` file next to a package, in the format of ``sha256sum``.
 
     Args:
         archive: the package.
@@ -128,12 +128,12 @@ def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
 
 
 def unpack(archive: Path, out: Path, sha256: str | None = None, max_mib: int = MAX_MIB) -> Path:
-    """Check a package and unpack it: to a temporary folder beside its place, then renamed.
+    """Check a package and unpack it: to a temporary folder next to its place, then renamed.
 
     Args:
         archive: ``NAME_vVERSION.zip`` or ``NAME.zip``.
         out: folder to which ``NAME/`` is written.
-        sha256: 64 hexadecimal digits; None takes those of the ``.sha256`` file beside the package.
+        sha256: 64 hexadecimal digits; None takes those of the ``.sha256`` file next to the package.
         max_mib: how much it may take unpacked, MiB.
 
     Returns:

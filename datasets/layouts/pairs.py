@@ -181,7 +181,7 @@ def _find_cases(root: Path, folders: tuple[Path, Path], suffix: str) -> dict[str
 
 
 def _check(root: Path, folders: tuple[Path, Path], name: str, case: _Case, rules: PairRules) -> list[FoundScan]:
-    """Say what becomes of a case by its files and their headers; it has no split yet."""
+    """Give the status of a case by its files and their headers; it has no split yet."""
     files = [*case.images, *case.labels]
     if not case.images or not case.labels:
         missing, folder = ("image", folders[0]) if not case.images else ("label", folders[1])

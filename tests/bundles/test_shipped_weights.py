@@ -106,6 +106,8 @@ def test_inference_needs_no_key_and_scores_as_certified(bundle, tmp_path):
     labels = {name: int(value) for value, name in lists["labels"].items() if int(value) > 0}
     cases = certificate["evaluations"]["testing"]["dice_by_case"]
     tested = [entry for entry in lists["testing"] if Path(entry["image"]).name in cases]
+    chose = {scan["patient"] for part in certificate["data"].values() for scan in part}
+    assert chose and not chose & {entry["patient"] for entry in tested}
     assert len(tested) == len(cases)
     entries = tested[:: len(tested) // 3][:3]
     (tmp_path / "scans").mkdir()
@@ -149,6 +151,8 @@ def test_candidates_are_told_apart_as_certified(tmp_path):
     certified = {name: values[0] for name, values in evaluation["probabilities_by_scan"].items()}
     tested = json.loads((tmp_path / "data" / "weights.json").read_text())["testing"]
     assert {entry["seriesuid"] for entry in tested} == set(certified)
+    chose = {scan["patient"] for part in certificate["data"].values() for scan in part}
+    assert chose and not chose & {entry["patient"] for entry in tested}
     (tmp_path / "scans").mkdir()
     for name in certified:
         shutil.copy(tmp_path / "data" / "image" / f"{name}.nii.gz", tmp_path / "scans")

@@ -74,10 +74,10 @@ _MOVING = frozenset(
 )  # fmt: skip
 _IMPLEMENTATION = frozenset({"params", "lr", "name", "foreach", "fused", "capturable", "differentiable"})
 
-# Components that had another name when the checkpoint was written: the last parts of their `_target_`.
 _NOTED_SINCE = ("validation_scans", "validation_scan_names", "validation_samples")
 """Facts that checkpoints of the candidates' bundles did not have at first: without them nothing can be compared."""
 
+# Components that had another name when the checkpoint was written: the last parts of their `_target_`.
 _RENAMED = {
     "training.DeformationPlace": "training.DeformationBackend",
     "training.FiniteLossGuard": "training.NonFiniteLossHandler",

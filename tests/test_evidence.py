@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of ``docs/evidence.md`` say what the runs' tables say."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+TEXT = (DOCS / "evidence.md").read_text(encoding="utf-8")
+RESULTS = DOCS / "evidence" / "results"
+
+
+def scores(study: str) -> dict[tuple[str, int, str], float]:
+    """Dice by arm, seed and learning rate."""
+    with (RESULTS / study / "runs.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["stage"] == "main"]
+    assert all(row["status"] == "done" for row in rows)
+    return {(row["arm"], int(row["seed"]), row["rate"]): float(row["score"]) for row in rows}
+
+
+def lines_of(heading: str) -> list[list[str]]:
+    """Cells of the tables below a heading."""
+    part = TEXT.split(heading, 1)[1].split("\n#", 1)[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:1] == "|"]
+
+
+def never_found(study: str) -> str:
+    """What the study's report says of regions that a run does not find, empty where there is none."""
+    page = (RESULTS / study / "report.html").read_text(encoding="utf-8")
+    found = re.search(r"a region is not found in any test case[^<]*", page)
+    return found[0] if found else ""
+
+
+def check(cell: str, value: float, lost: bool) -> None:
+    assert cell == (f"**{value:.3f}**" if lost else f"{value:.3f}")
+
+
+@pytest.mark.parametrize("arm", ["scratch", "pretrained", "rescaled", "permuted"])
+def test_hippocampus_by_person(arm):
+    study = "hippocampus_people"
+    found, lost = scores(study), never_found(study)
+    (cells,) = [line for line in lines_of("## Hippocampus, split by person") if line[0] == arm]
+    own = cells[4]
+    for seed in range(3):
+        check(cells[1 + seed], found[arm, seed, "0.003"], f"{arm}-n5-f0-s{seed}-r0.003" in lost)
+        check(cells[5 + seed], found[arm, seed, own], f"{arm}-n5-f0-s{seed}-r{own}" in lost)
+
+
+def test_dose_response():
+    study = "hippocampus_people_dose"
+    found, lost = scores(study), never_found(study)
+    lines = {line[0]: line[1:] for line in lines_of("### Dose-response")}
+    for seed in range(3):
+        cells = lines[f"Dice, seed {seed}"]
+        for arm, cell in zip(("scratch", "sixteenth", "eighth", "quarter", "half", "all"), cells, strict=True):
+            check(cell, found[arm, seed, "0.003"], f"{arm}-n5-f0-s{seed}-r0.003" in lost)
