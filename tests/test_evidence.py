@@ -58,3 +58,13 @@ def test_dose_response():
         cells = lines[f"Dice, seed {seed}"]
         for arm, cell in zip(("scratch", "sixteenth", "eighth", "quarter", "half", "all"), cells, strict=True):
             check(cell, found[arm, seed, "0.003"], f"{arm}-n5-f0-s{seed}-r0.003" in lost)
+
+
+def test_more_steps():
+    study = "hippocampus_people_steps"
+    found, lost = scores(study), never_found(study)
+    lines = {line[0]: line[1:] for line in lines_of("### The collapse ends with more steps")}
+    assert not lost
+    for arm, seed, rate in found:
+        check(lines[arm][seed], found[arm, seed, rate], False)
+    assert sum(cell == "-" for arm in ("scratch", "rescaled", "pretrained") for cell in lines[arm]) == 9 - len(found)
