@@ -112,13 +112,14 @@ def shipped_weights(folder: Path) -> Weights | None:
     return Weights(weights)
 
 
-def weights_for(weights: Weights | None, settings: Mapping[str, Any]) -> Weights | None:
-    """Leave weights out, and say so, that were trained with other settings than a package is to have.
+def weights_for(folder: Path, settings: Mapping[str, Any]) -> Weights | None:
+    """Take a bundle's :func:`shipped_weights`, or say that they were trained with other settings and leave them out.
 
     Args:
-        weights: those of the repository, None where it has none.
+        folder: the bundle.
         settings: keys of the configs that are set.
     """
+    weights = shipped_weights(folder)
     if weights is None:
         return None
     recorded = trained_settings(weights.path)
@@ -452,7 +453,7 @@ def build(
         ValueError: when something in it is not as it must be.
     """
     if weights is None:
-        weights = weights_for(shipped_weights(root / name), settings or {})
+        weights = weights_for(root / name, settings or {})
     files = contents(root / name, settings or {}, weights, code)
     metadata = json.loads(files["configs/metadata.json"])
     out.mkdir(parents=True, exist_ok=True)
@@ -490,8 +491,7 @@ def write_zoo_folders(
         if target.exists():
             raise FileExistsError(f"{target} exists: remove it, or give --zoo another folder")
     packed = [
-        contents(BUNDLES / name, settings or {}, weights_for(shipped_weights(BUNDLES / name), settings or {}), code)
-        for name in names
+        contents(BUNDLES / name, settings or {}, weights_for(BUNDLES / name, settings or {}), code) for name in names
     ]
     tests = zoo / "ci" / "unit_tests"
     for folder in (zoo / "models", tests):

@@ -117,7 +117,7 @@ def unit_test(name: str, distributed: bool = False) -> str:
     written = {key: python_literal(key, value) for key, value in values.items()}
     merged = {**constants, **data_constants, **written}
     used = data + test
-    needed = {line for line in imports | data_imports if f"{line.split()[-1]}" in used}
+    needed = {line for line in imports | data_imports if line.split()[-1] in used}
     parts = [
         f'{HEADER}"""{docstring}"""\n\n{sorted_imports(needed)}\n\n' + "\n".join(merged.values()),
         data.rstrip(),

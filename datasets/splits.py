@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 from collections.abc import Iterable
 
 SPLITS = ("training", "validation", "testing")
@@ -46,15 +47,32 @@ def split_patients(
             "validation_fraction and test_fraction must each lie in [0, 1) and leave patients for training,"
             f" got {validation_fraction} and {test_fraction}."
         )
-    order = sorted(
-        set(patients),
-        key=lambda patient: hashlib.sha256(f"{seed}/{patient}".encode(errors="surrogateescape")).hexdigest(),
-    )
+    order = sorted(set(patients), key=lambda patient: _hash(f"{seed}/{patient}"))
     spare = len(order) - 1
     validation = min(max(round(validation_fraction * len(order)), int(validation_fraction > 0)), max(spare, 0))
     testing = min(round(test_fraction * len(order)), max(spare - validation, 0))
     splits = ["testing"] * testing + ["validation"] * validation + ["training"] * (len(order) - testing - validation)
     return dict(zip(order, splits, strict=True))
+
+
+def patient_by_pattern(name: str, pattern: str) -> str:
+    r"""Read the patient out of a scan's name or path.
+
+    Args:
+        name: the name.
+        pattern: regular expression whose first group names the patient, wherever it is found.
+
+    Raises:
+        ValueError: When the pattern is not found, has no group, or its first group is empty.
+
+    Example:
+        >>> patient_by_pattern("ct/P012_scan2.nii.gz", r"(P\d+)_")
+        'P012'
+    """
+    found = re.search(pattern, name)
+    if found is None or not found.groups() or not found[1]:
+        raise ValueError(f"{name}: expected the patient as first group of {pattern!r}, found none.")
+    return found[1]
 
 
 def _hash(text: str) -> str:

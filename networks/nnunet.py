@@ -116,7 +116,7 @@ def describe_encoder(checkpoint: str | os.PathLike[str]) -> str:
     Args:
         checkpoint: what :func:`convert_to_nnunet` wrote, which is all of the network's encoder and stem.
     """
-    content = torch.load(checkpoint, weights_only=True)
+    content = torch.load(checkpoint, weights_only=True, mmap=True)  # names are counted, no tensor is read
     if PLAN not in content:
         return f"no {PLAN}: nnUNetv2_train_pretrained does not build this network"
     keys = (content[PLAN]["key_to_encoder"], content[PLAN]["key_to_stem"])

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from models_genesis.datasets import make_phantom
 from models_genesis.datasets.io.atomic_write import write_figure
+from models_genesis.training.handlers.restoration_picture import middle_slice
 from models_genesis.transforms import RandGenesisDeform, RandTissueCube, admissible_starts
 
 COLUMNS: dict[str, dict[str, float]] = {
@@ -45,7 +46,7 @@ def main() -> int:
             pictures[name] = deform(cube, "autoencoder", seed + number, **rates)
         pictures["all, by the paper's rates"] = deform(cube, "genesis", seed + 9)
         for axis, (name, picture) in zip(axes[line], pictures.items(), strict=True):
-            axis.imshow(picture[0, ::-1, ::-1, cube.shape[-1] // 2].T, cmap="gray", vmin=0, vmax=1)
+            axis.imshow(middle_slice(picture), cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
             if line == 0:
                 axis.set_title(name, fontsize=9)

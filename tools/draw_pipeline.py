@@ -13,6 +13,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from models_genesis.datasets import make_phantom
 from models_genesis.datasets.io.atomic_write import write_figure
+from models_genesis.training.handlers.restoration_picture import middle_slice
 from models_genesis.transforms import RandGenesisDeform, RandTissueCube, admissible_starts
 
 STAGES = (
@@ -53,7 +54,7 @@ def main() -> int:
             start, end = middle - step + width / 2 + 0.03, middle - width / 2 - 0.03
             arrow = FancyArrowPatch((start, 1.8), (end, 1.8), arrowstyle="-|>", mutation_scale=13, color=GREY, lw=1.2)
             axes.add_patch(arrow)
-    show(figure, 0, scan[0, ::-1, ::-1, scan.shape[-1] // 2].T, (-1000, 400))
+    show(figure, 0, middle_slice(scan), (-1000, 400))
     lines = '{"training": [\n {"image": "a.nii.gz",\n  "patient": "a"},\n ...\n"validation": [...],\n"testing": [...]}'
     framed(axes, step * 1.5, lines)
     framed(axes, step * 2.5, "memory\n(half of what is free)\nor\nmemory-mapped files")
@@ -63,11 +64,6 @@ def main() -> int:
     framed(axes, step * 6.5, "liver, nodules, tumours,\nhippocampus, ...\nnodule or not,\nembolus or not")
     write_figure(arguments.out, figure)
     return 0
-
-
-def middle_slice(cube: np.ndarray) -> np.ndarray:
-    """Give a cube's middle slice with the patient's front up."""
-    return cube[0, ::-1, ::-1, cube.shape[-1] // 2].T
 
 
 def show(figure: Figure, number: int, plane: np.ndarray, limits: tuple[float, float]) -> None:

@@ -12,7 +12,7 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,19 @@ def errors_by_scan(report: Path) -> dict[str, dict[str, float]]:
     return {Path(row["scan"]).name: {key: float(row[key]) for key in row if key.startswith("mse")} for row in rows}
 
 
+DETAILS: dict[str, Callable[[Path], Mapping[str, Any]]] = {
+    "dice_by_case": scores_by_case,
+    "probabilities_by_scan": probabilities_by_scan,
+    "errors_by_scan": errors_by_scan,
+}
+"""What lies next to a report for each case, by its name in the certificate; empty for reports of other kinds."""
+
+
+def details_of(report: Path) -> dict[str, Mapping[str, Any]]:
+    """Read those of :data:`DETAILS` that a report has."""
+    return {name: found for name, read in DETAILS.items() if (found := read(report))}
+
+
 def image_files(scan: Mapping[str, Any]) -> list[str]:
     """List the image files of a scan of a certificate."""
     images = scan.get("image", [])
@@ -158,22 +171,17 @@ def ship(bundle: Path, ckpt_dir: Path, reports: Mapping[str, Path], commands: Ma
     unseen = [part for part in contents if part not in CHOSEN_BY]
     if not unseen:
         raise ValueError(f"expected a report on data that did not choose the weights, found {list(contents)}")
-    by_case = {part: scores_by_case(path) for part, path in reports.items()}
-    by_scan = {part: probabilities_by_scan(path) for part, path in reports.items()}
-    errors = {part: errors_by_scan(path) for part, path in reports.items()}
+    details = {part: details_of(path) for part, path in reports.items()}
     chosen_by = {
         Path(file).name for part in certificate["data"].values() for scan in part for file in image_files(scan)
     }
     chosen_by |= {without_suffix(name) for name in chosen_by}  # tables of candidates name a series, not its file
     for part in unseen:
-        if seen := sorted(chosen_by & {*by_case[part], *by_scan[part], *errors[part]}):
+        cases = {name for found in details[part].values() for name in found}
+        if seen := sorted(chosen_by & cases):
             raise ValueError(f"{reports[part]}: expected cases that the training has not seen, found {seen[:3]}")
     certificate["evaluations"] = {
-        part: {"command": commands.get(part), "report": content}
-        | ({"dice_by_case": by_case[part]} if by_case[part] else {})
-        | ({"probabilities_by_scan": by_scan[part]} if by_scan[part] else {})
-        | ({"errors_by_scan": errors[part]} if errors[part] else {})
-        for part, content in contents.items()
+        part: {"command": commands.get(part), "report": content, **details[part]} for part, content in contents.items()
     }
     metadata_path = bundle / "configs" / "metadata.json"
     metadata = json.loads(metadata_path.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..datalist import NAME_EXCLUDED, FoundScan, Survey
 from ..io.find_scans import find_scans, without_suffix
 from ..io.scan_header import SCAN_SUFFIXES, SERIES_SEPARATOR, BadScanError, ScanHeader, read_scan_header
-from ..splits import RULE, split_patients
+from ..splits import RULE, patient_by_pattern, split_patients
 
 logger = logging.getLogger(__name__)
 
@@ -125,12 +125,7 @@ def _patients(images: Sequence[str], identifiers: dict[str, str], rules: FolderR
     patients = {}
     for image, folder in zip(images, folders, strict=True):
         if rules.patient_pattern:
-            found = re.search(rules.patient_pattern, image)
-            if found is None or not found.groups() or not found[1]:
-                raise ValueError(
-                    f"{image}: expected the patient as first group of {rules.patient_pattern!r}, found none."
-                )
-            patients[image] = found[1]
+            patients[image] = patient_by_pattern(image, rules.patient_pattern)
         elif identifiers[image]:
             patients[image] = identifiers[image]
         else:

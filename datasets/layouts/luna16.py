@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ..datalist import FoundScan, Survey
 from ..io.file_walk import find_files, walk_folders
 from ..io.scan_header import BadScanError, read_scan_header
+from .fold_column import parse_fold_names
 
 FOLDS: Mapping[str, tuple[int, ...]] = {"training": (0, 1, 2, 3, 4), "validation": (5, 6), "testing": (7, 8, 9)}
 """The paper's folds: 0-4 train, 5-6 validate, 7-9 are kept for the target tasks (arXiv:2004.07882)."""
@@ -25,13 +26,10 @@ def parse_folds(text: str) -> tuple[int, ...]:
         >>> parse_folds("0-2,5"), parse_folds("")
         ((0, 1, 2, 5), ())
     """
-    folds: list[int] = []
-    for part in filter(None, text.replace(" ", "").split(",")):
-        found = re.fullmatch(r"(\d)(?:-(\d))?", part)
-        if found is None or int(found[2] or found[1]) < int(found[1]):
-            raise ValueError(f"expected folds as '0-4' or '0,2,5', found {text!r}")
-        folds += range(int(found[1]), int(found[2] or found[1]) + 1)
-    return tuple(sorted(set(folds)))
+    names = parse_fold_names(text.replace(" ", ""))
+    if not all(re.fullmatch(r"\d", name) for name in names):
+        raise ValueError(f"expected folds as '0-4' or '0,2,5', found {text!r}")
+    return tuple(sorted(map(int, names)))
 
 
 def find_subsets(root: Path) -> dict[int, Path]:

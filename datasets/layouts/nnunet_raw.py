@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..datalist import FoundScan, Survey
 from ..io.json_file import read_json
 from ..io.scan_header import SCAN_SUFFIXES
-from ..splits import RULE, add_split_arguments, split_patients
+from ..splits import RULE, add_split_arguments, patient_by_pattern, split_patients
 from .case_checks import found_case
 from .fold_column import split_by_fold
 from .label_maps import MOST_VALUES, check_label_maps
@@ -273,12 +273,7 @@ def _check(
     ending = dataset.ending if dataset.ending in WRITTEN else WRITTEN[0]
     facts = {"prediction": name + ending}
     image = images[0] if len(images) == 1 else tuple(images)
-    patient = name
-    if pattern:
-        found = re.search(pattern, name)
-        if found is None or not found.groups() or not found[1]:
-            raise ValueError(f"{name}: expected the patient as first group of {pattern!r}, found none.")
-        patient = found[1]
+    patient = patient_by_pattern(name, pattern) if pattern else name
     if len(images) != len(dataset.channels):
         detail = f"expected {len(dataset.channels)} channels as 'channel_names' says, found {len(images)}"
         return FoundScan(image or name, patient, "", "channels missing", detail, label=label, facts=facts)
@@ -311,13 +306,12 @@ def _by_fold(
 
 def _place(scans: Sequence[FoundScan], split: Mapping[str, str], patients: bool) -> tuple[list[FoundScan], list[str]]:
     """Put cases into their splits; where patients are named, those whose cases would come into several are left out."""
-    placed = []
-    for scan in scans:
-        chosen = split.get(scan.name, "testing")
-        if not scan.reason and not chosen:
-            scan = replace(scan, reason="in no split", detail="expected it in the fold's training or validation list")
-        placed.append(scan)
-    folds = {scan.name: split.get(scan.name, "testing") for scan in placed}
+    folds = {scan.name: split.get(scan.name, "testing") for scan in scans}
+    detail = "expected it in the fold's training or validation list"
+    placed = [
+        scan if scan.reason or folds[scan.name] else replace(scan, reason="in no split", detail=detail)
+        for scan in scans
+    ]
     if patients:
         return split_by_fold(placed, folds, {each: each for each in folds.values()})
     return [scan if scan.reason else replace(scan, split=folds[scan.name]) for scan in placed], []

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..io.json_file import parse_json
 
 FOLDS, SEED = 5, 12345
 """Of the cross-validation that nnU-Net v2 makes for a data set without a file of splits."""
@@ -58,12 +59,7 @@ def read_fold(path: Path, fold: int) -> tuple[list[str], list[str]]:
     Raises:
         ValueError: When the file is no such list, has no such fold, or the fold names a case twice.
     """
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: expected a file of splits in JSON, found {type(error).__name__}: {error}."
-        ) from error
+    content = parse_json(path, "a file of splits")
     if not isinstance(content, list) or not all(_is_fold(each) for each in content):
         raise ValueError(f"{path}: expected a list of folds, each with 'train' and 'val', found {str(content)[:80]}.")
     _check_fold(f"{path}", fold, len(content))

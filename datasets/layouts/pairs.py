@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from ..datalist import FoundScan, Survey
 from ..io.find_scans import find_scans, without_suffix
 from ..io.scan_header import BadScanError, read_scan_header
-from ..splits import RULE, SPLITS, add_split_arguments, split_patients
+from ..splits import RULE, SPLITS, add_split_arguments, patient_by_pattern, split_patients
 from .case_checks import found_case
 from .case_table import CaseTable, file_names, read_case_table
 from .fold_column import parse_fold_names, split_by_fold, split_folds
@@ -199,10 +198,7 @@ def _check(root: Path, folders: tuple[Path, Path], name: str, case: _Case, rules
 def _patient(root: Path, name: str, image: str, rules: PairRules) -> str:
     """Name a patient by the pattern, by the DICOM header, or by the case; a table's column comes later."""
     if rules.patient_pattern:
-        found = re.search(rules.patient_pattern, image)
-        if found is None or not found.groups() or not found[1]:
-            raise ValueError(f"{image}: expected the patient as first group of {rules.patient_pattern!r}, found none.")
-        return found[1]
+        return patient_by_pattern(image, rules.patient_pattern)
     if (root / image).is_dir():
         try:
             return read_scan_header(str(root / image)).patient or name

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ...datasets.io.atomic_write import write_figure
 
-__all__ = ["RestorationPicture", "draw_restoration"]
+__all__ = ["RestorationPicture", "draw_restoration", "middle_slice"]
 
 
 class RestorationPicture:
@@ -93,7 +93,7 @@ def draw_restoration(
     for row, (name, cubes) in enumerate(rows.items()):
         for column, cube in enumerate(cubes):
             axis = axes[row, column]
-            axis.imshow(_middle_slice(cube), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(middle_slice(cube), cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
             if column == 0:
                 axis.set_ylabel(name)
@@ -106,7 +106,7 @@ def draw_restoration(
     return figure
 
 
-def _middle_slice(cube: np.ndarray) -> Any:
+def middle_slice(cube: np.ndarray) -> Any:
     """The first channel's middle slice, turned so that in RAS the patient's front is up and the right side left."""
     plane = cube[0] if cube.ndim == 3 else cube[0, :, :, cube.shape[-1] // 2]
     return plane[::-1, ::-1].T
