@@ -45,6 +45,7 @@ from .handlers.weight_loader import WeightLoader
 from .metrics.calibration import Calibration, calibrated, fit_temperature, read_temperature
 from .metrics.froc import FALSE_POSITIVE_RATES, Froc, ScanDetections, compute_froc, froc_curve, match_scan_detections
 from .metrics.lesions import HIT_RULES, Lesions, match_detections, read_lesions
+from .metrics.mean_image_error import MeanImageError
 from .metrics.region_masks import RegionDice, region_masks
 from .metrics.roc_auc import RankingMetrics, roc_auc_with_ci
 from .metrics.segmentation_scores import BootstrapMean, bootstrap_mean, mask_scores
@@ -79,6 +80,7 @@ __all__ = [
     "GracefulShutdown",
     "LayerRates",
     "Lesions",
+    "MeanImageError",
     "ModelSettingsError",
     "ModelSettingsGuard",
     "NonFiniteLossHandler",

@@ -25,6 +25,7 @@ from models_genesis.datasets import CandidateSet, load_candidates
 from models_genesis.training import (
     CandidateEvaluator,
     FeatureProbe,
+    MeanImageError,
     RestorationLoss,
     TrainingCheckpoint,
     TrainingHistory,
@@ -73,6 +74,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         probe: FeatureProbe | None = None,
         batch_size: int = 4,
         schedule: Callable[[torch.optim.Optimizer, int], Any] | None = None,
+        baseline: str | None = None,
         **checkpoint: Any,
     ) -> Run:
         torch.manual_seed(0)
@@ -89,6 +91,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
             network=network,
             postprocessing=Compose([Activationsd("pred", sigmoid=True)]),
             key_val_metric={"val_mse": MeanSquaredError(output_transform=from_engine(["pred", "label"]))},
+            additional_metrics={"val_mean_image": MeanImageError()},
             metric_cmp_fn=operator.lt,
             val_handlers=[early_stop],
         )
@@ -104,7 +107,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
                 *handlers,
                 LrScheduleHandler(scheduler, print_lr=False),
                 ValidationHandler(1, evaluator),
-                TrainingHistory(folder, optimizer, evaluator, probe=probe),
+                TrainingHistory(folder, optimizer, evaluator, probe=probe, baseline=baseline),
                 TrainingCheckpoint(
                     folder, network, optimizer, scheduler, evaluator, early_stop, resume=resume, **checkpoint
                 ),

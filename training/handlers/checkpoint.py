@@ -216,7 +216,10 @@ class TrainingCheckpoint:
             "cubes": _cubes_seen(history, settings),
             "hours": round(sum(float(row["seconds"]) for row in history) / 3600, 3),
             "chosen_epoch": best_epoch,
-            "validation": {str(self.evaluator.state.key_metric_name): float(self.evaluator.state.best_metric)},
+            "validation": {
+                str(self.evaluator.state.key_metric_name): float(self.evaluator.state.best_metric),
+                **_baseline_of(history, best_epoch),
+            },
             "probe": _probe_of(history, best_epoch),
             "sessions": self._sessions,
         }
@@ -325,6 +328,12 @@ def _cubes_seen(history: list[dict[str, Any]], settings: Mapping[str, Any]) -> i
     if isinstance(settings.get("samples"), int):
         return int(settings["samples"]) * len(history)
     return sum(round(float(row["seconds"]) * float(row["cubes_per_second"])) for row in history)
+
+
+def _baseline_of(history: list[dict[str, Any]], epoch: int) -> dict[str, float]:
+    """What an epoch's validation had to beat; nothing where there was no such baseline."""
+    value = next((row.get("val_baseline") for row in history if int(row["epoch"]) == epoch), None)
+    return {"without_a_network": float(value)} if value else {}
 
 
 def _probe_of(history: list[dict[str, Any]], epoch: int) -> dict[str, float] | None:

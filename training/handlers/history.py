@@ -27,7 +27,9 @@ __all__ = ["TrainingHistory"]
 logger = logging.getLogger(__name__)
 
 _PROBE_COLUMNS = ("probe", "probe_random")
-_MAY_BE_MISSING = ("changed", *_PROBE_COLUMNS)
+_BASELINE_COLUMN = "val_baseline"
+_OPTIONAL_COLUMNS = (_BASELINE_COLUMN, *_PROBE_COLUMNS)
+_MAY_BE_MISSING = ("changed", *_OPTIONAL_COLUMNS)
 
 
 class TrainingHistory:
@@ -45,6 +47,9 @@ class TrainingHistory:
         metric: what the key metric is called, where it is another quantity than the training loss.
         probe: is attached too, and adds the columns ``probe`` and ``probe_random``, see
             :class:`~models_genesis.training.FeatureProbe`; None or one without a data list: no such columns.
+        baseline: another metric of the evaluator, which its key metric must fall below, such as that of
+            :class:`~models_genesis.training.MeanImageError`: it is noted as ``val_baseline``, drawn, and a training
+            whose best validation is not below it ends with a warning. None: no such column.
     """
 
     columns: tuple[str, ...] = (
@@ -65,6 +70,7 @@ class TrainingHistory:
         rank: int = 0,
         metric: str | None = None,
         probe: FeatureProbe | None = None,
+        baseline: str | None = None,
     ) -> None:
         self.path = Path(output_dir) / "history.csv"
         self.optimizer = optimizer
@@ -72,8 +78,12 @@ class TrainingHistory:
         self.rank = rank
         self.metric = metric
         self.probe = probe if probe is not None and probe.enabled else None
+        self.baseline = baseline
+        self.columns = TrainingHistory.columns
+        if baseline is not None:
+            self.columns = (*self.columns, _BASELINE_COLUMN)
         if self.probe is not None:
-            self.columns = (*TrainingHistory.columns, *_PROBE_COLUMNS)
+            self.columns = (*self.columns, *_PROBE_COLUMNS)
         self._rows: list[dict[str, Any]] = []
         self._loss_sum: Tensor | float = 0.0
         self._cubes = 0
@@ -91,6 +101,8 @@ class TrainingHistory:
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
+        if self.baseline is not None:
+            engine.add_event_handler(Events.COMPLETED, self._compare_with_baseline)
 
     def _hold(self, engine: Engine) -> None:
         """Keep other trainings out, and see before the first epoch that the folder can be written."""
@@ -130,6 +142,10 @@ class TrainingHistory:
             "cubes_per_second": f"{self._cubes / seconds:.2f}",
             "changed": changed,
         }
+        baseline = ""
+        if self.baseline is not None:
+            row[_BASELINE_COLUMN] = f"{state.metrics[self.baseline]:.6f}" if validated else ""
+            baseline = f" ({row[_BASELINE_COLUMN]} without a network)" if validated else ""
         if self.probe is not None:
             values = {"probe": self.probe.value, "probe_random": self.probe.baseline}
             row |= {name: "" if value is None else f"{value:.6f}" for name, value in values.items()}
@@ -139,15 +155,31 @@ class TrainingHistory:
         write_figure(self.path.with_suffix(".png"), draw_history(self._rows, self.metric))
         left = datetime.timedelta(seconds=round(seconds * (engine.state.max_epochs - engine.state.epoch)))
         logger.info(
-            "epoch %d/%d: train loss %s, validation %s%s, learning rate %s, %s cubes/s, %s left",
+            "epoch %d/%d: train loss %s, validation %s%s%s, learning rate %s, %s cubes/s, %s left",
             engine.state.epoch,
             engine.state.max_epochs,
             row["train_loss"],
             row["val_metric"] or "-",
+            baseline,
             " (best so far)" if validated and state.best_metric_epoch == state.epoch else "",
             row["learning_rate"],
             row["cubes_per_second"],
             left,
+        )
+
+    def _compare_with_baseline(self, engine: Engine) -> None:
+        """Say so where the weights that were chosen are worth nothing on the cases that chose them."""
+        state = self.evaluator.state
+        found = state.metrics.get(self.baseline)
+        if self.rank != 0 or found is None or state.best_metric_epoch < 1 or state.best_metric < found:
+            return
+        logger.warning(
+            "the best validation, %.6f in epoch %d, is not below the %.6f that can be had without a network: these "
+            "weights have learnt nothing that shows on the validation cases, and the epoch was chosen by chance. "
+            "Train longer, or validate on more scans and of more regions",
+            state.best_metric,
+            state.best_metric_epoch,
+            found,
         )
 
 
@@ -171,7 +203,9 @@ def read_history(path: Path, before: int) -> list[dict[str, str]]:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             found = list(reader.fieldnames or ())
-            if found != [name for name in (*columns, *_PROBE_COLUMNS) if name in found or name not in _MAY_BE_MISSING]:
+            if found != [
+                name for name in (*columns, *_OPTIONAL_COLUMNS) if name in found or name not in _MAY_BE_MISSING
+            ]:
                 raise ValueError(f"expected the columns {','.join(columns)}, found {found}")
             rows = []
             for number, row in enumerate(reader, 1):
@@ -187,7 +221,7 @@ def _check_row(row: dict[str, Any], number: int, line: int) -> None:
     if row["epoch"] != str(number):
         raise ValueError(f"line {line}: expected epoch {number}, found {row['epoch']!r}")
     for name, text in row.items():
-        if name in ("epoch", "changed") or (text == "" and name in ("val_metric", *_PROBE_COLUMNS)):
+        if name in ("epoch", "changed") or (text == "" and name in ("val_metric", *_OPTIONAL_COLUMNS)):
             continue
         try:
             good = math.isfinite(float(text))
@@ -238,10 +272,20 @@ def draw_history(rows: list[dict[str, Any]], metric: str | None = None) -> Figur
         color="tab:orange",
         label="validation",
     )
+    compared = [row for row in validated if row.get(_BASELINE_COLUMN)]
+    if compared:
+        other.plot(
+            [int(row["epoch"]) for row in compared],
+            [float(row[_BASELINE_COLUMN]) for row in compared],
+            "--",
+            lw=1,
+            color="tab:gray",
+            label="without a network",
+        )
     axes.set(xlabel="epoch", ylabel="mean squared error" if metric is None else "training loss", yscale="log")
     if metric is not None:
         axes.set_yscale("linear")
         other.set(ylabel=f"validation {metric}", ylim=(0, 1))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=2)
+    figure.legend(loc="outside upper center", ncols=3)
     return figure

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import time
 
+import pytest
 from ignite.engine import Events
+from torch import nn
 
 from models_genesis.training.handlers.history import draw_history
 
@@ -39,3 +42,45 @@ def test_a_metric_of_another_quantity_has_an_axis_of_its_own():
     assert dice.get_ylabel() == "validation Dice" and dice.get_ylim() == (0, 1)
     assert list(loss.lines[0].get_ydata()) == [0.9, 0.5]
     assert list(dice.lines[0].get_ydata()) == [0.4]
+
+
+def _rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_validation_that_is_not_below_its_baseline_ends_with_a_warning(make_run, tmp_path, caplog):
+    """The rate is so small that the network stays as it was initialised: grey, and worse than the mean image."""
+    run = make_run(epochs=2, learning_rate=1e-9, baseline="val_mean_image")
+    with caplog.at_level(logging.INFO):
+        run.trainer.run()
+    baseline = run.evaluator.state.metrics["val_mean_image"]
+    assert [float(row["val_baseline"]) for row in _rows(tmp_path / "history.csv")] == pytest.approx(
+        2 * [baseline], abs=1e-6
+    )
+    assert all(float(row["val_metric"]) > baseline for row in _rows(tmp_path / "history.csv"))
+    assert f"({baseline:.6f} without a network)" in caplog.text
+    [warning] = [record.getMessage() for record in caplog.records if "not below" in record.getMessage()]
+    assert f"{baseline:.6f}" in warning and f"{run.evaluator.state.best_metric:.6f}" in warning
+    certificate = json.loads((tmp_path / "birth_certificate.json").read_text())
+    assert certificate["training"]["validation"]["without_a_network"] == pytest.approx(baseline, abs=1e-6)
+
+
+def test_a_validation_below_its_baseline_does_not(make_run, tmp_path, caplog):
+    network = nn.Conv3d(1, 1, 1)  # sigmoid(4 x - 2) is close to x in [0, 1], where the mean image is a third of it off
+    nn.init.constant_(network.weight, 4.0)
+    nn.init.constant_(network.bias, -2.0)
+    run = make_run(epochs=1, learning_rate=1e-9, network=network, baseline="val_mean_image")
+    with caplog.at_level(logging.INFO):
+        run.trainer.run()
+    assert run.evaluator.state.best_metric < run.evaluator.state.metrics["val_mean_image"]
+    assert "not below" not in caplog.text
+
+
+def test_the_baseline_is_drawn_and_a_resumed_run_may_have_one_where_the_run_before_had_none(make_run, tmp_path):
+    make_run(epochs=1).trainer.run()
+    make_run(epochs=2, resume=True, baseline="val_mean_image").trainer.run()
+    rows = _rows(tmp_path / "history.csv")
+    assert rows[0]["val_baseline"] == "" and float(rows[1]["val_baseline"]) > 0
+    [axes] = draw_history(rows).axes
+    assert [list(line.get_xdata()) for line in axes.lines] == [[1, 2], [1, 2], [2]]
