@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -40,12 +39,34 @@ RunBundle = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
-def package_index() -> ModuleType:
+def package_index(load_script: Callable[[Path], ModuleType]) -> ModuleType:
     """The helper of that name, which asks pip."""
-    spec = importlib.util.spec_from_file_location("package_index", Path(__file__).with_name("package_index.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(Path(__file__).with_name("package_index.py"))
+
+
+@pytest.fixture(scope="module")
+def index_answers() -> list[bool]:
+    """Whether the package index answered, each time that :func:`bare_environment` asked it."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def bare_environment(
+    load_script: Callable[[Path], ModuleType], package_index: ModuleType, index_answers: list[bool]
+) -> Callable[[Path, list[str]], Path]:
+    """Make an environment of pinned packages and nothing else; gives its Python."""
+
+    def install(site: Path, pins: list[str]) -> bool:
+        try:
+            package_index.pip("install", "--no-deps", "--only-binary=:all:", "--target", str(site), *pins)
+        except package_index.IndexUnreachableError:
+            index_answers.append(False)
+        else:
+            index_answers.append(True)
+        return index_answers[-1]
+
+    script = load_script(Path(__file__).with_name("bare_environment.py"))
+    return lambda folder, requirements: script.make(folder, requirements, install)
 
 
 @pytest.fixture(scope="session")
@@ -215,25 +236,19 @@ def bundle_command(bundles: Path) -> Callable[..., list[str]]:
     return command
 
 
-def _run_line(line: list[str], folder: Path, status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        line,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
-    assert done.returncode == status, done.stdout[-3000:] + done.stderr[-6000:]
-    return done
-
-
 @pytest.fixture(scope="session")
-def run_bundle(bundle_command: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> RunBundle:
+def run_bundle(
+    bundle_command: Callable[..., list[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+    forked_python: Callable[..., subprocess.CompletedProcess[str]],
+) -> RunBundle:
     """Run configs of a bundle in a fresh directory; ``status`` is what the process must exit with."""
 
     def run(bundle: str, configs: list[str], status: int = 0, **overrides: Any) -> subprocess.CompletedProcess[str]:
-        return _run_line(bundle_command(bundle, configs, **overrides), tmp_path_factory.mktemp("elsewhere"), status)
+        line = bundle_command(bundle, configs, **overrides)
+        done = forked_python(line, tmp_path_factory.mktemp("elsewhere"), timeout=300)
+        assert done.returncode == status, done.stdout[-3000:] + done.stderr[-6000:]
+        return done
 
     return run
 
@@ -253,7 +268,15 @@ def run_two_processes(bundle_command: Callable[..., list[str]], tmp_path_factory
     def run(bundle: str, configs: list[str], **overrides: Any) -> subprocess.CompletedProcess[str]:
         line = bundle_command(bundle, [*configs, str(folder / "overlay")], **given, **overrides)
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-        done = _run_line([line[0], *launcher, *line[2:]], folder, PYTHONPATH=str(folder))
+        done = subprocess.run(
+            [line[0], *launcher, *line[2:]],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)},
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
         assert done.stdout.count("left threads: []") == 2, done.stdout[-3000:]
         return done
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import http.server
-import importlib.util
 import json
 import os
 import re
@@ -43,31 +42,12 @@ def build(*arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def index_answers() -> list[bool]:
-    """Whether the package index answered, each time it was asked."""
-    return []
-
-
-@pytest.fixture(scope="module")
-def python(package_index, index_answers, tmp_path_factory) -> str:
+def python(bare_environment, tmp_path_factory) -> str:
     """A Python with what the metadata of the bundles pin."""
     if "ZIP_PYTHON" in os.environ:
         return os.environ["ZIP_PYTHON"]
-
-    def install(site: Path, pins: list[str]) -> bool:
-        try:
-            package_index.pip("install", "--no-deps", "--only-binary=:all:", "--target", str(site), *pins)
-        except package_index.IndexUnreachableError:
-            index_answers.append(False)
-        else:
-            index_answers.append(True)
-        return index_answers[-1]
-
-    spec = importlib.util.spec_from_file_location("bare_environment", HERE / "bare_environment.py")
-    environment = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(environment)
     folder = tmp_path_factory.mktemp("environment") / "bare"
-    return str(environment.make(folder, build("--all", "--pins").split(), install))
+    return str(bare_environment(folder, build("--all", "--pins").split()))
 
 
 @pytest.fixture(scope="module")

@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import json
-import os
 import pydoc
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from monai.bundle import ConfigWorkflow
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.config_item import ComponentLocator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,12 +30,19 @@ FILES = [
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
 
-def python(*arguments: str, cwd: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, env={**os.environ}
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+Python = Callable[..., str]
+
+
+@pytest.fixture
+def python(forked_python: Callable[..., subprocess.CompletedProcess[str]]) -> Python:
+    """Run ``python -m MODULE`` with success, and give what it prints."""
+
+    def run(module: str, *arguments: str, cwd: Path) -> str:
+        done = forked_python([sys.executable, "-m", module, *arguments], cwd, timeout=300)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return str(done.stdout)
+
+    return run
 
 
 def config(name: str, stage: str) -> str:
@@ -67,19 +74,11 @@ def test_every_name_in_a_config_exists(name):
         assert found is not None, f"{stage}.json: {target}"
 
 
-def test_metadata_meet_the_schema_and_list_their_version(name, shared, tmp_path):
+def test_metadata_meet_the_schema_and_list_their_version(name, python, shared, tmp_path):
     schema = tmp_path / "schema.json"
     shutil.copy(shared / "reference" / "meta_schema_20240725.json", schema)
-    python(
-        "-m",
-        "monai.bundle",
-        "verify_metadata",
-        "--meta_file",
-        config(name, "metadata"),
-        "--filepath",
-        str(schema),
-        cwd=tmp_path,
-    )
+    verify = ["verify_metadata", "--meta_file", config(name, "metadata"), "--filepath", str(schema)]
+    python("monai.bundle", *verify, cwd=tmp_path)
     metadata = json.loads(Path(config(name, "metadata")).read_text())
     assert metadata["version"] in metadata["changelog"]
 
@@ -102,10 +101,10 @@ def test_properties_are_complete(name, stages, kind, data_of, tmp_path):
     assert workflow.check_properties() == []
 
 
-def test_network_takes_and_gives_what_the_metadata_say(name, tmp_path):
+def test_network_takes_and_gives_what_the_metadata_say(name, python, tmp_path):
     for stage in ("train", "inference"):
         python(
-            "-m", "monai.bundle", "verify_net_in_out", "network_def", "--meta_file", config(name, "metadata"),
+            "monai.bundle", "verify_net_in_out", "network_def", "--meta_file", config(name, "metadata"),
             "--config_file", config(name, stage), "--n", "2", "--features", "[4,8,16,32]", cwd=tmp_path,
         )  # fmt: skip
 
@@ -115,7 +114,7 @@ def test_the_same_network_everywhere(name):
     assert definitions[0] == definitions[1]
 
 
-def test_loads_in_python_from_anywhere(name, tmp_path):
+def test_loads_in_python_from_anywhere(name, python, tmp_path):
     """``monai.bundle.load`` runs ``initialize`` with nothing on the path; it must give the network with its weights."""
     shutil.copytree(ROOT / "bundles" / name, tmp_path / name, ignore=shutil.ignore_patterns("models", "eval"))
     code = f"""
@@ -143,22 +142,20 @@ print("loaded")
     assert "loaded" in python("-c", code, cwd=elsewhere)
 
 
-def test_torchscript_export(name, tmp_path):
+def test_torchscript_export(name, python, tmp_path):
     root = tmp_path / name
     shutil.copytree(ROOT / "bundles" / name, root, ignore=shutil.ignore_patterns("models", "eval"))
-    code = f"""
-import torch
-from monai.bundle import ConfigParser
-parser = ConfigParser(); parser.read_config({str(root / "configs/inference.json")!r})
-parser["features"] = [4, 8, 16]
-torch.save(parser.get_parsed_content("network_def").state_dict(), "model.pt")
-"""
-    python("-c", code, cwd=tmp_path)
+    parser = ConfigParser()
+    parser.read_config(str(root / "configs/inference.json"))
+    parser["features"] = [4, 8, 16]
+    network = parser.get_parsed_content("network_def").eval()
+    torch.save(network.state_dict(), tmp_path / "model.pt")
     python(
-        "-m", "monai.bundle", "ckpt_export", "network_def", "--filepath", "model.ts", "--ckpt_file", "model.pt",
+        "monai.bundle", "ckpt_export", "network_def", "--filepath", "model.ts", "--ckpt_file", "model.pt",
         "--meta_file", str(root / "configs/metadata.json"), "--config_file", str(root / "configs/inference.json"),
         "--features", "[4,8,16]", cwd=tmp_path,
     )  # fmt: skip
-    assert "ok" in python(
-        "-c", "import torch; torch.jit.load('model.ts')(torch.rand(1, 1, 16, 16, 8)); print('ok')", cwd=tmp_path
-    )
+    cube = torch.rand(1, 1, 16, 16, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        exported = torch.jit.load(tmp_path / "model.ts")(cube)
+        torch.testing.assert_close(exported, network(cube))

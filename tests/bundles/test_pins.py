@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import doctest
-import importlib.util
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +16,8 @@ NAMES = sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/
 
 
 @pytest.fixture(scope="module")
-def pins():
-    spec = importlib.util.spec_from_file_location("pins", ROOT / "bundles" / "pins.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def pins(load_script):
+    return load_script(ROOT / "bundles" / "pins.py")
 
 
 def pinned_by(name: str) -> dict[str, str]:

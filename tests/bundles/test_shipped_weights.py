@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,24 +79,23 @@ def dice(predicted: np.ndarray, truth: np.ndarray, value: int) -> float:
     return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
 
 
-def infer(bundle: str, folder: Path, **keys: Any) -> None:
+@pytest.fixture
+def infer(forked_python: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., None]:
     """Run a bundle's inference from another folder, on ``folder/scans`` to ``folder/out``."""
-    root = BUNDLES / bundle
-    given = {"bundle_root": root, "dataset_dir": folder / "scans", "output_dir": folder / "out", **keys}
-    command = [
-        sys.executable, "-W", "ignore", "-m", "monai.bundle", "run",
-        "--config_file", str(root / "configs" / "inference.json"),
-        *(part for key, value in given.items() for part in (f"--{key}", str(value))),
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=600, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+
+    def run(bundle: str, folder: Path, **keys: Any) -> None:
+        root = BUNDLES / bundle
+        given = {"bundle_root": root, "dataset_dir": folder / "scans", "output_dir": folder / "out", **keys}
+        words = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+        command = ["monai.bundle", "run", "--config_file", str(root / "configs" / "inference.json"), *words]
+        done = forked_python([sys.executable, "-m", *command], folder, timeout=600)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    return run
 
 
 @pytest.mark.parametrize("bundle", [bundle for bundle in SHIPPED if bundle in SEGMENTATION])
-def test_inference_needs_no_key_and_scores_as_certified(bundle, tmp_path):
+def test_inference_needs_no_key_and_scores_as_certified(bundle, infer, tmp_path):
     source = SEGMENTATION[bundle]
     if not source.is_dir():
         pytest.skip("needs ../shared/data, which is not part of the project")
@@ -136,15 +134,12 @@ def test_the_mean_of_the_cases_is_the_reported_one(bundle):
     assert len(evaluation["dice_by_case"]) == evaluation["report"]["cases"]
 
 
-def test_candidates_are_told_apart_as_certified(tmp_path):
+def test_candidates_are_told_apart_as_certified(infer, load_script, tmp_path):
     """The candidates of test patients, cut anew from the source, in a table that a user would have."""
     source = DATA / "lidc" / "fp_candidates"
     if not source.is_dir():
         pytest.skip("needs ../shared/data, which is not part of the project")
-    spec = importlib.util.spec_from_file_location("study_data", ROOT / "tools" / "study_data.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    tool.candidates(source, tmp_path / "data")
+    load_script(ROOT / "tools" / "study_data.py").candidates(source, tmp_path / "data")
     certificate = certificate_of(LUNA)
     assert sha256_of(tmp_path / "data" / "weights.json") == certificate["datalist"]["sha256"]
     evaluation = certificate["evaluations"]["testing"]

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import struct
 import subprocess
@@ -21,12 +20,8 @@ LINK = 0o120777 << 16
 
 
 @pytest.fixture(scope="module")
-def unpack():
-    spec = importlib.util.spec_from_file_location("unpack", UNPACK)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def unpack(load_script):
+    return load_script(UNPACK)
 
 
 def archive(folder: Path, files: list[tuple[str, bytes, int]], name: str = "a_bundle_v0.1.0.zip") -> Path:

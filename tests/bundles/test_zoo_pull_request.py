@@ -50,7 +50,7 @@ def zoo(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def python(package_index, tmp_path_factory) -> str:
+def python(bare_environment, tmp_path_factory) -> str:
     """A Python with the pinned packages, what the wheel needs, and the wheel, installed by pip from a local index."""
     folder = tmp_path_factory.mktemp("clean")
     tree = folder / "tree"
@@ -61,22 +61,11 @@ def python(package_index, tmp_path_factory) -> str:
     pip = [sys.executable, "-m", "pip"]
     wheel = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder / "index")]
     subprocess.run([*wheel, str(tree)], check=True, timeout=300)
-    spec = importlib.util.spec_from_file_location("bare_environment", HERE / "bare_environment.py")
-    environment = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(environment)
-
-    def install(site: Path, pins: list[str]) -> bool:
-        try:
-            package_index.pip("install", "--no-deps", "--only-binary=:all:", "--target", str(site), *pins)
-        except package_index.IndexUnreachableError:
-            return False
-        return True
-
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     needed = [str(Requirement(line)) for line in setup["options"]["install_requires"].split("\n") if line]
     pins = [pin for pin in build("--all", "--pins").split() if not pin.startswith("models-genesis")]
-    made = environment.make(folder / "environment", [*pins, *needed], install)
+    made = bare_environment(folder / "environment", [*pins, *needed])
     # by name and version, as the zoo does; what the wheel requires must be there already
     index = ["--no-index", "--find-links", str(folder / "index")]
     version = setup["metadata"]["version"]

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import doctest
-import importlib.util
 import json
 from pathlib import Path
 
@@ -21,12 +20,9 @@ NECROSIS = "necrosis or non-enhancing tumour"
 
 
 @pytest.fixture(scope="module")
-def tool():
+def tool(load_script):
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("copy_bundle", ROOT / "label" / "copy_bundle.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "label" / "copy_bundle.py")
 
 
 def read(folder: Path, name: str) -> dict:

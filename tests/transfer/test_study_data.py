@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 from pathlib import Path
 
@@ -19,11 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def maker():
-    spec = importlib.util.spec_from_file_location("study_data", ROOT / "tools" / "study_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def maker(load_script):
+    return load_script(ROOT / "tools" / "study_data.py")
 
 
 @pytest.mark.parametrize("name", ["hippocampus", "hippocampus_people", "nodules", "candidates"])

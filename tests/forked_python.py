@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs ``python -m MODULE`` in processes that do not have to import MONAI again.
+
+Importing MONAI and torch takes some seconds of a core, and the suite starts Python a hundred times. As a script this
+module imports them once and forks itself for each command; the child runs the module as ``python -m`` does, with its
+own arguments, folder and output, and ends as the interpreter ends. Two such processes take turns, so that two runs that
+are compared do not share the order of their sets, and each child draws random numbers of its own. What depends on the
+environment at the time of the import (thread counts, ``PYTHONPATH``) needs a real process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+
+PRELOADED = ("monai.bundle", "monai.engines", "monai.handlers", "models_genesis.training", "models_genesis.datasets")
+
+
+class ForkedPython:
+    """Two processes that wait with MONAI imported, and the way to run modules in their children.
+
+    Args:
+        folder: where the output of the commands is kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.count = 0
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"}
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**environment, "OMP_NUM_THREADS": "1"},
+            )
+            for _ in range(2)
+        ]
+
+    def run(self, line: Sequence[str], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
+        """Run a command line, as ``subprocess.run`` does with ``capture_output=True, text=True``.
+
+        Args:
+            line: ``[sys.executable, "-m", MODULE, *arguments]``.
+            cwd: folder to run it in.
+            timeout: seconds after which it is killed.
+
+        Raises:
+            subprocess.TimeoutExpired: when it was killed.
+        """
+        if list(line[:2]) != [sys.executable, "-m"]:
+            raise ValueError(f"expected python -m MODULE, found {list(line[:3])}")
+        self.count += 1
+        outputs = [str(self.folder / f"{self.count}.{name}") for name in ("stdout", "stderr")]
+        request = {"line": list(line[2:]), "cwd": str(cwd), "outputs": outputs, "timeout": timeout}
+        status = _ask(self.processes[self.count % len(self.processes)], request)
+        stdout, stderr = (Path(output).read_text(errors="replace") for output in outputs)
+        if status == -signal.SIGALRM:
+            raise subprocess.TimeoutExpired(list(line), timeout, stdout, stderr)
+        return subprocess.CompletedProcess(list(line), status, stdout, stderr)
+
+    def close(self) -> None:
+        """End the processes that wait."""
+        for process in self.processes:
+            process.communicate(timeout=60)
+
+
+def _ask(process: subprocess.Popen[str], request: dict[str, Any]) -> int:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(json.dumps(request) + "\n")
+    process.stdin.flush()
+    reply = process.stdout.readline()
+    if not reply:
+        raise RuntimeError(f"the process that runs modules has ended with {process.wait()}")
+    return int(reply)
+
+
+def serve(requests: TextIO, replies: TextIO) -> None:
+    """Fork for each request, and reply with the status its process ended with; return at the end, and in each child.
+
+    Args:
+        requests: a JSON object a line, of :meth:`ForkedPython.run`.
+        replies: a number a line, negative where a signal ended the process.
+    """
+    for text in requests:
+        request = json.loads(text)
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            become(request)
+            return
+        _, status = os.waitpid(child, 0)
+        replies.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        replies.flush()
+
+
+def become(request: dict[str, Any]) -> None:
+    """Run a module as ``python -m`` does: in this process, which has just been forked."""
+    for number, output in enumerate(request["outputs"], 1):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(request["cwd"])
+    np.random.seed()  # noqa: NPY002 - what a run does not seed must differ from run to run
+    torch.seed()
+    signal.alarm(int(request["timeout"]))  # ends the process, whatever it is doing
+    module, *arguments = request["line"]
+    sys.argv = [module, *arguments]
+    sys.path[0] = request["cwd"]  # as python -m has it
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    for name in PRELOADED:
+        __import__(name)
+    own_replies = os.fdopen(os.dup(1), "w")  # what the imports or a command print must not be taken for a reply
+    serve(sys.stdin, own_replies)
