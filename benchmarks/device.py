@@ -60,7 +60,7 @@ def count_memory(shapes: tuple[tuple[int, ...], ...]) -> list[dict[str, Any]]:
 
 
 def time_on_gpu(shapes: tuple[tuple[int, ...], ...], rounds: int) -> list[dict[str, Any]]:
-    """Milliseconds a batch, alone and beside the training step."""
+    """Milliseconds a batch, alone and alongside the training step."""
     device = torch.device("cuda")
     rows = []
     for shape in shapes:

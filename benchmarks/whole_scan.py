@@ -63,7 +63,7 @@ def resident_gib() -> float:
 
 
 def write_scan(path: Path, shape: tuple[int, ...]) -> None:
-    """Write a CT of phantoms beside one another, int16."""
+    """Write a CT of phantoms next to one another, int16."""
     tile = tuple(min(128, side) for side in shape)
     phantom = make_phantom(0, region="abdomen", shape=tile)
     counts = [-(-side // part) for side, part in zip(shape, tile, strict=True)]

@@ -9,25 +9,25 @@ from .candidates.stream import CandidateStream
 from .candidates.table import BadRow, BadRowError, CandidateTable, read_candidates
 from .candidates.training_set import CandidateDataset
 from .cases import MSD_TASKS, build_datalist, load_cases, load_datalist, load_labelled_cases, msd_task
-from .datalist import FoundScan, Survey, write_datalist
+from .datalist import DatasetSummary, ScanRecord, write_datalist
 from .io.case_names import OutputName, PredictionLayout, output_names
 from .io.scan_header import BadScanError, ScanHeader, open_scan, read_scan_header
 from .io.scan_reader import ScanReader
 from .io.scan_writer import ScanWriter
-from .layouts.brats import survey_brats
-from .layouts.cadpe import survey_cadpe
-from .layouts.candidate_survey import survey_candidates
+from .layouts.brats import list_brats
+from .layouts.cadpe import list_cadpe
+from .layouts.candidate_list import list_candidates
 from .layouts.case_checks import check_cases
-from .layouts.fumpe import survey_fumpe
-from .layouts.image_folder import FolderRules, survey_folder
-from .layouts.lidc import survey_lidc
-from .layouts.lits import survey_lits
-from .layouts.luna16 import survey_luna16
-from .layouts.luna16_candidates import survey_luna16_candidates
-from .layouts.msd import survey_msd
-from .layouts.nnunet_raw import survey_nnunet
-from .layouts.pairs import PairRules, survey_pairs
-from .layouts.rspect import survey_rspect
+from .layouts.fumpe import list_fumpe
+from .layouts.image_folder import FolderRules, list_folder
+from .layouts.lidc import list_lidc
+from .layouts.lits import list_lits
+from .layouts.luna16 import list_luna16
+from .layouts.luna16_candidates import list_luna16_candidates
+from .layouts.msd import list_msd
+from .layouts.nnunet_raw import list_nnunet
+from .layouts.pairs import PairRules, list_pairs
+from .layouts.rspect import list_rspect
 from .loading.case_dataset import CaseDataset
 from .loading.cube_dataset import CubeDataset
 from .loading.prefetch_loader import PrefetchDataLoader
@@ -54,9 +54,9 @@ __all__ = [
     "CandidateTable",
     "CaseDataset",
     "CubeDataset",
+    "DatasetSummary",
     "EpochSampler",
     "FolderRules",
-    "FoundScan",
     "Label",
     "LeftOut",
     "Lesion",
@@ -70,11 +70,24 @@ __all__ = [
     "ScanCache",
     "ScanHeader",
     "ScanReader",
+    "ScanRecord",
     "ScanWriter",
-    "Survey",
     "VesselFinding",
     "build_datalist",
     "check_cases",
+    "list_brats",
+    "list_cadpe",
+    "list_candidates",
+    "list_folder",
+    "list_fumpe",
+    "list_lidc",
+    "list_lits",
+    "list_luna16",
+    "list_luna16_candidates",
+    "list_msd",
+    "list_nnunet",
+    "list_pairs",
+    "list_rspect",
     "load_candidates",
     "load_cases",
     "load_datalist",
@@ -89,19 +102,6 @@ __all__ = [
     "scan_candidates",
     "split_patients",
     "subsample_negatives",
-    "survey_brats",
-    "survey_cadpe",
-    "survey_candidates",
-    "survey_folder",
-    "survey_fumpe",
-    "survey_lidc",
-    "survey_lits",
-    "survey_luna16",
-    "survey_luna16_candidates",
-    "survey_msd",
-    "survey_nnunet",
-    "survey_pairs",
-    "survey_rspect",
     "write_brain_phantom",
     "write_datalist",
     "write_embolism_phantom",

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .datalist import Survey, write_datalist
+from .datalist import DatasetSummary, write_datalist
 from .io import dicom_seg
 from .io.csv_file import printable
 from .layouts import (
     brats,
     cadpe,
-    candidate_survey,
+    candidate_list,
     case_checks,
     fumpe,
     image_folder,
@@ -41,11 +41,11 @@ class Command:
     run: Callable[[argparse.Namespace], int]
 
 
-def write_survey(survey: Callable[[argparse.Namespace], Survey]) -> Callable[[argparse.Namespace], int]:
-    """Make a command of a survey: print its summary, write its report and its data list."""
+def listing(list_scans: Callable[[argparse.Namespace], DatasetSummary]) -> Callable[[argparse.Namespace], int]:
+    """Make a command that lists scans: it prints the summary, writes the report and the data list."""
 
     def run(arguments: argparse.Namespace) -> int:
-        found = survey(arguments)
+        found = list_scans(arguments)
         print(found.table())
         if arguments.report:
             found.write_report(arguments.report)
@@ -56,7 +56,7 @@ def write_survey(survey: Callable[[argparse.Namespace], Survey]) -> Callable[[ar
     return run
 
 
-def _survey_arguments(
+def _listing_arguments(
     own: Callable[[argparse.ArgumentParser], None], one_folder: bool = True
 ) -> Callable[[argparse.ArgumentParser], None]:
     def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,67 +88,69 @@ COMMANDS: dict[str, Command] = {
         "write the built-in phantom in the raw layout of LUNA16", write_luna16.add_arguments, write_luna16.run
     ),
     "luna16": Command(
-        "list the scans of LUNA16, split by fold", _survey_arguments(luna16.add_arguments), write_survey(luna16.survey)
+        "list the scans of LUNA16, split by fold",
+        _listing_arguments(luna16.add_arguments),
+        listing(luna16.list_scans),
     ),
     "luna16-candidates": Command(
         "list the scans of LUNA16 with its candidates, for false-positive reduction",
-        _survey_arguments(luna16_candidates.add_arguments),
-        write_survey(luna16_candidates.survey),
+        _listing_arguments(luna16_candidates.add_arguments),
+        listing(luna16_candidates.list_scans),
     ),
     "candidates": Command(
         "list any folder of CT with a candidate table, split by patient",
-        _survey_arguments(candidate_survey.add_arguments),
-        write_survey(candidate_survey.survey),
+        _listing_arguments(candidate_list.add_arguments),
+        listing(candidate_list.list_scans),
     ),
     "fumpe": Command(
         "make candidates of FUMPE's angiograms and masks of emboli, split by patient",
-        _survey_arguments(fumpe.add_arguments),
-        write_survey(fumpe.survey),
+        _listing_arguments(fumpe.add_arguments),
+        listing(fumpe.list_scans),
     ),
     "cadpe": Command(
         "make candidates of CAD-PE's angiograms and masks of emboli, split by patient",
-        _survey_arguments(cadpe.add_arguments),
-        write_survey(cadpe.survey),
+        _listing_arguments(cadpe.add_arguments),
+        listing(cadpe.list_scans),
     ),
     "rspect": Command(
         "list the angiograms of RSPECT with the labels of their studies (no candidates)",
-        _survey_arguments(rspect.add_arguments),
-        write_survey(rspect.survey),
+        _listing_arguments(rspect.add_arguments),
+        listing(rspect.list_scans),
     ),
     "folder": Command(
         "list any folder tree of scans, split by patient",
-        _survey_arguments(image_folder.add_arguments),
-        write_survey(image_folder.survey),
+        _listing_arguments(image_folder.add_arguments),
+        listing(image_folder.list_scans),
     ),
     "lits": Command(
         "list the volumes and segmentations of LiTS, split by index",
-        _survey_arguments(lits.add_arguments),
-        write_survey(lits.survey),
+        _listing_arguments(lits.add_arguments),
+        listing(lits.list_scans),
     ),
     "lidc": Command(
         "cut nodule cubes with the readers' consensus from LIDC-IDRI, split by patient",
-        _survey_arguments(lidc.add_arguments),
-        write_survey(lidc.survey),
+        _listing_arguments(lidc.add_arguments),
+        listing(lidc.list_scans),
     ),
     "brats": Command(
         "list the cases of BraTS of any year, split by patient",
-        _survey_arguments(brats.add_arguments),
-        write_survey(brats.survey),
+        _listing_arguments(brats.add_arguments),
+        listing(brats.list_scans),
     ),
     "msd": Command(
         "list a task of the Medical Segmentation Decathlon from its dataset.json, split by patient",
-        _survey_arguments(msd.add_arguments),
-        write_survey(msd.survey),
+        _listing_arguments(msd.add_arguments),
+        listing(msd.list_scans),
     ),
     "nnunet": Command(
         "list a data set of nnU-Net v2 from its dataset.json, split by nnU-Net's folds or by patient",
-        _survey_arguments(nnunet_raw.add_arguments),
-        write_survey(nnunet_raw.survey),
+        _listing_arguments(nnunet_raw.add_arguments),
+        listing(nnunet_raw.list_scans),
     ),
     "pairs": Command(
         "list any two folders of images and label maps of the same names, split by patient or by a given fold",
-        _survey_arguments(pairs.add_arguments, one_folder=False),
-        write_survey(pairs.survey),
+        _listing_arguments(pairs.add_arguments, one_folder=False),
+        listing(pairs.list_scans),
     ),
     "dicom-seg": Command(
         "turn a bundle's label map of a DICOM series into a DICOM segmentation", dicom_seg.add_arguments, dicom_seg.run

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..transforms.brats_regions import check_brats_convention
-from .datalist import NAME_EXCLUDED, Survey, read_datalist, resolve_paths
+from .datalist import NAME_EXCLUDED, DatasetSummary, read_datalist, resolve_paths
 from .io.json_file import read_json
-from .layouts.brats import MODALITIES, brats_images, survey_brats
-from .layouts.image_folder import survey_folder
+from .layouts.brats import MODALITIES, brats_images, list_brats
+from .layouts.image_folder import list_folder
 from .layouts.label_maps import MOST_VALUES
-from .layouts.lits import survey_lits
-from .layouts.luna16 import FOLDS, find_subsets, survey_luna16
-from .layouts.msd import survey_msd
-from .layouts.nnunet_raw import is_nnunet_dataset, nnunet_images, read_nnunet_dataset, survey_nnunet
+from .layouts.lits import list_lits
+from .layouts.luna16 import FOLDS, find_subsets, list_luna16
+from .layouts.msd import list_msd
+from .layouts.nnunet_raw import is_nnunet_dataset, list_nnunet, nnunet_images, read_nnunet_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def build_datalist(
         layout: ``"luna16"`` splits by the folds of LUNA16, ``"folder"`` by patient; ``"auto"`` takes the first where
             the folds 0 to 6 are there, and says so.
         rules: see :class:`~models_genesis.datasets.FolderRules`; for ``"luna16"`` see
-            :func:`~models_genesis.datasets.survey_luna16`.
+            :func:`~models_genesis.datasets.list_luna16`.
 
     Returns:
         The data list with paths relative to the folder.
@@ -82,11 +82,11 @@ def build_datalist(
         if layout == "folder" and subsets:
             # a part of LUNA16: its folders are folds, not patients
             rules = {"patient_pattern": r"([^/]+)\.mhd$", **rules}
-    survey = survey_luna16(dataset_dir, **rules) if layout == "luna16" else survey_folder(dataset_dir, **rules)
-    for line in survey.table().splitlines():
+    summary = list_luna16(dataset_dir, **rules) if layout == "luna16" else list_folder(dataset_dir, **rules)
+    for line in summary.table().splitlines():
         logger.info(line)
-    survey.warn_of_names()
-    return survey.datalist()
+    summary.warn_of_names()
+    return summary.datalist()
 
 
 def load_labelled_cases(
@@ -123,10 +123,10 @@ def load_labelled_cases(
                 check_brats_convention(_label_path(case), str(expected["label_convention"]))
         cases = _choose_channels(datalist, cases, content, channels)
     else:
-        survey = _survey(layout, dataset_dir, channels, (expected or {}).get("label_convention"))
-        for line in survey.table().splitlines():
+        summary = _list_scans(layout, dataset_dir, channels, (expected or {}).get("label_convention"))
+        for line in summary.table().splitlines():
             logger.info(line)
-        content = survey.datalist(absolute=True)
+        content = summary.datalist(absolute=True)
         _compare(dataset_dir, content, expected)
         cases = [case for case in content[key] if case.get("label")]
     if not cases:
@@ -180,9 +180,9 @@ def _images(layout: Layout, dataset_dir: str | Path, channels: Sequence[str] | N
         return [scan.entry(root) for scan in brats_images(dataset_dir, MODALITIES if channels is None else channels)]
     if layout == "msd" and _is_nnunet(dataset_dir):
         return [scan.entry(root) for scan in nnunet_images(dataset_dir)]
-    survey = survey_folder(dataset_dir, min_size=(1, 1, 1), modality="any")
-    survey.warn_of_names()
-    return [scan.entry(root) for scan in survey.scans if scan.reason != NAME_EXCLUDED]
+    summary = list_folder(dataset_dir, min_size=(1, 1, 1), modality="any")
+    summary.warn_of_names()
+    return [scan.entry(root) for scan in summary.scans if scan.reason != NAME_EXCLUDED]
 
 
 def _is_nnunet(root: str | Path) -> bool:
@@ -199,14 +199,16 @@ def _label_path(case: Mapping[str, Any]) -> str:
     return "/".join(Path(str(case["label"])).parts[-4:])
 
 
-def _survey(layout: Layout, root: str | Path, channels: Sequence[str] | None, convention: Any = None) -> Survey:
-    """Survey a folder as its layout asks."""
+def _list_scans(
+    layout: Layout, root: str | Path, channels: Sequence[str] | None, convention: Any = None
+) -> DatasetSummary:
+    """List a folder as its layout asks."""
     if layout == "lits":
-        return survey_lits(root)
+        return list_lits(root)
     if layout == "brats":
-        return survey_brats(root, MODALITIES if channels is None else channels, expected=convention)
+        return list_brats(root, MODALITIES if channels is None else channels, expected=convention)
     if layout == "msd":
-        return survey_nnunet(root) if _is_nnunet(root) else survey_msd(root)
+        return list_nnunet(root) if _is_nnunet(root) else list_msd(root)
     raise ValueError(
         f"{root}: expected a data list, for the cubes must be cut first: python -m models_genesis.datasets {layout} "
         "--root RAW --out DATALIST, then --datalist DATALIST"

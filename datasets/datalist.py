@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data lists in the layout of the Medical Segmentation Decathlon: surveys to lists, written, read and checked."""
+"""Data lists in the layout of the Medical Segmentation Decathlon: summaries to lists, written, read and checked."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _made_by() -> str:
 
 
 @dataclass(frozen=True)
-class FoundScan:
+class ScanRecord:
     """One scan that was found, and its status.
 
     Attributes:
@@ -87,7 +87,7 @@ class FoundScan:
 
 
 @dataclass(frozen=True)
-class Survey:
+class DatasetSummary:
     """What was found below a folder.
 
     Attributes:
@@ -98,7 +98,7 @@ class Survey:
     """
 
     root: Path
-    scans: Sequence[FoundScan]
+    scans: Sequence[ScanRecord]
     notes: Sequence[str]
     header: Mapping[str, Any]
 
@@ -164,7 +164,7 @@ class Survey:
 
     def write_report(self, path: str | Path) -> None:
         """Write one row of CSV for each scan found, whole or not at all; no cell is a formula to a spreadsheet."""
-        fields = list(FoundScan.__dataclass_fields__)
+        fields = list(ScanRecord.__dataclass_fields__)
         with atomic_text(path, errors="backslashreplace") as stream:
             rows = csv.DictWriter(stream, fields)
             rows.writeheader()
@@ -172,7 +172,7 @@ class Survey:
             rows.writerows({name: safe_cell(value) for name, value in row.items()} for row in cells)
 
 
-def _with_readable_name(scan: FoundScan) -> FoundScan:
+def _with_readable_name(scan: ScanRecord) -> ScanRecord:
     paths = (*_as_list(scan.image if isinstance(scan.image, str) else list(scan.image)), scan.label, scan.patient)
     if all(printable(path) == path for path in paths):
         return scan
@@ -194,7 +194,7 @@ def write_datalist(path: str | Path, datalist: Mapping[str, Any]) -> None:
 
     Args:
         path: the file; its folder is made where it lacks.
-        datalist: see :meth:`Survey.datalist`.
+        datalist: see :meth:`DatasetSummary.datalist`.
     """
     with atomic_text(path) as stream:
         stream.write(json.dumps(datalist, indent=2, ensure_ascii=False) + "\n")

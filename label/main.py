@@ -34,7 +34,7 @@ class GenesisApp(MONAILabelApp):
     Args:
         app_dir: folder of this app.
         studies: folder of the scans, or a DICOMweb address.
-        conf: settings of ``--conf KEY VALUE``: ``bundles``, folder of the bundles, by default ``bundles`` beside the
+        conf: settings of ``--conf KEY VALUE``: ``bundles``, folder of the bundles, by default ``bundles`` next to the
             app; ``models``, names of bundles separated by commas, by default all; ``uncertainty``, the segmentation
             bundle that chooses the next sample; ``uncertainty_flips``, axes to mirror for it, such as ``0,1``.
 

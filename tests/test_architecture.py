@@ -115,11 +115,11 @@ def test_what_networks_may_use_imports_nothing_of_ours():
     ("module", "source", "imported"),
     [
         ("datasets.io.new", "from ..layouts import lits", "datasets.layouts.lits"),
-        ("datasets.io.new", "from ..layouts.lits import survey_lits", "datasets.layouts.lits"),
+        ("datasets.io.new", "from ..layouts.lits import list_lits", "datasets.layouts.lits"),
         ("datasets.io.new", "def f():\n    from .. import datalist", "datasets.datalist"),
         ("datasets.io.new", "from .. import load_datalist", "datasets.__init__"),
         ("datasets.io.new", "from ..splits import SPLITS", "datasets.splits"),
-        ("datasets.loading.new", "from ..datalist import Survey", "datasets.datalist"),
+        ("datasets.loading.new", "from ..datalist import DatasetSummary", "datasets.datalist"),
         (
             "datasets.datalist",
             "def f():\n    from .layouts.image_folder import survey",
@@ -143,7 +143,7 @@ def test_a_forbidden_import_is_found(module, source, imported):
     [
         (
             "datasets.layouts.new",
-            "from ..io import scan_header\nfrom .lits import survey_lits\nfrom ..splits import RULE",
+            "from ..io import scan_header\nfrom .lits import list_lits\nfrom ..splits import RULE",
         ),
         ("datasets.phantom.new", "from ...transforms.brats_regions import BRATS_LABELS\nfrom ..layouts import brats"),
         (

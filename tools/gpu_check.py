@@ -5,7 +5,7 @@
 
 Each part is a process of its own with a share of the time that is left; one that fails or runs out of time is noted and
 the next one starts. ``check.json`` says after each part what was run, for how long and how it ended; its output is in
-``<part>.log``, its results lie beside it. A training that runs out of time stops in good order (SIGTERM) and can be
+``<part>.log``, its results next to it. A training that runs out of time shuts down cleanly (SIGTERM) and can be
 resumed. ``--quick`` runs the same parts with small sizes, on a processor too.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINING = ROOT / "bundles" / "genesis_chest_ct_pretraining"
 SECONDS_TO_STOP = 20.0
-"""What a part that ran out of time has to end in good order."""
+"""What a part that ran out of time has to shut down cleanly."""
 
 
 @dataclass

@@ -2,7 +2,7 @@
 """Make the small pretrained weights that go with the pretraining bundle, from nothing but this repository.
 
 ``python tools/pretrain_phantom.py`` runs the demo's commands for the phantom, pretraining and its evaluation, prints
-the errors beside their baselines, and keeps the weights of the best validation as
+the errors next to their baselines, and keeps the weights of the best validation as
 ``bundles/genesis_chest_ct_pretraining/models/phantom_pretrained.pt``.
 """
 

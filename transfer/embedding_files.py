@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..datasets import load_datalist, survey_folder
+from ..datasets import list_folder, load_datalist
 from ..datasets.datalist import NAME_EXCLUDED
 from ..datasets.io.csv_file import printable, safe_cell
 from ..networks import load_network
@@ -104,7 +104,7 @@ def find_images(source: str | Path, splits: Sequence[str] = ("training",)) -> tu
     path = Path(source)
     if not path.is_dir():
         return [entry for split in splits for entry in load_datalist(path, key=split)], []
-    survey = survey_folder(path, min_size=(1, 1, 1), modality="any")
+    survey = list_folder(path, min_size=(1, 1, 1), modality="any")
     bad = [f"{scan.name}: {scan.detail}" for scan in survey.scans if scan.reason not in ("", NAME_EXCLUDED)]
     return [{"image": str(path.resolve() / scan.name)} for scan in survey.scans if scan.split], bad
 

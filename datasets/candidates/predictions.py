@@ -29,9 +29,9 @@ class PredictionStore:
     """A file that takes in predictions batch by batch, and knows them again after the process was killed.
 
     The first line says what the predictions belong to: the table, by its content, and ``key``. Where a file belongs to
-    something else, it is begun anew, which is logged. Each batch is one write. Each line ends with a checksum: one that
-    was cut off, damaged or edited does not count, its row is scored again, and a warning names it. Of two processes
-    that would write to one file the second is refused.
+    something else, a new one is started, which is logged. Each batch is one write. Each line ends with a checksum: one
+    that was cut off, damaged or edited does not count, its row is scored again, and a warning names it. Of two
+    processes that would write to one file the second is refused.
 
     Args:
         path: the file; with several processes each has one of its own.

@@ -35,7 +35,8 @@ class CandidateStream(IterableDataset):
         cube_transform: transforms of one item, the first of which cuts its cube, such as
             :class:`~models_genesis.transforms.CandidateCubed`; what they get says
             :class:`~models_genesis.datasets.candidates.training_set.CandidateDataset`.
-        done: rows that are scored already, from a run that ended early; a scan of which all are is not opened.
+        done: rows that are scored already, from a run that ended early; a scan whose candidates are all done is not
+            opened.
         rank: number of this process, which takes every ``world_size``-th scan; where there are fewer scans than
             processes, every ``world_size``-th candidate of each.
         world_size: number of processes.

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raw layouts of public data sets, and of any folder, surveyed into data lists."""
+"""Raw layouts of public data sets, and of any folder, listed into data lists."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ...transforms.brats_regions import BRATS_LABELS, brats_sub_challenge, check_brats_convention
-from ..datalist import FoundScan, Survey
+from ..datalist import DatasetSummary, ScanRecord
 from ..io.file_walk import find_files
 from ..splits import RULE, add_split_arguments, split_patients
 from .case_checks import found_case
@@ -108,7 +108,7 @@ def _adopt_labels(cases: dict[Path, Case]) -> list[Case]:
     return list(cases.values())
 
 
-def survey_brats(
+def list_brats(
     root: str | Path,
     modalities: Sequence[str] = MODALITIES,
     convention: str = "auto",
@@ -117,7 +117,7 @@ def survey_brats(
     seed: int = 0,
     progress: bool = False,
     expected: str | None = None,
-) -> Survey:
+) -> DatasetSummary:
     """Find the cases of BraTS, check their headers, and split them by patient.
 
     Args:
@@ -166,10 +166,10 @@ def survey_brats(
         "test_fraction": test_fraction,
     }
     notes = [f"{unlabelled} cases have no label map and are for testing, without label"] if unlabelled else []
-    return Survey(folder, scans, notes, header)
+    return DatasetSummary(folder, scans, notes, header)
 
 
-def brats_images(root: str | Path, modalities: Sequence[str] = MODALITIES) -> list[FoundScan]:
+def brats_images(root: str | Path, modalities: Sequence[str] = MODALITIES) -> list[ScanRecord]:
     """Find the images of BraTS cases, whatever their labels mean: for inference.
 
     Args:
@@ -252,18 +252,18 @@ def case_path(root: Path, case: Case) -> str:
     return "/".join([*root.resolve().parts[-2:], *Path(inner).parts[:-1], case.name])
 
 
-def _check(root: Path, case: Case, modalities: Sequence[str], split: str) -> FoundScan:
+def _check(root: Path, case: Case, modalities: Sequence[str], split: str) -> ScanRecord:
     """Decide by its files and headers whether a case is kept."""
     label = case.files.get("seg", "")
     missing = [name for name in modalities if name not in case.files]
     if missing:
         paths = tuple(case.files[name] for name in modalities if name in case.files) or (label or case.name,)
         detail = f"expected {', '.join(modalities)}, found no {', '.join(missing)}"
-        return FoundScan(paths, case.patient, reason="sequence missing", detail=detail, label=label)
+        return ScanRecord(paths, case.patient, reason="sequence missing", detail=detail, label=label)
     if not label and split != "testing":
         paths = tuple(case.files[name] for name in modalities)
         detail = "expected a label map as other cases of the patient have, found none"
-        return FoundScan(paths, case.patient, reason="label missing", detail=detail)
+        return ScanRecord(paths, case.patient, reason="label missing", detail=detail)
     images = [case.files[name] for name in modalities]
     return found_case(root, images if len(images) > 1 else images[0], case.patient, split, label)
 
@@ -278,7 +278,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_split_arguments(parser, 0.2, 0.2)
 
 
-def survey(arguments: argparse.Namespace) -> Survey:
-    """Survey the BraTS folder that the command line names."""
+def list_scans(arguments: argparse.Namespace) -> DatasetSummary:
+    """List the BraTS folder that the command line names."""
     names = ("modalities", "convention", "validation_fraction", "test_fraction", "seed")
-    return survey_brats(arguments.root, progress=True, **{name: getattr(arguments, name) for name in names})
+    return list_brats(arguments.root, progress=True, **{name: getattr(arguments, name) for name in names})

@@ -15,31 +15,31 @@ import numpy as np
 from monai.transforms import LoadImage
 from numpy.typing import NDArray
 
-from ..datalist import FoundScan, Survey
+from ..datalist import DatasetSummary, ScanRecord
 from ..io.file_walk import find_files
 from ..io.scan_header import read_scan_header
 from ..io.scan_reader import ScanReader
 from . import emboli
-from .emboli import EmbolismCase, survey_emboli
+from .emboli import EmbolismCase, list_emboli
 
 REFERENCE = "RefStd"
 
 
-def survey_cadpe(root: str | Path, out: str | Path, progress: bool = False, **rules: Any) -> Survey:
+def list_cadpe(root: str | Path, out: str | Path, progress: bool = False, **rules: Any) -> DatasetSummary:
     """Find the angiograms of CAD-PE with their reference standard, and make candidates of them.
 
     Args:
         root: folder with ``images`` and ``rs``, which may lie deeper.
         out: folder for the tables.
         progress: whether to show a progress bar.
-        rules: see :func:`~models_genesis.datasets.layouts.emboli.survey_emboli`.
+        rules: see :func:`~models_genesis.datasets.layouts.emboli.list_emboli`.
 
     Returns:
         All scans, those left out with the reason.
 
     Raises:
         FileNotFoundError: When there is no such folder, or no image in it.
-        ValueError: See ``survey_emboli``.
+        ValueError: See ``list_emboli``.
     """
     folder = Path(root)
     images = [path for path in find_files(folder, ".nrrd") if REFERENCE not in path.name]
@@ -53,11 +53,11 @@ def survey_cadpe(root: str | Path, out: str | Path, progress: bool = False, **ru
         mask = masks.get(path.stem)
         if mask is None:
             detail = f"expected {path.stem}{REFERENCE}.nrrd, found none"
-            left_out.append(FoundScan(image, path.stem, reason="mask missing", detail=detail))
+            left_out.append(ScanRecord(image, path.stem, reason="mask missing", detail=detail))
             continue
         facts = {"mask": mask.relative_to(folder).as_posix()}
         cases.append(EmbolismCase(image, path.stem, partial(_read_mask, path, mask), facts))
-    return survey_emboli(folder, Path(out), "CAD-PE", cases, left_out, progress=progress, **rules)
+    return list_emboli(folder, Path(out), "CAD-PE", cases, left_out, progress=progress, **rules)
 
 
 def _read_mask(image: Path, mask: Path) -> NDArray:
@@ -74,6 +74,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     emboli.add_arguments(parser)
 
 
-def survey(arguments: argparse.Namespace) -> Survey:
-    """Survey the CAD-PE folder that the command line names, and write its tables."""
-    return survey_cadpe(arguments.root, progress=True, **emboli.options(arguments))
+def list_scans(arguments: argparse.Namespace) -> DatasetSummary:
+    """List the CAD-PE folder that the command line names, and write its tables."""
+    return list_cadpe(arguments.root, progress=True, **emboli.options(arguments))

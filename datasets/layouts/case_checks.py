@@ -20,7 +20,7 @@ from ...transforms.segmentation_case import (
     check_space_difference,
     space_difference,
 )
-from ..datalist import FoundScan, read_datalist
+from ..datalist import ScanRecord, read_datalist
 from ..io.json_file import read_json
 from ..io.scan_header import BadScanError, ScanHeader, read_scan_header, root_cause_message
 from ..io.scan_reader import ScanReader
@@ -73,7 +73,7 @@ def found_case(
     label: str = "",
     channels: int = 1,
     facts: Mapping[str, Any] | None = None,
-) -> FoundScan:
+) -> ScanRecord:
     """Check a case's headers and give its status: kept in its split, or left out with the reason.
 
     Args:
@@ -90,8 +90,8 @@ def found_case(
     try:
         header = check_headers(root, image, label, channels)
     except (BadScanError, BadCaseError) as error:
-        return FoundScan(paths, patient, "", *_fault(root, image, label, error), **more)
-    return FoundScan(paths, patient, split, **{**more, **FoundScan.geometry(header)})
+        return ScanRecord(paths, patient, "", *_fault(root, image, label, error), **more)
+    return ScanRecord(paths, patient, split, **{**more, **ScanRecord.geometry(header)})
 
 
 def _fault(root: Path, image: str | Sequence[str], label: str, error: BadScanError | BadCaseError) -> tuple[str, str]:

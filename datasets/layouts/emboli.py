@@ -17,12 +17,12 @@ from scipy.spatial import KDTree
 from tqdm import tqdm
 
 from ..candidates.table import read_candidates
-from ..datalist import FoundScan, Survey
+from ..datalist import DatasetSummary, ScanRecord
 from ..io.atomic_write import atomic_text
 from ..io.scan_header import BadScanError, read_scan_header, root_cause_message
 from ..io.scan_reader import ScanReader
 from ..splits import RULE, add_split_arguments, split_patients
-from .candidate_survey import add_candidates
+from .candidate_list import add_candidates
 from .embolus_detector import DetectorRules, Embolus, emboli_of, vessel_candidates
 
 HIT_MM = 3.0
@@ -59,7 +59,7 @@ class EmbolismCase:
 class _Found:
     """What one case gave."""
 
-    scan: FoundScan
+    scan: ScanRecord
     candidates: list[list[Any]]
     annotations: list[list[Any]]
     missed: int = 0
@@ -67,19 +67,19 @@ class _Found:
     small: int = 0
 
 
-def survey_emboli(
+def list_emboli(
     root: Path,
     out: Path,
     name: str,
     cases: Sequence[EmbolismCase],
-    left_out: Sequence[FoundScan] = (),
+    left_out: Sequence[ScanRecord] = (),
     rules: DetectorRules | None = None,
     min_mm3: float = 8.0,
     validation_fraction: float = 0.2,
     test_fraction: float = 0.2,
     seed: int = 0,
     progress: bool = False,
-) -> Survey:
+) -> DatasetSummary:
     """Make candidates of angiograms with masks: positives of the masks, negatives by a simple detector.
 
     Each embolus gives a positive candidate at its middle (kind ``mask``); so does each candidate of the detector within
@@ -135,8 +135,8 @@ def survey_emboli(
         "test_fraction": test_fraction,
         "detector": vars(rules or DetectorRules()),
     }
-    survey = Survey(root, scans, _notes(kept), header)
-    return add_candidates(survey, read_candidates(out / "candidates.csv"), {"annotations": out / "annotations.csv"})
+    summary = DatasetSummary(root, scans, _notes(kept), header)
+    return add_candidates(summary, read_candidates(out / "candidates.csv"), {"annotations": out / "annotations.csv"})
 
 
 def _notes(kept: Sequence[_Found]) -> list[str]:
@@ -157,7 +157,7 @@ def _notes(kept: Sequence[_Found]) -> list[str]:
 def _look_at(root: Path, case: EmbolismCase, rules: DetectorRules, min_mm3: float) -> _Found:
     """Read a scan and its mask, and find their candidates."""
     path = str(root / case.image)
-    base = FoundScan(case.image, case.patient, facts={"seriesuid": case.patient, **case.facts})
+    base = ScanRecord(case.image, case.patient, facts={"seriesuid": case.patient, **case.facts})
     try:
         header = read_scan_header(path)
         volume = LoadImage(reader=ScanReader, dtype=None, image_only=True)(path)
@@ -194,7 +194,7 @@ def _look_at(root: Path, case: EmbolismCase, rules: DetectorRules, min_mm3: floa
             add(place, int(lesion) if distance <= HIT_MM else 0, "detected")
     hit = set(lesions[distances <= HIT_MM].tolist())
     return _Found(
-        replace(base, **FoundScan.geometry(header)),
+        replace(base, **ScanRecord.geometry(header)),
         candidates,
         [_annotation(case.patient, embolus, affine) for embolus in emboli],
         missed=sum(embolus.lesion not in hit for embolus in emboli),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from ..datalist import FoundScan
+from ..datalist import ScanRecord
 from ..splits import SPLITS
 
 WORDS = {
@@ -94,8 +94,8 @@ def _unasked(column: str, folds: Sequence[str]) -> dict[str, str]:
 
 
 def split_by_fold(
-    scans: Sequence[FoundScan], folds: Mapping[str, str], split_of: Mapping[str, str]
-) -> tuple[list[FoundScan], list[str]]:
+    scans: Sequence[ScanRecord], folds: Mapping[str, str], split_of: Mapping[str, str]
+) -> tuple[list[ScanRecord], list[str]]:
     """Put cases into the splits of their folds; cases of a patient whom that would put into several are left out.
 
     Args:

@@ -17,30 +17,30 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.io import loadmat
 
-from ..datalist import FoundScan, Survey
+from ..datalist import DatasetSummary, ScanRecord
 from ..io.dicom_series import list_series, series_name
 from ..io.file_walk import find_files
 from ..io.scan_header import split_series
 from . import emboli
-from .emboli import EmbolismCase, survey_emboli
+from .emboli import EmbolismCase, list_emboli
 from .image_folder import find_scans
 
 
-def survey_fumpe(root: str | Path, out: str | Path, progress: bool = False, **rules: Any) -> Survey:
+def list_fumpe(root: str | Path, out: str | Path, progress: bool = False, **rules: Any) -> DatasetSummary:
     """Find the angiograms of FUMPE with their masks, and make candidates of them.
 
     Args:
         root: folder below which a folder ``PAT...`` of DICOM files and a file ``PAT....mat`` lie for each patient.
         out: folder for the tables.
         progress: whether to show a progress bar.
-        rules: see :func:`~models_genesis.datasets.layouts.emboli.survey_emboli`.
+        rules: see :func:`~models_genesis.datasets.layouts.emboli.list_emboli`.
 
     Returns:
         All scans, those left out with the reason.
 
     Raises:
         FileNotFoundError: When there is no such folder, or no scan of a patient in it.
-        ValueError: See ``survey_emboli``.
+        ValueError: See ``list_emboli``.
     """
     folder = Path(root)
     images = {_patient(image): image for image in find_scans(folder) if _patient(image)} if folder.is_dir() else {}
@@ -51,11 +51,11 @@ def survey_fumpe(root: str | Path, out: str | Path, progress: bool = False, **ru
     for patient, image in sorted(images.items()):
         if patient not in masks:
             detail = f"expected {patient}.mat, found none"
-            left_out.append(FoundScan(image, patient, reason="mask missing", detail=detail))
+            left_out.append(ScanRecord(image, patient, reason="mask missing", detail=detail))
             continue
         facts = {"mask": masks[patient].relative_to(folder).as_posix()}
         cases.append(EmbolismCase(image, patient, partial(read_mask, masks[patient], folder / image), facts))
-    return survey_emboli(folder, Path(out), "FUMPE", cases, left_out, progress=progress, **rules)
+    return list_emboli(folder, Path(out), "FUMPE", cases, left_out, progress=progress, **rules)
 
 
 def _patient(image: str) -> str:
@@ -103,6 +103,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     emboli.add_arguments(parser)
 
 
-def survey(arguments: argparse.Namespace) -> Survey:
-    """Survey the FUMPE folder that the command line names, and write its tables."""
-    return survey_fumpe(arguments.root, progress=True, **emboli.options(arguments))
+def list_scans(arguments: argparse.Namespace) -> DatasetSummary:
+    """List the FUMPE folder that the command line names, and write its tables."""
+    return list_fumpe(arguments.root, progress=True, **emboli.options(arguments))

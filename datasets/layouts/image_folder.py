@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..datalist import NAME_EXCLUDED, FoundScan, Survey
+from ..datalist import NAME_EXCLUDED, DatasetSummary, ScanRecord
 from ..io.find_scans import find_scans, without_suffix
 from ..io.scan_header import SCAN_SUFFIXES, SERIES_SEPARATOR, BadScanError, ScanHeader, read_scan_header
 from ..splits import RULE, patient_by_pattern, split_patients
@@ -28,7 +28,7 @@ LABEL_PATTERN = r"(^|[/_.\-])(segmentations?|seg|labels?|labels(Tr|Ts)|masks?|gt
 
 @dataclass(frozen=True)
 class FolderRules:
-    """What :func:`survey_folder` keeps, and how it splits.
+    """What :func:`list_folder` keeps, and how it splits.
 
     Attributes:
         min_size: least voxels to the right, forward and upward.
@@ -50,7 +50,7 @@ class FolderRules:
     seed: int = 0
 
 
-def survey_folder(root: str | Path, progress: bool = False, **rules: Any) -> Survey:
+def list_folder(root: str | Path, progress: bool = False, **rules: Any) -> DatasetSummary:
     """Find the scans below a folder, read their headers, and split them by patient.
 
     Args:
@@ -78,7 +78,7 @@ def survey_folder(root: str | Path, progress: bool = False, **rules: Any) -> Sur
     patients = _patients(kept, {image: header.patient for image, header, _ in checked if header}, settings)
     splits = split_patients(patients.values(), settings.validation_fraction, settings.test_fraction, settings.seed)
     scans = [
-        FoundScan(**{**vars(scan), "patient": patients[image], "split": splits[patients[image]]})
+        ScanRecord(**{**vars(scan), "patient": patients[image], "split": splits[patients[image]]})
         if image in patients
         else scan
         for image, _, scan in checked
@@ -92,18 +92,18 @@ def survey_folder(root: str | Path, progress: bool = False, **rules: Any) -> Sur
         "validation_fraction": settings.validation_fraction,
         "test_fraction": settings.test_fraction,
     }
-    return Survey(folder, scans, _notes(scans), header)
+    return DatasetSummary(folder, scans, _notes(scans), header)
 
 
-def _check(root: Path, image: str, rules: FolderRules) -> tuple[str, ScanHeader | None, FoundScan]:
+def _check(root: Path, image: str, rules: FolderRules) -> tuple[str, ScanHeader | None, ScanRecord]:
     """Decide by its name and header whether a scan is kept."""
     if rules.exclude and re.search(rules.exclude, image, re.IGNORECASE):
-        return image, None, FoundScan(image, reason=NAME_EXCLUDED, detail="matches the pattern of --exclude")
+        return image, None, ScanRecord(image, reason=NAME_EXCLUDED, detail="matches the pattern of --exclude")
     try:
         header = read_scan_header(os.path.normpath(root / image))
     except BadScanError as error:
-        return image, None, FoundScan(image, reason=error.reason, detail=error.detail)
-    geometry = FoundScan.geometry(header)
+        return image, None, ScanRecord(image, reason=error.reason, detail=error.detail)
+    geometry = ScanRecord.geometry(header)
     reason = detail = ""
     shape = header.ras_shape
     if "LOCALIZER" in header.image_type.upper():
@@ -115,7 +115,7 @@ def _check(root: Path, image: str, rules: FolderRules) -> tuple[str, ScanHeader 
     elif any(size < least for size, least in zip(shape, rules.min_size, strict=True)):
         expected, found = (" x ".join(map(str, sizes)) for sizes in (rules.min_size, shape))
         reason, detail = "too small", f"expected at least {expected} voxels, found {found}"
-    return image, header, FoundScan(image, reason=reason, detail=detail, **geometry)
+    return image, header, ScanRecord(image, reason=reason, detail=detail, **geometry)
 
 
 def _patients(images: Sequence[str], identifiers: dict[str, str], rules: FolderRules) -> dict[str, str]:
@@ -134,7 +134,7 @@ def _patients(images: Sequence[str], identifiers: dict[str, str], rules: FolderR
     return patients
 
 
-def _notes(scans: Sequence[FoundScan]) -> list[str]:
+def _notes(scans: Sequence[ScanRecord]) -> list[str]:
     """Point out a split that is probably not what was meant."""
     patients = Counter(scan.patient for scan in scans if scan.split)
     notes = []
@@ -158,10 +158,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=rules.seed, help="seed of the split")
 
 
-def survey(arguments: argparse.Namespace) -> Survey:
-    """Survey the folder that the command line names."""
+def list_scans(arguments: argparse.Namespace) -> DatasetSummary:
+    """List the folder that the command line names."""
     names = FolderRules.__dataclass_fields__
-    return survey_folder(arguments.root, progress=True, **{name: getattr(arguments, name) for name in names})
+    return list_folder(arguments.root, progress=True, **{name: getattr(arguments, name) for name in names})
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ...transforms.segmentation_case import BadCaseError, label_values
-from ..datalist import FoundScan
+from ..datalist import ScanRecord
 from ..io.scan_header import BadScanError, open_scan
 
 MOST_VALUES = 256
@@ -19,8 +19,8 @@ MOST_VALUES = 256
 
 
 def check_label_maps(
-    root: Path, scans: Sequence[FoundScan], declared: Sequence[int] | None = None, progress: bool = False
-) -> tuple[list[FoundScan], dict[int, str]]:
+    root: Path, scans: Sequence[ScanRecord], declared: Sequence[int] | None = None, progress: bool = False
+) -> tuple[list[ScanRecord], dict[int, str]]:
     """Read the label maps of the cases that are kept, and leave out those that no bundle could learn from.
 
     Args:

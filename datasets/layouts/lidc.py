@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from ..datalist import FoundScan, Survey
+from ..datalist import DatasetSummary, ScanRecord
 from ..io.csv_file import read_csv
 from ..io.dicom_series import chosen_slices, load_slices
 from ..io.file_walk import find_files
@@ -42,7 +42,7 @@ READY_NAME = "<patient>_*.npz"
 
 @dataclass(frozen=True)
 class LidcRules:
-    """What :func:`survey_lidc` takes for a nodule, and how it cuts and splits.
+    """What :func:`list_lidc` takes for a nodule, and how it cuts and splits.
 
     Attributes:
         consensus: share of the readers who outlined a nodule that a voxel needs, in (0, 1].
@@ -67,13 +67,13 @@ class LidcRules:
             raise ValueError(f"min_readers: expected 1 to 4, found {self.min_readers}.")
 
 
-def survey_lidc(
+def list_lidc(
     root: str | Path,
     cubes: str | Path,
     layout: Literal["auto", "dicom", "ready"] = "auto",
     progress: bool = False,
     **rules: Any,
-) -> Survey:
+) -> DatasetSummary:
     """Find the nodules of LIDC-IDRI, write a cube and a label map for each, and split them by patient.
 
     A file that is there already and was made of the same readings by the same rules is not written again, so an
@@ -124,7 +124,7 @@ def survey_lidc(
         "validation_fraction": settings.validation_fraction,
         "test_fraction": settings.test_fraction,
     }
-    return Survey(out, scans, notes, header)
+    return DatasetSummary(out, scans, notes, header)
 
 
 def _made(rules: LidcRules) -> dict[str, Any]:
@@ -187,8 +187,8 @@ def _same_readings(one: Readings, other: Readings) -> bool:
 
 def _dicom_cubes(
     root: Path, readings: Mapping[str, Readings], notes: Sequence[str], out: Path, rules: LidcRules, progress: bool
-) -> Iterator[FoundScan]:
-    """Survey the CT series below a folder and write the cubes of each."""
+) -> Iterator[ScanRecord]:
+    """List the CT series below a folder and write the cubes of each."""
     series = list(find_scans(root))
     if not readings or not series:
         raise ValueError(
@@ -202,29 +202,29 @@ def _dicom_cubes(
 
 def _series_cubes(
     root: Path, scan: str, readings: Mapping[str, Readings], out: Path, rules: LidcRules
-) -> Iterator[FoundScan]:
+) -> Iterator[ScanRecord]:
     path = os.path.normpath(root / scan)
     try:
         header = read_scan_header(path)
         if header.modality != "CT":
-            yield FoundScan(
+            yield ScanRecord(
                 scan, header.patient, "", "other modality", f"expected CT, found {header.modality or 'none'}"
             )
             return
         if header.series not in readings:
             detail = f"expected one XML file of the series {header.series}, found none that counts"
-            yield FoundScan(scan, header.patient, reason="no readings", detail=detail)
+            yield ScanRecord(scan, header.patient, reason="no readings", detail=detail)
             return
         nodules = find_nodules(readings[header.series], header, rules.consensus)
     except BadScanError as error:
-        yield FoundScan(scan, reason=error.reason, detail=error.detail)
+        yield ScanRecord(scan, reason=error.reason, detail=error.detail)
         return
     except ValueError as error:
-        yield FoundScan(scan, header.patient, reason="readings do not fit", detail=str(error))
+        yield ScanRecord(scan, header.patient, reason="readings do not fit", detail=str(error))
         return
     if not nodules:
         detail = "expected a nodule of 3 mm or more, found none outlined"
-        yield FoundScan(scan, header.patient, reason="no nodule", detail=detail)
+        yield ScanRecord(scan, header.patient, reason="no nodule", detail=detail)
     for number, nodule in enumerate(nodules):
         yield _nodule_cube(f"{scan}, nodule {number}", path, header, number, nodule, out, rules)
 
@@ -255,14 +255,14 @@ def find_nodules(readings: Readings, header: ScanHeader, level: float = 0.5) -> 
 
 def _nodule_cube(
     name: str, path: str, header: ScanHeader, number: int, nodule: Nodule, out: Path, rules: LidcRules
-) -> FoundScan:
+) -> ScanRecord:
     """Write a nodule's cube, unless it is there or does not count."""
     if nodule.readers < rules.min_readers:
         detail = f"expected at least {rules.min_readers}, found {nodule.readers}"
-        return FoundScan(name, header.patient, reason="too few readers", detail=detail)
+        return ScanRecord(name, header.patient, reason="too few readers", detail=detail)
     if not len(nodule.voxels):
         detail = f"expected voxels that {rules.consensus:.0%} of {nodule.readers} readers share, found none"
-        return FoundScan(name, header.patient, reason="no consensus", detail=detail)
+        return ScanRecord(name, header.patient, reason="no consensus", detail=detail)
     stem = f"{header.patient}_{header.series.rpartition('.')[2][-8:]}_nodule{number:02d}"
     image, label = f"images/{stem}.nii.gz", f"labels/{stem}.nii.gz"
     bounds = cube_bounds(nodule.voxels, header.shape, header.spacing, rules.cube)
@@ -278,7 +278,7 @@ def _nodule_cube(
                 rules.cube,
             )
         except BadScanError as error:
-            return FoundScan(name, header.patient, reason=error.reason, detail=error.detail)
+            return ScanRecord(name, header.patient, reason=error.reason, detail=error.detail)
         write_cube(out, image, label, cube, mark)
     volume = len(nodule.voxels) * abs(float(np.linalg.det(header.affine[:3, :3])))
     facts = {
@@ -293,10 +293,10 @@ def _nodule_cube(
         "shape": " x ".join(map(str, rules.cube.size)),
         "spacing": " x ".join(f"{side:.4g}" for side in spacing),
     }
-    return FoundScan(image, header.patient, label=label, facts=facts, **geometry)
+    return ScanRecord(image, header.patient, label=label, facts=facts, **geometry)
 
 
-def _ready_cubes(root: Path, files: Sequence[Path], out: Path, progress: bool) -> Iterator[FoundScan]:
+def _ready_cubes(root: Path, files: Sequence[Path], out: Path, progress: bool) -> Iterator[ScanRecord]:
     """Write ready cubes as NIfTI; the number before the first underscore is the patient."""
     table = root / "labels.csv"
     rows: dict[str, dict[str, str]] = {}
@@ -306,17 +306,17 @@ def _ready_cubes(root: Path, files: Sequence[Path], out: Path, progress: bool) -
         yield _ready_cube(path, rows.get(path.stem, {}), out)
 
 
-def _ready_cube(path: Path, row: Mapping[str, str], out: Path) -> FoundScan:
+def _ready_cube(path: Path, row: Mapping[str, str], out: Path) -> ScanRecord:
     patient = path.stem.partition("_")[0]
     facts = {name: float(value) for name, value in row.items() if re.fullmatch(r"[0-9]+(\.[0-9]*)?", value)}
     facts.pop("patient_index", None)
     if not patient.isdigit():
-        return FoundScan(path.name, reason="no patient", detail=f"expected {READY_NAME}, found no number")
+        return ScanRecord(path.name, reason="no patient", detail=f"expected {READY_NAME}, found no number")
     try:
         content = np.load(path)
         image, mask = content["image"], content["mask"]
     except Exception as error:  # bytes of any kind raise errors of any kind
-        return FoundScan(
+        return ScanRecord(
             path.name,
             patient,
             reason="unreadable",
@@ -324,16 +324,16 @@ def _ready_cube(path: Path, row: Mapping[str, str], out: Path) -> FoundScan:
         )
     if image.shape != (51, 51, 51) or mask.shape != image.shape:
         detail = f"expected image and mask of 51 x 51 x 51 voxels, found {image.shape} and {mask.shape}"
-        return FoundScan(path.name, patient, reason="other shape", detail=detail)
+        return ScanRecord(path.name, patient, reason="other shape", detail=detail)
     if image.dtype != np.int16 or not np.isin(mask, (0, 1)).all() or not mask.any():
         detail = f"expected int16 and a mask of 0 and 1, found {image.dtype} and values {np.unique(mask)[:5].tolist()}"
-        return FoundScan(path.name, patient, reason="no nodule", detail=detail)
+        return ScanRecord(path.name, patient, reason="no nodule", detail=detail)
     names = (f"images/{path.stem}.nii.gz", f"labels/{path.stem}.nii.gz")
     cube = Cube(image, mask.astype(np.uint8), READY_AFFINE)
     mark = cube_mark(image, cube.label, READY_AFFINE)
     if not all(has_mark(out / name, mark) for name in names):
         write_cube(out, *names, cube, mark)
-    return FoundScan(names[0], patient, label=names[1], facts=facts, shape="51 x 51 x 51", spacing="1 x 1 x 1")
+    return ScanRecord(names[0], patient, label=names[1], facts=facts, shape="51 x 51 x 51", spacing="1 x 1 x 1")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -358,10 +358,10 @@ def _numbers(kind: type) -> Any:
     return parse
 
 
-def survey(arguments: argparse.Namespace) -> Survey:
-    """Survey the LIDC-IDRI folder that the command line names, and write its cubes."""
+def list_scans(arguments: argparse.Namespace) -> DatasetSummary:
+    """List the LIDC-IDRI folder that the command line names, and write its cubes."""
     names = ("consensus", "min_readers", "validation_fraction", "test_fraction", "seed")
-    return survey_lidc(
+    return list_lidc(
         arguments.root,
         arguments.cubes or Path(arguments.out).parent,
         arguments.layout,

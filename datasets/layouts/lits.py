@@ -11,7 +11,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from ..datalist import FoundScan, Survey
+from ..datalist import DatasetSummary, ScanRecord
 from ..io.file_walk import find_files
 from ..splits import RULE, add_split_arguments, split_patients
 from .case_checks import found_case
@@ -25,14 +25,14 @@ INDICES: Mapping[str, range] = {"training": range(100), "validation": range(100,
 FILE_NAME = re.compile(r"(?P<test>test-)?(?P<kind>volume|segmentation)-(?P<index>\d+)\.nii(\.gz)?", re.IGNORECASE)
 
 
-def survey_lits(
+def list_lits(
     root: str | Path,
     split: Literal["index", "patient"] = "index",
     validation_fraction: float = 0.15,
     test_fraction: float = 0.15,
     seed: int = 0,
     progress: bool = False,
-) -> Survey:
+) -> DatasetSummary:
     """Find the volumes of LiTS with their segmentations, read the headers, and split them.
 
     Args:
@@ -70,9 +70,9 @@ def survey_lits(
         label = segmentations.get(name, [""])[0]
         scans.append(_case(folder, name, path, label, splits[name]))
         detail = f"expected one volume of this number, found {path} before"
-        scans += [FoundScan(other, name, reason="repeated", detail=detail) for other in others]
+        scans += [ScanRecord(other, name, reason="repeated", detail=detail) for other in others]
     scans += [
-        FoundScan(path, name, reason="volume missing", detail=f"expected volume-{name}, found the segmentation only")
+        ScanRecord(path, name, reason="volume missing", detail=f"expected volume-{name}, found the segmentation only")
         for name, (path, *_) in segmentations.items()
         if name not in volumes
     ]
@@ -86,7 +86,7 @@ def survey_lits(
         "split_rule": RULE if split == "patient" else {name: [each[0], each[-1]] for name, each in INDICES.items()},
         "seed": seed,
     }
-    return Survey(folder, scans, _notes(scans), header)
+    return DatasetSummary(folder, scans, _notes(scans), header)
 
 
 def _find(root: Path, kind: str) -> dict[str, list[str]]:
@@ -104,14 +104,14 @@ def _split_of(name: str) -> str:
     return next((split for split, indices in INDICES.items() if name.isdigit() and int(name) in indices), "")
 
 
-def _case(root: Path, name: str, path: str, label: str, split: str) -> FoundScan:
+def _case(root: Path, name: str, path: str, label: str, split: str) -> ScanRecord:
     if split:
         return found_case(root, path, name, split, label)
     detail = f"expected up to {INDICES['testing'][-1]}, found {name}; --split patient takes all"
-    return FoundScan(path, name, reason="index in no split", detail=detail, label=label)
+    return ScanRecord(path, name, reason="index in no split", detail=detail, label=label)
 
 
-def _notes(scans: Sequence[FoundScan]) -> list[str]:
+def _notes(scans: Sequence[ScanRecord]) -> list[str]:
     """Point out volumes whose affine says nothing: numbers 28 to 47 of LiTS came so."""
     odd = [scan.name for scan in scans if scan.split and scan.spacing == "1 x 1 x 1"]
     unlabelled = sum(scan.split == "testing" and not scan.label for scan in scans)
@@ -132,7 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_split_arguments(parser, 0.15, 0.15)
 
 
-def survey(arguments: argparse.Namespace) -> Survey:
-    """Survey the LiTS folder that the command line names."""
+def list_scans(arguments: argparse.Namespace) -> DatasetSummary:
+    """List the LiTS folder that the command line names."""
     names = ("split", "validation_fraction", "test_fraction", "seed")
-    return survey_lits(arguments.root, progress=True, **{name: getattr(arguments, name) for name in names})
+    return list_lits(arguments.root, progress=True, **{name: getattr(arguments, name) for name in names})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..datalist import FoundScan, Survey
+from ..datalist import DatasetSummary, ScanRecord
 from ..io.file_walk import find_files, walk_folders
 from ..io.scan_header import BadScanError, read_scan_header
 from .fold_column import parse_fold_names
@@ -40,13 +40,13 @@ def find_subsets(root: Path) -> dict[int, Path]:
     return {int(path.name[-1]): path for path in reversed(folders)}
 
 
-def survey_luna16(
+def list_luna16(
     root: str | Path,
     training: Sequence[int] = FOLDS["training"],
     validation: Sequence[int] = FOLDS["validation"],
     testing: Sequence[int] = FOLDS["testing"],
     progress: bool = False,
-) -> Survey:
+) -> DatasetSummary:
     """Find the scans of LUNA16, read their headers, and split them by fold.
 
     Args:
@@ -90,20 +90,20 @@ def survey_luna16(
         "modality": {"0": "CT"},
         "split_rule": {"training": list(training), "validation": list(validation), "testing": list(testing)},
     }
-    return Survey(folder, scans, notes, header)
+    return DatasetSummary(folder, scans, notes, header)
 
 
 def _images(subset: Path) -> list[Path]:
     return find_files(subset, ".mhd")
 
 
-def _check(root: Path, path: Path, split: str) -> FoundScan:
+def _check(root: Path, path: Path, split: str) -> ScanRecord:
     image = path.relative_to(root).as_posix()
     try:
         header = read_scan_header(str(path))
     except BadScanError as error:
-        return FoundScan(image, path.stem, reason=error.reason, detail=error.detail)
-    return FoundScan(image, path.stem, split, **FoundScan.geometry(header))
+        return ScanRecord(image, path.stem, reason=error.reason, detail=error.detail)
+    return ScanRecord(image, path.stem, split, **ScanRecord.geometry(header))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def survey(arguments: argparse.Namespace) -> Survey:
-    """Survey the LUNA16 folder that the command line names."""
+def list_scans(arguments: argparse.Namespace) -> DatasetSummary:
+    """List the LUNA16 folder that the command line names."""
     folds = {split: getattr(arguments, split) for split in FOLDS}
-    return survey_luna16(arguments.root, progress=True, **folds)
+    return list_luna16(arguments.root, progress=True, **folds)

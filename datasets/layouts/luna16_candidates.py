@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..candidates.table import OnBadRow, read_candidates
-from ..datalist import Survey
+from ..datalist import DatasetSummary
 from ..io.file_walk import find_files
 from ..splits import RULE, add_split_arguments, split_patients
-from .candidate_survey import add_candidates, add_row_arguments
-from .luna16 import FOLDS, find_subsets, parse_folds, survey_luna16
+from .candidate_list import add_candidates, add_row_arguments
+from .luna16 import FOLDS, find_subsets, list_luna16, parse_folds
 
 TABLES = ("candidates_V2.csv", "candidates.csv")
 """Names of the challenge's tables, the newer first."""
@@ -47,7 +47,7 @@ def ten_fold(fold: int) -> dict[str, tuple[int, ...]]:
     return {"training": training, "validation": (validation,), "testing": (fold,)}
 
 
-def survey_luna16_candidates(
+def list_luna16_candidates(
     root: str | Path,
     folds: dict[str, tuple[int, ...]] | None = None,
     by_patient: tuple[float, float, int] | None = None,
@@ -55,7 +55,7 @@ def survey_luna16_candidates(
     on_bad_row: OnBadRow = "report",
     bad_rows: str | Path | None = None,
     progress: bool = False,
-) -> Survey:
+) -> DatasetSummary:
     """Find the scans of LUNA16 and their candidates.
 
     Args:
@@ -80,7 +80,7 @@ def survey_luna16_candidates(
     folder = Path(root)
     if by_patient is not None:
         folds = {"training": tuple(find_subsets(folder)), "validation": (), "testing": ()}
-    found = survey_luna16(folder, **(folds or dict(FOLDS)), progress=progress)
+    found = list_luna16(folder, **(folds or dict(FOLDS)), progress=progress)
     table = read_candidates(candidates if candidates is not None else _find_table(folder))
     if by_patient is not None:
         found = _split(found, *by_patient)
@@ -93,13 +93,13 @@ def survey_luna16_candidates(
     return add_candidates(found, table, annotations, on_bad_row, bad_rows)
 
 
-def _split(survey: Survey, validation_fraction: float, test_fraction: float, seed: int) -> Survey:
-    patients = [scan.patient for scan in survey.scans if not scan.reason]
+def _split(summary: DatasetSummary, validation_fraction: float, test_fraction: float, seed: int) -> DatasetSummary:
+    patients = [scan.patient for scan in summary.scans if not scan.reason]
     splits = split_patients(patients, validation_fraction, test_fraction, seed)
-    scans = [scan if scan.reason else replace(scan, split=splits[scan.patient]) for scan in survey.scans]
+    scans = [scan if scan.reason else replace(scan, split=splits[scan.patient]) for scan in summary.scans]
     rule = {"split_rule": RULE, "seed": seed}
     shares = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
-    return replace(survey, scans=scans, header={**survey.header, **rule, **shares})
+    return replace(summary, scans=scans, header={**summary.header, **rule, **shares})
 
 
 def _find_table(root: Path) -> Path:
@@ -130,8 +130,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_row_arguments(parser)
 
 
-def survey(arguments: argparse.Namespace) -> Survey:
-    """Survey the LUNA16 folder that the command line names, with its candidates."""
+def list_scans(arguments: argparse.Namespace) -> DatasetSummary:
+    """List the LUNA16 folder that the command line names, with its candidates."""
     options: dict[str, Any] = {name: getattr(arguments, name) for name in ("candidates", "on_bad_row", "bad_rows")}
     if arguments.by_patient:
         options["by_patient"] = (arguments.validation_fraction, arguments.test_fraction, arguments.seed)
@@ -139,4 +139,4 @@ def survey(arguments: argparse.Namespace) -> Survey:
         options["folds"] = ten_fold(arguments.fold)
     else:
         options["folds"] = {split: getattr(arguments, split) for split in FOLDS}
-    return survey_luna16_candidates(arguments.root, progress=True, **options)
+    return list_luna16_candidates(arguments.root, progress=True, **options)

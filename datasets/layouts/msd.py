@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..datalist import FoundScan, Survey
+from ..datalist import DatasetSummary, ScanRecord
 from ..io.json_file import read_json
 from ..splits import RULE, add_split_arguments, split_patients
 from .case_checks import found_case
@@ -20,7 +20,9 @@ DESCRIBED = ("name", "description", "reference", "licence", "release", "tensorIm
 """What is taken over from ``dataset.json`` as it is."""
 
 
-def survey_msd(root: str | Path, validation_fraction: float = 0.2, seed: int = 0, progress: bool = False) -> Survey:
+def list_msd(
+    root: str | Path, validation_fraction: float = 0.2, seed: int = 0, progress: bool = False
+) -> DatasetSummary:
     """Read a task's ``dataset.json``, check its files by their headers, and split its training list.
 
     Args:
@@ -62,7 +64,7 @@ def survey_msd(root: str | Path, validation_fraction: float = 0.2, seed: int = 0
         "validation_fraction": validation_fraction,
         "test_fraction": 0.0,
     }
-    return Survey(folder, scans, _notes(content, scans), header)
+    return DatasetSummary(folder, scans, _notes(content, scans), header)
 
 
 def _number(item: tuple[str, Any]) -> int:
@@ -96,7 +98,7 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _notes(content: Mapping[str, Any], scans: Sequence[FoundScan]) -> list[str]:
+def _notes(content: Mapping[str, Any], scans: Sequence[ScanRecord]) -> list[str]:
     """Point out lists that are shorter or longer than the description says."""
     notes = []
     for number, listed in (("numTraining", "training"), ("numTest", "test")):
@@ -111,6 +113,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_split_arguments(parser, 0.2)
 
 
-def survey(arguments: argparse.Namespace) -> Survey:
-    """Survey the task that the command line names."""
-    return survey_msd(arguments.root, arguments.validation_fraction, arguments.seed, progress=True)
+def list_scans(arguments: argparse.Namespace) -> DatasetSummary:
+    """List the task that the command line names."""
+    return list_msd(arguments.root, arguments.validation_fraction, arguments.seed, progress=True)

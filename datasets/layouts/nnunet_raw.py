@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..datalist import FoundScan, Survey
+from ..datalist import DatasetSummary, ScanRecord
 from ..io.json_file import read_json
 from ..io.scan_header import SCAN_SUFFIXES
 from ..splits import RULE, add_split_arguments, patient_by_pattern, split_patients
@@ -156,7 +156,7 @@ def _plain(file: Path, path: str) -> str:
     return full.relative_to(folder).as_posix() if full.is_relative_to(folder) else full.as_posix()
 
 
-def survey_nnunet(
+def list_nnunet(
     root: str | Path,
     fold: int | None = None,
     splits: str | Path | None = None,
@@ -164,7 +164,7 @@ def survey_nnunet(
     validation_fraction: float = 0.2,
     seed: int = 0,
     progress: bool = False,
-) -> Survey:
+) -> DatasetSummary:
     """Find the cases that ``dataset.json`` describes, check headers and label maps, and split them.
 
     With a file of splits (``splits``, or ``splits_final.json`` in the data set's folder or in its folder below
@@ -224,10 +224,10 @@ def survey_nnunet(
         "out_channels": len(dataset.labels),
         **rule,
     }
-    return Survey(folder, scans, [*notes, *leaks, *_notes(dataset, cases, testing)], header)
+    return DatasetSummary(folder, scans, [*notes, *leaks, *_notes(dataset, cases, testing)], header)
 
 
-def nnunet_images(root: str | Path) -> list[FoundScan]:
+def nnunet_images(root: str | Path) -> list[ScanRecord]:
     """Find the cases of ``imagesTs``: for inference.
 
     Args:
@@ -269,20 +269,20 @@ def _training_cases(folder: Path, dataset: NnunetDataset) -> Iterator[tuple[str,
 
 def _check(
     folder: Path, dataset: NnunetDataset, name: str, images: Sequence[str], label: str, pattern: str
-) -> FoundScan:
+) -> ScanRecord:
     ending = dataset.ending if dataset.ending in WRITTEN else WRITTEN[0]
     facts = {"prediction": name + ending}
     image = images[0] if len(images) == 1 else tuple(images)
     patient = patient_by_pattern(name, pattern) if pattern else name
     if len(images) != len(dataset.channels):
         detail = f"expected {len(dataset.channels)} channels as 'channel_names' says, found {len(images)}"
-        return FoundScan(image or name, patient, "", "channels missing", detail, label=label, facts=facts)
+        return ScanRecord(image or name, patient, "", "channels missing", detail, label=label, facts=facts)
     return found_case(folder, image, patient, "", label, facts=facts)
 
 
 def _by_fold(
     splits: Path | None, fold: int, cases: Mapping[str, Any]
-) -> tuple[dict[str, str], dict[str, Any], list[FoundScan], list[str]]:
+) -> tuple[dict[str, str], dict[str, Any], list[ScanRecord], list[str]]:
     """Give each case the split of a fold; and the rule, cases that the fold names but that are not there, and notes."""
     if splits is None:
         training, validation = cross_validation(list(cases), fold)
@@ -292,7 +292,7 @@ def _by_fold(
         source, notes = splits.name, [f"fold {fold} of {splits}"]
     split_of = {**dict.fromkeys(training, "training"), **dict.fromkeys(validation, "validation")}
     unknown = [
-        FoundScan(name, name, reason="case missing", detail=f"expected a case of this name, found it in {source} only")
+        ScanRecord(name, name, reason="case missing", detail=f"expected a case of this name, found it in {source} only")
         for name in split_of
         if name not in cases
     ]
@@ -304,7 +304,7 @@ def _by_fold(
     )
 
 
-def _place(scans: Sequence[FoundScan], split: Mapping[str, str], patients: bool) -> tuple[list[FoundScan], list[str]]:
+def _place(scans: Sequence[ScanRecord], split: Mapping[str, str], patients: bool) -> tuple[list[ScanRecord], list[str]]:
     """Put cases into their splits; where patients are named, those whose cases would come into several are left out."""
     folds = {scan.name: split.get(scan.name, "testing") for scan in scans}
     detail = "expected it in the fold's training or validation list"
@@ -319,7 +319,7 @@ def _place(scans: Sequence[FoundScan], split: Mapping[str, str], patients: bool)
 
 def _strangers(
     folder: Path, dataset: NnunetDataset, cases: Mapping[str, Any], tests: Mapping[str, Any]
-) -> list[FoundScan]:
+) -> list[ScanRecord]:
     """Name the scans in the folders that belong to no case: other names, too many channels, labels without images."""
     if dataset.cases is not None:
         cases = {}
@@ -338,14 +338,14 @@ def _strangers(
                     continue
                 if place == images and re.fullmatch(r".+_\d{4}" + re.escape(dataset.ending), path.name):
                     detail = f"expected the {len(dataset.channels)} channels of 'channel_names', found one more"
-                    found.append(FoundScan(name, reason="channel too many", detail=detail))
+                    found.append(ScanRecord(name, reason="channel too many", detail=detail))
                 else:
                     detail = f"expected {reason}, found no case of it"
-                    found.append(FoundScan(name, reason="of no case", detail=detail))
+                    found.append(ScanRecord(name, reason="of no case", detail=detail))
     return found
 
 
-def _notes(dataset: NnunetDataset, cases: Mapping[str, Any], testing: Sequence[FoundScan]) -> list[str]:
+def _notes(dataset: NnunetDataset, cases: Mapping[str, Any], testing: Sequence[ScanRecord]) -> list[str]:
     notes = []
     if "numTraining" in dataset.content and dataset.content["numTraining"] != len(cases):
         notes.append(f"numTraining is {dataset.content['numTraining']}, but {len(cases)} cases are there")
@@ -365,7 +365,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_split_arguments(parser, 0.2)
 
 
-def survey(arguments: argparse.Namespace) -> Survey:
-    """Survey the data set that the command line names."""
+def list_scans(arguments: argparse.Namespace) -> DatasetSummary:
+    """List the data set that the command line names."""
     names = ("fold", "splits", "patient_pattern", "validation_fraction", "seed")
-    return survey_nnunet(arguments.root, progress=True, **{name: getattr(arguments, name) for name in names})
+    return list_nnunet(arguments.root, progress=True, **{name: getattr(arguments, name) for name in names})

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..datalist import FoundScan, Survey
+from ..datalist import DatasetSummary, ScanRecord
 from ..io.find_scans import find_scans, without_suffix
 from ..io.scan_header import BadScanError, read_scan_header
 from ..splits import RULE, SPLITS, add_split_arguments, patient_by_pattern, split_patients
@@ -27,7 +27,7 @@ FRACTIONS = (0.2, 0.0)
 
 @dataclass(frozen=True)
 class PairRules:
-    """How :func:`survey_pairs` finds partners, patients, labels and splits.
+    """How :func:`list_pairs` finds partners, patients, labels and splits.
 
     Attributes:
         root: folder that the list's paths start from; ``None`` for the one that holds both folders.
@@ -88,7 +88,7 @@ class _Case:
     labels: Sequence[str]
 
 
-def survey_pairs(images: str | Path, labels: str | Path, progress: bool = False, **rules: Any) -> Survey:
+def list_pairs(images: str | Path, labels: str | Path, progress: bool = False, **rules: Any) -> DatasetSummary:
     """Put the images of one folder together with the label maps of another, check both, and split them.
 
     An image and its label map have the same path below the two folders, whatever their formats: ``a/ct1.nii.gz`` and
@@ -137,7 +137,9 @@ def survey_pairs(images: str | Path, labels: str | Path, progress: bool = False,
         "out_channels": len(named),
         **rule,
     }
-    return Survey(root, scans, [*notes, *_notes(scans, table, settings), f"the list's paths start from {root}"], header)
+    return DatasetSummary(
+        root, scans, [*notes, *_notes(scans, table, settings), f"the list's paths start from {root}"], header
+    )
 
 
 def _root(folders: tuple[Path, Path], root: str | Path | None) -> Path:
@@ -179,17 +181,17 @@ def _find_cases(root: Path, folders: tuple[Path, Path], suffix: str) -> dict[str
     return {name: _Case(found[0].get(name, []), found[1].get(name, [])) for name in names}
 
 
-def _check(root: Path, folders: tuple[Path, Path], name: str, case: _Case, rules: PairRules) -> list[FoundScan]:
+def _check(root: Path, folders: tuple[Path, Path], name: str, case: _Case, rules: PairRules) -> list[ScanRecord]:
     """Give the status of a case by its files and their headers; it has no split yet."""
     files = [*case.images, *case.labels]
     if not case.images or not case.labels:
         missing, folder = ("image", folders[0]) if not case.images else ("label", folders[1])
         expected = name + (rules.label_suffix if missing == "label" else "")
         detail = f"expected {folder.name}/{expected} with the suffix of a scan, found none"
-        return [FoundScan(file, reason=f"{missing} missing", detail=detail) for file in files]
+        return [ScanRecord(file, reason=f"{missing} missing", detail=detail) for file in files]
     if len(files) > 2:
         detail = f"expected one image and one label map of this name, found {', '.join(files)}"
-        return [FoundScan(image, reason="repeated", detail=detail, label=case.labels[0]) for image in case.images]
+        return [ScanRecord(image, reason="repeated", detail=detail, label=case.labels[0]) for image in case.images]
     image, label = files
     patient = _patient(root, name, image, rules)
     return [found_case(root, image, patient, "", label, len(rules.modality))]
@@ -225,8 +227,8 @@ def _read_table(
 
 
 def _with_row(
-    scan: FoundScan, name: str, table: CaseTable | None, rules: PairRules, folds: dict[str, str]
-) -> FoundScan:
+    scan: ScanRecord, name: str, table: CaseTable | None, rules: PairRules, folds: dict[str, str]
+) -> ScanRecord:
     """Give a case what its row of the table says of it, and note its fold."""
     if table is None:
         return scan
@@ -249,9 +251,9 @@ def _with_row(
     return scan
 
 
-def _without_file(rules: PairRules, cell: str, number: int, patient: str) -> FoundScan:
+def _without_file(rules: PairRules, cell: str, number: int, patient: str) -> ScanRecord:
     detail = f"expected a file of this name, found it in row {number} of {Path(str(rules.table)).name} only"
-    return FoundScan(cell or f"row {number}", patient, reason="file missing", detail=detail)
+    return ScanRecord(cell or f"row {number}", patient, reason="file missing", detail=detail)
 
 
 def _declared(rules: PairRules) -> list[int] | None:
@@ -259,8 +261,8 @@ def _declared(rules: PairRules) -> list[int] | None:
 
 
 def _split(
-    scans: Sequence[FoundScan], folds: Mapping[str, str], rules: PairRules
-) -> tuple[list[FoundScan], dict[str, Any], list[str]]:
+    scans: Sequence[ScanRecord], folds: Mapping[str, str], rules: PairRules
+) -> tuple[list[ScanRecord], dict[str, Any], list[str]]:
     """Split the kept cases, and give the rule as the list says it, and notes."""
     if rules.fold:
         choice = (rules.training, rules.validation, rules.testing)
@@ -282,7 +284,7 @@ def _split(
     return placed, {"split_rule": RULE, **shares}, []
 
 
-def _notes(scans: Sequence[FoundScan], table: CaseTable | None, rules: PairRules) -> list[str]:
+def _notes(scans: Sequence[ScanRecord], table: CaseTable | None, rules: PairRules) -> list[str]:
     notes = []
     if table is not None and not rules.file:
         notes.append(f"the column {table.column} of {Path(str(rules.table)).name} names the files")
@@ -321,11 +323,11 @@ def _label_name(text: str) -> tuple[int, str]:
     return int(value), name
 
 
-def survey(arguments: argparse.Namespace) -> Survey:
-    """Survey the folders that the command line names."""
+def list_scans(arguments: argparse.Namespace) -> DatasetSummary:
+    """List the folders that the command line names."""
     rules = {name: getattr(arguments, name) for name in PairRules.__dataclass_fields__}
     if arguments.label_names is not None:
         rules["label_names"] = {0: "background", **dict(arguments.label_names)}
         if len(dict(arguments.label_names)) < len(arguments.label_names):
             raise ValueError("--label-names: expected one name for each value, found a value twice.")
-    return survey_pairs(arguments.images, arguments.labels, progress=True, **rules)
+    return list_pairs(arguments.images, arguments.labels, progress=True, **rules)

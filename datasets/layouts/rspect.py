@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..datalist import FoundScan, Survey
+from ..datalist import DatasetSummary, ScanRecord
 from ..io.csv_file import read_csv
 from ..io.scan_header import BadScanError, read_scan_header
 from ..splits import RULE, add_split_arguments, split_patients
@@ -33,14 +33,14 @@ class _Study:
     positive: int = 0
 
 
-def survey_rspect(
+def list_rspect(
     root: str | Path,
     table: str | Path | None = None,
     validation_fraction: float = 0.2,
     test_fraction: float = 0.0,
     seed: int = 0,
     progress: bool = False,
-) -> Survey:
+) -> DatasetSummary:
     """List the studies of RSPECT with their labels, split by study.
 
     Args:
@@ -70,9 +70,9 @@ def survey_rspect(
         try:
             header = read_scan_header(str(folder / shown))
         except BadScanError as error:
-            scans.append(FoundScan(shown, study, reason=error.reason, detail=error.detail, facts=facts))
+            scans.append(ScanRecord(shown, study, reason=error.reason, detail=error.detail, facts=facts))
         else:
-            scans.append(FoundScan(shown, study, facts=facts, **FoundScan.geometry(header)))
+            scans.append(ScanRecord(shown, study, facts=facts, **ScanRecord.geometry(header)))
     kept = [scan.patient for scan in scans if not scan.reason]
     splits = split_patients(kept, validation_fraction, test_fraction, seed)
     scans = [scan if scan.reason else replace(scan, split=splits[scan.patient]) for scan in scans]
@@ -89,7 +89,7 @@ def survey_rspect(
         "validation_fraction": validation_fraction,
         "test_fraction": test_fraction,
     }
-    return Survey(folder, scans, notes, header_facts)
+    return DatasetSummary(folder, scans, notes, header_facts)
 
 
 def _read_labels(path: Path) -> dict[tuple[str, str], _Study]:
@@ -111,7 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_split_arguments(parser, 0.2, 0.0)
 
 
-def survey(arguments: argparse.Namespace) -> Survey:
-    """Survey the RSPECT folder that the command line names."""
+def list_scans(arguments: argparse.Namespace) -> DatasetSummary:
+    """List the RSPECT folder that the command line names."""
     names = ("table", "validation_fraction", "test_fraction", "seed")
-    return survey_rspect(arguments.root, progress=True, **{name: getattr(arguments, name) for name in names})
+    return list_rspect(arguments.root, progress=True, **{name: getattr(arguments, name) for name in names})

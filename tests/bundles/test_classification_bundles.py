@@ -208,7 +208,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(trained, evaluated, 
     assert [row["coordX"] for row in whole] == [row["coordX"] for row in parts]
     values = [[float(row["probability"]) for row in rows] for rows in (whole, parts)]
     np.testing.assert_allclose(values[0], values[1], atol=1e-5)
-    # other weights begin anew
+    # other weights start a new file
     shutil.copytree(folder / "models", tmp_path / "models", ignore=shutil.ignore_patterns("model.json"))
     state = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     torch.save({name: value * 0.5 for name, value in state.items()}, tmp_path / "models" / "model.pt")

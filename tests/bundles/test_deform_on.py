@@ -33,7 +33,7 @@ def history(folder: Path) -> list[tuple[str, str, str]]:
         return [(row["epoch"], row["train_loss"], row["val_metric"]) for row in csv.DictReader(file)]
 
 
-# the third place, "cpu", is the default and has its tests beside
+# the third backend, "cpu", is the default: the tests of the bundle have it
 @pytest.mark.parametrize("deform_on", ["device", "step"])
 def test_each_place_trains_and_resumes_to_the_same_end(deform_on, run_bundle, chest_scans, tmp_path):
     arguments = {"dataset_dir": chest_scans, "deform_on": deform_on, "device": "$torch.device('cpu')", **SMALL}

@@ -135,7 +135,7 @@ def test_the_mean_of_the_cases_is_the_reported_one(bundle):
 
 
 def test_candidates_are_told_apart_as_certified(infer, load_script, tmp_path):
-    """The candidates of test patients, cut anew from the source, in a table that a user would have."""
+    """The candidates of test patients, cut again from the source, in a table that a user would have."""
     source = DATA / "lidc" / "fp_candidates"
     if not source.is_dir():
         pytest.skip("needs ../shared/data, which is not part of the project")

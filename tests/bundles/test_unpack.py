@@ -25,7 +25,7 @@ def unpack(load_script):
 
 
 def archive(folder: Path, files: list[tuple[str, bytes, int]], name: str = "a_bundle_v0.1.0.zip") -> Path:
-    """Write a zip of names, contents and modes, with its right checksum beside it: only what is inside is wrong."""
+    """Write a zip of names, contents and modes, with its right checksum next to it: only what is inside is wrong."""
     path = folder / name
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
         for file, content, attributes in files:
@@ -154,7 +154,7 @@ def test_needs_a_checksum(unpack, tmp_path):
 
 
 def test_command_line_alone_without_any_package(tmp_path):
-    """As users have it: the script beside the package, in a Python without site-packages."""
+    """As users have it: the script next to the package, in a Python without site-packages."""
     path = archive(tmp_path, plain())
     (tmp_path / "unpack.py").write_bytes(UNPACK.read_bytes())
     command = [sys.executable, "-I", "-S", "unpack.py", path.name, "--out", "here"]

@@ -20,10 +20,10 @@ from models_genesis.datasets import (
     ScanReader,
     ScanWriter,
     check_cases,
+    list_candidates,
+    list_folder,
     read_scan_header,
     scan_candidates,
-    survey_candidates,
-    survey_folder,
 )
 from models_genesis.datasets.io.dicom_seg import place_on_series
 from models_genesis.transforms import CandidateCubed
@@ -149,10 +149,10 @@ def test_the_rest_of_the_way_keeps_the_place(kind, tmp_path, tools):
     (tmp_path / "data").mkdir()
     path = write(kind, tmp_path / "data", scan, axes, spacing, origin, tools)
     item = {"image": str(path)}
-    assert not survey_folder(tmp_path / "data", min_size=(8, 8, 4)).scans[0].reason
+    assert not list_folder(tmp_path / "data", min_size=(8, 8, 4)).scans[0].reason
     assert len(check_cases([item], [0, 1], "CT")) == 1
     (tmp_path / "t.csv").write_text("seriesuid,coordX,coordY,coordZ,class\nscan,10,-20,30,1\n")
-    assert survey_candidates(tmp_path / "data", tmp_path / "t.csv").scans[0].facts["positives"] == 1
+    assert list_candidates(tmp_path / "data", tmp_path / "t.csv").scans[0].facts["positives"] == 1
     load = Compose(
         [
             LoadImaged("image", ScanReader, None, ensure_channel_first=True),
@@ -202,7 +202,7 @@ sys.modules["itk"] = None
 import numpy as np
 from pathlib import Path
 import models_genesis.datasets, models_genesis.transforms, models_genesis.training, models_genesis.networks
-from models_genesis.datasets import ScanReader, ScanWriter, survey_folder
+from models_genesis.datasets import ScanReader, ScanWriter, list_folder
 from monai.transforms import LoadImage, SaveImage
 root = Path({str(tmp_path)!r})
 volumes = [LoadImage(reader=ScanReader, dtype=None, ensure_channel_first=True)(root / name)
@@ -210,7 +210,7 @@ volumes = [LoadImage(reader=ScanReader, dtype=None, ensure_channel_first=True)(r
 assert all(np.array_equal(volumes[0], volume) for volume in volumes)
 SaveImage(root / "out", "seg", writer=ScanWriter, separate_folder=False, resample=False)(volumes[0])
 assert (root / "out/a_seg.nii.gz").is_file()
-assert sum(not scan.reason for scan in survey_folder(root, min_size=(8, 8, 4)).scans) == 4
+assert sum(not scan.reason for scan in list_folder(root, min_size=(8, 8, 4)).scans) == 4
 print("read without")
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)

@@ -127,7 +127,7 @@ def work(name: str, seed: int, numbers: range, folder: Path, results: Path) -> N
 
 
 def keep(path: Path, results: Path, number: int) -> None:
-    """Keep a file beside the results."""
+    """Keep a file next to the results."""
     folder = results.with_name(f"{results.stem}-{number}")
     folder.mkdir(exist_ok=True)
     shutil.copy(path, folder)

@@ -200,7 +200,7 @@ def copy_bundle() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def copy_app() -> Callable[[Path], Path]:
-    """Copy this project's app, for a server writes its logs beside it."""
+    """Copy this project's app, for a server writes its logs next to it."""
 
     def copy(target: Path) -> Path:
         shutil.copytree(ROOT / "label", target, ignore=shutil.ignore_patterns("logs", "bin", "model", "__pycache__"))

@@ -206,7 +206,7 @@ def test_training_goes_on_from_the_weights_and_is_used_at_once(stock, tmp_path):
     assert status["details"]
     log = stock.server.log.read_text(errors="replace")
     assert "the training starts from" in log and f"{stock.name}/models/model.pt" in log
-    # of the files beside it, a viewer is offered this one first
+    # of the files next to it, a viewer is offered this one first
     assert stock.server.get("/info/")["models"][stock.name]["config"]["model_filename"][0] == "model.pt"
     after = torch.load(weights, weights_only=True)
     assert before.keys() == after.keys()

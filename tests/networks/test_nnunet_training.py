@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from models_genesis.datasets import Label, make_phantom, survey_nnunet
+from models_genesis.datasets import Label, list_nnunet, make_phantom
 from models_genesis.datasets.layouts.nnunet_splits import cross_validation
 from models_genesis.networks.nnunet import HEADS, convert_to_nnunet, write_pretraining_config
 from models_genesis.networks.nnunet_adaptation import PLAN
@@ -312,10 +312,10 @@ def test_folds_are_those_of_nnunet(plans: dict[str, Path], environment: dict[str
         theirs = generate_crossval_split(names, seed=12345, n_splits=5)
         for fold, split in enumerate(theirs):
             assert cross_validation(names, fold) == ([*map(str, split["train"])], [*map(str, split["val"])])
-    survey = survey_nnunet(Path(environment["nnUNet_raw"]) / "Dataset001_Phantom", fold=2)
-    assert not any(scan.reason for scan in survey.scans)
+    summary = list_nnunet(Path(environment["nnUNet_raw"]) / "Dataset001_Phantom", fold=2)
+    assert not any(scan.reason for scan in summary.scans)
     (validation,) = generate_crossval_split([f"case{seed}" for seed in range(5)], seed=12345, n_splits=5)[2]["val"]
-    assert [scan.patient for scan in survey.scans if scan.split == "validation"] == [validation]
+    assert [scan.patient for scan in summary.scans if scan.split == "validation"] == [validation]
 
 
 def test_nnunet_reads_predictions_by_our_names(environment: dict[str, str], tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_nnunet_reads_predictions_by_our_names(environment: dict[str, str], tmp_
     raw = Path(environment["nnUNet_raw"]) / "Dataset001_Phantom"
     predicted = tmp_path / "predicted"
     predicted.mkdir()
-    for entry in survey_nnunet(raw, fold=0).datalist()["training"]:
+    for entry in list_nnunet(raw, fold=0).datalist()["training"]:
         shutil.copy(raw / entry["label"], predicted / entry["prediction"])
     folder = Path(environment["nnUNet_preprocessed"]) / "Dataset001_Phantom"
     files = ["-djfile", str(raw / "dataset.json"), "-pfile", str(folder / "nnUNetPlans.json")]

@@ -52,11 +52,11 @@ def prediction_store(
     """Open the file of logits from which an interrupted evaluation or inference goes on.
 
     Args:
-        path: the file; a rank above 0 gets one of its own beside it.
+        path: the file; a rank above 0 gets its own file next to it.
         table: the candidates.
-        weights: ``model.pt``; other weights begin anew. That they are missing is for their loader to say.
+        weights: ``model.pt``; other weights start a new file. That they are missing is for their loader to say.
         rank: this process's rank.
-        settings: whatever else changes a logit, such as flips; other settings begin anew.
+        settings: whatever else changes a logit, such as flips; other settings start a new file.
 
     Returns:
         The store.
@@ -138,7 +138,7 @@ def _gather(logits: FloatArray, table: CandidateTable) -> FloatArray:
 class CandidateWriter(_Scores):
     """Write the table again with a probability in each row that could be scored, rows, order and columns kept.
 
-    ``bad_rows.csv`` beside it names the others with the reason.
+    ``bad_rows.csv`` next to it names the others with the reason.
 
     Args:
         output_dir: folder of the files.
@@ -188,7 +188,7 @@ class CandidateReport(_Scores):
         store: see :func:`prediction_store`.
         temperature: see :func:`~models_genesis.training.read_temperature`; it changes probabilities, no ranking.
         ckpt_dir: folder of the weights.
-        calibrate: ``"temperature"`` or ``"temperature_and_bias"`` fits it on these candidates and writes it beside the
+        calibrate: ``"temperature"`` or ``"temperature_and_bias"`` fits it on these candidates and writes it next to the
             weights; None does not.
         split: name of the split; a temperature is fitted on ``"validation"`` alone.
         num_resamples: of the bootstrap over scans.

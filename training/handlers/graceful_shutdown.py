@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C and SIGTERM end a training in good order."""
+"""Ctrl-C and SIGTERM shut a training down cleanly."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-# Imported before any process group exists: default arguments in there hold the group of the time for ever.
+# Imported before any process group exists: default arguments in there hold the group of the time indefinitely.
 import torch.distributed as dist
 import torch.distributed.nn  # noqa: F401
 from ignite.engine import Engine, Events
@@ -17,8 +17,8 @@ class BufferBroadcast:
     """Give all processes the first one's buffers, as batch normalization's means, before an evaluation.
 
     ``DistributedDataParallel`` does so in each forward pass. Processes that make different numbers of them, for they
-    have different cases, would wait for each other for ever, so that the bundles evaluate its ``module``, and make its
-    buffers equal here.
+    have different cases, would wait for each other indefinitely, so that the bundles evaluate its ``module``, and make
+    its buffers equal here.
 
     Args:
         network: network of the run.

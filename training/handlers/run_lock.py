@@ -128,7 +128,7 @@ class FolderLock:
         end = time.monotonic() + patience - max(age, 0.0)
         while time.monotonic() < end:
             time.sleep(min(patience / 10, 1.0))
-            # opening it anew makes a network file system ask its server
+            # opening it again makes a network file system ask its server
             with open(self.path, "rb") as file:
                 if os.fstat(file.fileno()).st_mtime != first:
                     return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One scalar, and at need a bias, that makes probabilities honest (Guo et al. 2017, arXiv:1706.04599)."""
+"""One scalar, and optionally a bias, that makes probabilities honest (Guo et al. 2017, arXiv:1706.04599)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 FloatArray = NDArray[np.float64]
 
 TEMPERATURE_FILE = "temperature.json"
-"""Name of the file beside ``model.pt``."""
+"""Name of the file next to ``model.pt``."""
 
 RANGE = (0.05, 20.0)
 """Temperatures searched."""
@@ -216,7 +216,7 @@ def read_temperature(temperature: float | str | None, ckpt_dir: str | Path = "."
     """Give what a bundle's ``--temperature`` asks for.
 
     Args:
-        temperature: a number; ``"calibrated"`` for the file beside the weights; the path of such a file; None for 1.
+        temperature: a number; ``"calibrated"`` for the file next to the weights; the path of such a file; None for 1.
         ckpt_dir: folder of the weights.
 
     Returns:
@@ -224,8 +224,8 @@ def read_temperature(temperature: float | str | None, ckpt_dir: str | Path = "."
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is no number above 0, or the file holds none, is damaged or edited, or was fitted for other
-            weights than those in ``ckpt_dir``. A file of one's own, with a ``temperature`` and perhaps a ``bias``
+        ValueError: when it is not a number above 0, or the file holds none, is damaged or edited, or was fitted for
+            other weights than those in ``ckpt_dir``. A file of one's own, with a ``temperature`` and perhaps a ``bias``
             alone, needs no checksum.
     """
     if temperature is None:

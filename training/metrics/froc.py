@@ -211,7 +211,7 @@ def compute_froc(
     Args:
         scans: see :func:`froc_curve`.
         rates: false positives per scan at which to read the curve.
-        num_resamples: how often the scans are drawn anew, with replacement; the challenge draws 1,000 times.
+        num_resamples: how often the scans are drawn again, with replacement; the challenge draws 1,000 times.
         seed: of the draws.
 
     Returns:

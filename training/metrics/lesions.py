@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Annotated lesions, and what the candidates of a split count for beside them."""
+"""Annotated lesions, and what the candidates of a split count for next to them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def read_lesions(path: str | Path) -> Lesions:
     """Read LUNA16's ``annotations.csv`` or ``annotations_excluded.csv``, or a file of the same columns.
 
     Args:
-        path: CSV with ``seriesuid,coordX,coordY,coordZ,diameter_mm`` and at need ``lesion``, mm in LPS.
+        path: CSV with ``seriesuid,coordX,coordY,coordZ,diameter_mm`` and optionally ``lesion``, mm in LPS.
 
     Returns:
         The lesions.

@@ -62,7 +62,7 @@ def roc_auc_with_ci(
         scores: (N,), higher for more suspicious; probabilities or logits, for only their order counts.
         labels: (N,), 1 for a positive, 0 for a negative.
         scans: (N,), number of each candidate's scan; None gives no bootstrap.
-        num_resamples: how often the scans are drawn anew, with replacement.
+        num_resamples: how often the scans are drawn again, with replacement.
         seed: of the draws.
 
     Returns:

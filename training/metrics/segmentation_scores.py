@@ -91,7 +91,7 @@ def bootstrap_mean(values: Sequence[float], num_resamples: int = 2000, seed: int
 
     Args:
         values: one value a case; NaN where it is undefined.
-        num_resamples: how often the cases are drawn anew, with replacement.
+        num_resamples: how often the cases are drawn again, with replacement.
         seed: seed of the draws.
 
     Returns:

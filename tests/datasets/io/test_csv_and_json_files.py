@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from models_genesis.datasets import FoundScan, Survey
+from models_genesis.datasets import DatasetSummary, ScanRecord
 from models_genesis.datasets.__main__ import main
 from models_genesis.datasets.io.csv_file import read_csv, safe_cell, write_csv
 from models_genesis.datasets.io.json_file import read_json
@@ -37,8 +37,8 @@ def test_a_formula_gets_an_apostrophe_and_a_number_stays():
 
 
 def test_reports_hold_no_formulas(tmp_path):
-    scans = [FoundScan(f"{text}/ct.nii", text, reason="unreadable", detail=text) for text in FORMULAS]
-    Survey(tmp_path, scans, [], {}).write_report(tmp_path / "report.csv")
+    scans = [ScanRecord(f"{text}/ct.nii", text, reason="unreadable", detail=text) for text in FORMULAS]
+    DatasetSummary(tmp_path, scans, [], {}).write_report(tmp_path / "report.csv")
     write_csv(tmp_path / "scores.csv", ("case", "value"), [{"case": text, "value": -1.5} for text in FORMULAS])
     for name in ("report.csv", "scores.csv"):
         with open(tmp_path / name, newline="", encoding="utf-8") as file:

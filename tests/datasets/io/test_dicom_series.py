@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from monai.transforms import LoadImage
 
-from models_genesis.datasets import BadScanError, ScanReader, open_scan, read_scan_header, survey_folder
+from models_genesis.datasets import BadScanError, ScanReader, list_folder, open_scan, read_scan_header
 from models_genesis.datasets.io.dicom_series import list_series, series_name
 from models_genesis.datasets.io.find_scans import find_scans
 
@@ -154,7 +154,7 @@ def test_headers_that_cannot_be_true_are_refused(edit, message, scan, tmp_path, 
     refused(tmp_path / "s", message)
     # and the folder beside it is still listed
     tools.write_series(tmp_path / "good", scan)
-    kept = {found.image: found.reason for found in survey_folder(tmp_path, min_size=(8, 8, 4)).scans}
+    kept = {found.image: found.reason for found in list_folder(tmp_path, min_size=(8, 8, 4)).scans}
     assert kept["good"] == "" and kept["s"]
 
 
@@ -202,7 +202,7 @@ def test_localizers_in_the_series_are_left_out_with_a_word(scan, tmp_path, tools
     assert header.shape[2] == SLICES - 1
 
 
-def test_what_lies_beside_a_series_is_no_scan(scan, tmp_path, tools):
+def test_what_lies_next_to_a_series_is_not_a_scan(scan, tmp_path, tools):
     tools.write_series(tmp_path / "s", scan)
     first = pydicom.dcmread(next((tmp_path / "s").iterdir()))
     first.Modality, first.SeriesInstanceUID = "SEG", "1.2.3.4"

@@ -9,7 +9,7 @@ import socket
 
 import pytest
 
-from models_genesis.datasets import BadScanError, open_scan, survey_folder, survey_lits, survey_luna16
+from models_genesis.datasets import BadScanError, list_folder, list_lits, list_luna16, open_scan
 from models_genesis.datasets.cases import load_cases
 from models_genesis.datasets.io.file_walk import find_files, walk_folders
 from models_genesis.datasets.io.find_scans import find_scans
@@ -34,7 +34,7 @@ def test_special_files_are_passed_over_with_a_word(tmp_path, tools, caplog):
         assert list(find_scans(tmp_path)) == ["good.nii.gz"]
     for name in ("pipe.nii.gz", "pipe", "pipe.dcm", "self.nii", "null.mhd", "zero", "sock.nrrd"):
         assert f"{tmp_path / name}: passed over" in caplog.text
-    assert [scan.image for scan in survey_folder(tmp_path, **SMALL).scans] == ["good.nii.gz"]
+    assert [scan.image for scan in list_folder(tmp_path, **SMALL).scans] == ["good.nii.gz"]
     assert [entry["image"] for entry in load_cases("lits", None, tmp_path)] == [str(tmp_path / "good.nii.gz")]
 
 
@@ -81,7 +81,7 @@ def test_linked_folders_are_followed_by_all_commands(tmp_path, tools):
     assert sorted(find_scans(root)) == [
         "linked/p1/p1_flair.nii.gz", "linked/segmentation-0.nii", "linked/volume-0.nii",
     ]  # fmt: skip
-    assert [found.image for found in survey_lits(root).scans] == ["linked/volume-0.nii"]
+    assert [found.image for found in list_lits(root).scans] == ["linked/volume-0.nii"]
     assert len(find_cases(root)) == 1
     assert any("notes.xml" in note for note in find_readings(root)[1])
     assert len(list(walk_folders(root))) == 3 and len(find_files(root, ".XML")) == 1
@@ -98,7 +98,7 @@ def test_linked_subsets_of_luna16_are_found(tmp_path, tools):
     )
     (tmp_path / "luna").mkdir()
     (tmp_path / "luna/subset0").symlink_to(folder)
-    assert [found.image for found in survey_luna16(tmp_path / "luna").scans] == ["subset0/1.2.3.mhd"]
+    assert [found.image for found in list_luna16(tmp_path / "luna").scans] == ["subset0/1.2.3.mhd"]
 
 
 def test_scans_passed_over_by_their_names_are_named_and_counted(tmp_path, tools, caplog):

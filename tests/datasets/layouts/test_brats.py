@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from monai.transforms import LoadImage
 
-from models_genesis.datasets import ScanReader, load_cases, load_datalist, load_labelled_cases, survey_brats
+from models_genesis.datasets import ScanReader, list_brats, load_cases, load_datalist, load_labelled_cases
 from models_genesis.datasets.__main__ import main
 
 SPLITS = ("training", "validation", "testing")
@@ -90,7 +90,7 @@ def test_one_channel_as_in_the_paper_and_another_order(tmp_path):
 def test_the_label_of_2020_with_another_name(tmp_path):
     write_case(tmp_path, "2018", "BraTS20_Training_355", parts=ORDER)
     write(tmp_path / "BraTS20_Training_355/W39_1998.09.19_Segm.nii")
-    (scan,) = survey_brats(tmp_path).scans
+    (scan,) = list_brats(tmp_path).scans
     assert scan.label == "BraTS20_Training_355/W39_1998.09.19_Segm.nii" and scan.split == "training"
 
 
@@ -101,7 +101,7 @@ def test_incomplete_cases_are_named(tmp_path):
     write(tmp_path / "case1/case1_t2.nii", shape=(5, 4, 2))
     write(tmp_path / "case2/case2_seg.nii", affine=np.diag([-1.0, 1, 1, 1]))
     write_case(tmp_path, "2018", "unlabelled", parts=ORDER)
-    scans = {scan.patient: scan for scan in survey_brats(tmp_path).scans}
+    scans = {scan.patient: scan for scan in list_brats(tmp_path).scans}
     assert {name: (scan.reason, bool(scan.split)) for name, scan in scans.items()} == {
         "case0": ("sequence missing", False),
         "case1": ("channel of another shape", False),
@@ -121,7 +121,7 @@ def test_a_visit_without_label_does_not_leak(tmp_path):
     for number in range(4):
         write_case(tmp_path, "2023", f"BraTS-GLI-0000{number}-000")
         write_case(tmp_path, "2023", f"BraTS-GLI-0000{number}-001", parts=ORDER)
-    scans = survey_brats(tmp_path).scans
+    scans = list_brats(tmp_path).scans
     testing = {scan.patient for scan in scans if scan.split == "testing"}
     assert not testing & {scan.patient for scan in scans if scan.split in ("training", "validation")}
     left_out = [scan for scan in scans if scan.reason]
@@ -132,27 +132,27 @@ def test_years_are_not_mixed(tmp_path):
     write_case(tmp_path, "2018", "Brats18_2013_2_1")
     write_case(tmp_path, "2023", "BraTS-GLI-00001-000")
     with pytest.raises(ValueError, match=r"one meaning of the labels, found Brats18_2013_2_1 \(2018\), BraTS-GLI"):
-        survey_brats(tmp_path)
-    assert len(survey_brats(tmp_path, convention="2024").scans) == 2
+        list_brats(tmp_path)
+    assert len(list_brats(tmp_path, convention="2024").scans) == 2
     with pytest.raises(ValueError, match="convention: expected 'auto' or one of"):
-        survey_brats(tmp_path, convention="2017")
+        list_brats(tmp_path, convention="2017")
 
 
 def test_repeated_sequences_are_refused(tmp_path):
     write_case(tmp_path, "2018", "case")
     write(tmp_path / "case/case_t1.nii.gz")
     with pytest.raises(ValueError, match=r"case_t1\.nii\.gz: expected one file a sequence, found case/case_t1.nii too"):
-        survey_brats(tmp_path)
+        list_brats(tmp_path)
 
 
 def test_wrong_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match="expected cases such as"):
-        survey_brats(tmp_path)
+        list_brats(tmp_path)
     with pytest.raises(FileNotFoundError, match="found no such folder"):
-        survey_brats(tmp_path / "nowhere")
+        list_brats(tmp_path / "nowhere")
     for modalities in ((), ("t1", "t1")):
         with pytest.raises(ValueError, match="modalities: expected some of"):
-            survey_brats(tmp_path, modalities)
+            list_brats(tmp_path, modalities)
 
 
 def test_real_cases(shared, tmp_path):
@@ -177,7 +177,7 @@ def write_labels(root, name, values):
 
 
 def listed(root, *more):
-    """Survey by the command line; give the exit code and the list."""
+    """List by the command line; give the exit code and the list."""
     out = root.parent / "list.json"
     out.unlink(missing_ok=True)
     code = main(["brats", "--root", str(root), "--out", str(out), *more])

@@ -21,11 +21,11 @@ from models_genesis.datasets import (
     CandidateDataset,
     CandidateStream,
     Phantom,
+    list_cadpe,
+    list_fumpe,
+    list_rspect,
     load_candidates,
     make_phantom,
-    survey_cadpe,
-    survey_fumpe,
-    survey_rspect,
     write_embolism_phantom,
 )
 from models_genesis.datasets.__main__ import main
@@ -290,7 +290,7 @@ def test_cadpe(angiogram: Phantom, tmp_path: Path, capsys: pytest.CaptureFixture
     assert data.table.good.all()
     assert len(data.rows[0]) == len(data.table)
     with pytest.raises(FileNotFoundError, match="expected CAD-PE's"):
-        survey_cadpe(tmp_path / "nowhere", tmp_path)
+        list_cadpe(tmp_path / "nowhere", tmp_path)
 
 
 def test_cadpe_mask_elsewhere(angiogram: Phantom, tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_cadpe_mask_elsewhere(angiogram: Phantom, tmp_path: Path) -> None:
     (tmp_path / "rs").mkdir()
     itk.imwrite(picture, str(tmp_path / "rs" / "001RefStd.nrrd"))
     with pytest.raises(ValueError, match="expected the geometry of its image"):
-        survey_cadpe(tmp_path, tmp_path / "out")
+        list_cadpe(tmp_path, tmp_path / "out")
 
 
 def test_fumpe(angiogram: Phantom, tmp_path: Path, tools: SimpleNamespace) -> None:
@@ -332,17 +332,17 @@ def test_fumpe(angiogram: Phantom, tmp_path: Path, tools: SimpleNamespace) -> No
         voxel = np.rint(np.array([float(row[key]) for key in ("coordX", "coordY", "coordZ")]) / tools.spacing)
         assert mask[tuple(voxel.astype(int))] > 0
     with pytest.raises(FileNotFoundError, match="expected FUMPE's folders"):
-        survey_fumpe(tmp_path / "nowhere", tmp_path)
+        list_fumpe(tmp_path / "nowhere", tmp_path)
 
 
 def test_a_patient_without_emboli_has_negatives_only(angiogram: Phantom, tmp_path: Path) -> None:
     for number, mask in enumerate((angiogram.embolus_mask, np.zeros(SHAPE, np.uint8)), 1):
         write_nrrd(tmp_path / "images" / f"00{number}.nrrd", angiogram.image, angiogram)
         write_nrrd(tmp_path / "rs" / f"00{number}RefStd.nrrd", mask, angiogram)
-    survey = survey_cadpe(tmp_path, tmp_path / "out", validation_fraction=0.0, test_fraction=0.0)
-    positives = {scan.patient: scan.facts["positives"] for scan in survey.scans}
+    summary = list_cadpe(tmp_path, tmp_path / "out", validation_fraction=0.0, test_fraction=0.0)
+    positives = {scan.patient: scan.facts["positives"] for scan in summary.scans}
     assert positives["002"] == 0 < positives["001"]
-    assert all(scan.facts["candidates"] > 10 for scan in survey.scans)
+    assert all(scan.facts["candidates"] > 10 for scan in summary.scans)
 
 
 def test_the_file_at_fault_is_named_scan_or_mask(angiogram: Phantom, tmp_path: Path) -> None:
@@ -352,8 +352,8 @@ def test_the_file_at_fault_is_named_scan_or_mask(angiogram: Phantom, tmp_path: P
     (tmp_path / "images" / "002.nrrd").write_text("no scan")
     (tmp_path / "rs" / "003RefStd.nrrd").write_text("no mask")
     write_nrrd(tmp_path / "rs" / "004RefStd.nrrd", angiogram.embolus_mask[1:], angiogram)
-    survey = survey_cadpe(tmp_path, tmp_path / "out", validation_fraction=0.0, test_fraction=0.0)
-    found = {scan.patient: (scan.reason, scan.detail) for scan in survey.scans}
+    summary = list_cadpe(tmp_path, tmp_path / "out", validation_fraction=0.0, test_fraction=0.0)
+    found = {scan.patient: (scan.reason, scan.detail) for scan in summary.scans}
     assert found["001"] == ("", "")
     assert found["002"][0] == "unreadable" and "RefStd" not in found["002"][1]
     assert found["003"][0] == "mask unreadable" and found["003"][1].startswith("rs/003RefStd.nrrd: ")
@@ -380,14 +380,14 @@ def test_rspect_lists_studies_and_makes_no_candidates(tmp_path: Path, tools: Sim
     assert "candidates" not in content
     with pytest.raises(ValueError, match="expected the name of a candidate table"):
         load_candidates(out, tmp_path)
-    survey = survey_rspect(tmp_path)
-    assert any("no candidates can be made" in note for note in survey.notes)
-    assert [scan.reason for scan in survey.scans] == ["", "", "missing"]
+    summary = list_rspect(tmp_path)
+    assert any("no candidates can be made" in note for note in summary.notes)
+    assert [scan.reason for scan in summary.scans] == ["", "", "missing"]
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="expected the columns"):
-        survey_rspect(tmp_path, tmp_path / "other.csv")
+        list_rspect(tmp_path, tmp_path / "other.csv")
     with pytest.raises(FileNotFoundError, match="table of labels"):
-        survey_rspect(tmp_path / "nowhere")
+        list_rspect(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from monai.data import load_decathlon_datalist
 
-from models_genesis.datasets import build_datalist, load_datalist, survey_folder
+from models_genesis.datasets import build_datalist, list_folder, load_datalist
 from models_genesis.datasets.__main__ import main
 from models_genesis.datasets.io.find_scans import find_scans
 from models_genesis.datasets.splits import SPLITS
@@ -53,9 +53,9 @@ def test_absolute_paths_need_no_folder(scan_folder, tmp_path):
 
 def test_bad_and_unwanted_scans_are_left_out_with_the_reason(scan_folder, bad_scan, tools):
     path, message = bad_scan
-    survey = survey_folder(scan_folder, **SMALL)
+    summary = list_folder(scan_folder, **SMALL)
     name = path.split("/")[-1]
-    scan = next((scan for scan in survey.scans if scan.image == name), None)
+    scan = next((scan for scan in summary.scans if scan.image == name), None)
     if "found none" in message:
         assert scan is None
     elif "cannot" in message or "finite" in message or "admissible" in message:
@@ -64,8 +64,8 @@ def test_bad_and_unwanted_scans_are_left_out_with_the_reason(scan_folder, bad_sc
         assert (scan.reason, scan.split) == ("too small" if name.startswith("small") else "too few slices", "")
     else:
         assert scan.reason in message and not scan.split
-        assert f"left out, {scan.reason}" in survey.table() and name in survey.table()
-    assert sum(bool(scan.split) for scan in survey.scans if scan.image != name) == 5
+        assert f"left out, {scan.reason}" in summary.table() and name in summary.table()
+    assert sum(bool(scan.split) for scan in summary.scans if scan.image != name) == 5
 
 
 def test_label_maps_are_left_out_by_name(scan_folder, tools):
@@ -77,18 +77,18 @@ def test_label_maps_are_left_out_by_name(scan_folder, tools):
         "segmented/d.nii.gz",
     ]:
         tools.write_nifti(scan_folder / name, tools.make_scan(9))
-    left_out = [scan.image for scan in survey_folder(scan_folder, **SMALL).scans if scan.reason == "name excluded"]
+    left_out = [scan.image for scan in list_folder(scan_folder, **SMALL).scans if scan.reason == "name excluded"]
     assert sorted(left_out) == ["a/first_seg.nii.gz", "b/Mask.nii.gz", "labelsTr/a.nii.gz", "segmentation-3.nii"]
-    assert not [scan for scan in survey_folder(scan_folder, exclude="", **SMALL).scans if scan.reason]
+    assert not [scan for scan in list_folder(scan_folder, exclude="", **SMALL).scans if scan.reason]
 
 
 def test_size_is_measured_along_the_body(tmp_path, tools):
     # the file's first axis points upward: 24 slices of 20 x 16
     affine = np.array([[0.0, 2, 0, 0], [0, 0, 2, 0], [3, 0, 0, 0], [0, 0, 0, 1]])
     tools.write_nifti(tmp_path / "a.nii", tools.make_scan(0), affine)
-    assert not survey_folder(tmp_path, min_size=(20, 16, 24)).scans[0].reason
-    assert survey_folder(tmp_path, min_size=(20, 16, 25)).scans[0].reason == "too few slices"
-    assert survey_folder(tmp_path, min_size=(20, 17, 24)).scans[0].reason == "too small"
+    assert not list_folder(tmp_path, min_size=(20, 16, 24)).scans[0].reason
+    assert list_folder(tmp_path, min_size=(20, 16, 25)).scans[0].reason == "too few slices"
+    assert list_folder(tmp_path, min_size=(20, 17, 24)).scans[0].reason == "too small"
 
 
 def test_dicom_one_entry_a_series_and_split_by_patient_identifier(tmp_path, tools):
@@ -100,15 +100,15 @@ def test_dicom_one_entry_a_series_and_split_by_patient_identifier(tmp_path, tool
     tools.write_series(tmp_path / "scout", scan[..., :5], patient="P4", image_type="LOCALIZER")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/readme.txt").write_text("nothing")
-    survey = survey_folder(tmp_path, **SMALL)
-    kept = {scan.image.split("::")[0]: [] for scan in survey.scans}
-    for found in survey.scans:
+    summary = list_folder(tmp_path, **SMALL)
+    kept = {scan.image.split("::")[0]: [] for scan in summary.scans}
+    for found in summary.scans:
         kept[found.image.split("::")[0]].append((found.patient, found.reason))
     assert sorted(kept.pop("more")) == [("P1", ""), ("P2", "")]
     assert kept == {"one": [("P1", "")], "pet": [("", "other modality")], "scout": [("", "localizer")]}
-    splits = {scan.patient: scan.split for scan in survey.scans if scan.split}
+    splits = {scan.patient: scan.split for scan in summary.scans if scan.split}
     assert sorted(splits.values()) == ["training", "validation"]
-    assert sum(not scan.reason for scan in survey_folder(tmp_path, modality="any", **SMALL).scans) == 4
+    assert sum(not scan.reason for scan in list_folder(tmp_path, modality="any", **SMALL).scans) == 4
     # the entries load as they are listed
     for entry in load_datalist(None, tmp_path, "training", **SMALL):
         assert tools.preprocessing()[0](entry)["image"].shape[1:3] == (24, 20)
@@ -135,17 +135,17 @@ def test_dicom_files_without_suffix_in_the_root(tmp_path, tools):
 def test_who_a_patient_is(names, pattern, patients, tmp_path, tools):
     for name in names:
         tools.write_nifti(tmp_path / name, tools.make_scan(0))
-    scans = survey_folder(tmp_path, patient_pattern=pattern, **SMALL).scans
+    scans = list_folder(tmp_path, patient_pattern=pattern, **SMALL).scans
     assert [scan.patient for scan in sorted(scans, key=lambda scan: scan.image)] == patients
 
 
 def test_one_patient_is_pointed_out(tmp_path, tools):
     for number in range(3):
         tools.write_nifti(tmp_path / f"x_{number}.nii", tools.make_scan(0))
-    survey = survey_folder(tmp_path, patient_pattern="(x)", **SMALL)
-    assert "--patient-pattern" in survey.table() and "one patient (x)" in survey.table()
+    summary = list_folder(tmp_path, patient_pattern="(x)", **SMALL)
+    assert "--patient-pattern" in summary.table() and "one patient (x)" in summary.table()
     with pytest.raises(ValueError, match="expected the patient as first group"):
-        survey_folder(tmp_path, patient_pattern="(y)", **SMALL)
+        list_folder(tmp_path, patient_pattern="(y)", **SMALL)
 
 
 def test_loops_of_links_end(scan_folder):
@@ -154,10 +154,10 @@ def test_loops_of_links_end(scan_folder):
 
 
 def test_real_folder_of_scans(shared):
-    survey = survey_folder(shared / "data/ct")
-    assert len(survey.scans) == 6 and not [scan for scan in survey.scans if scan.reason]
+    summary = list_folder(shared / "data/ct")
+    assert len(summary.scans) == 6 and not [scan for scan in summary.scans if scan.reason]
     assert len(build_datalist(shared / "data/ct")["validation"]) == 1
-    lits = survey_folder(shared / "data/lits", min_size=(64, 64, 16)).scans
+    lits = list_folder(shared / "data/lits", min_size=(64, 64, 16)).scans
     assert {scan.image: scan.reason for scan in lits} == {
         "segmentation-0.nii.gz": "name excluded",
         "segmentation-1.nii.gz": "name excluded",

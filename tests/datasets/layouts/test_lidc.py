@@ -13,7 +13,7 @@ import pytest
 from monai.transforms import LoadImage
 from scipy import ndimage
 
-from models_genesis.datasets import ScanReader, load_datalist, survey_lidc
+from models_genesis.datasets import ScanReader, list_lidc, load_datalist
 from models_genesis.datasets.__main__ import main
 from models_genesis.datasets.layouts.lidc import find_readings
 from models_genesis.datasets.layouts.lidc_cubes import CubeRules, cube_bounds, share_in_cube
@@ -97,7 +97,7 @@ def series(shared, tmp_path, tools):
 
 def cubes(series, out, **rules):
     rules = {"cube": CubeRules(SIZE), "validation_fraction": 0.0, "test_fraction": 0.0, **rules}
-    return survey_lidc(series.folder, out, **rules)
+    return list_lidc(series.folder, out, **rules)
 
 
 def in_scan(series, out, scan):
@@ -159,8 +159,8 @@ def test_the_outline_itself_is_outside(points, inside):
 def test_masks_lie_where_the_readers_drew(series, tmp_path):
     mask = ellipse(series.volume.shape, (20, 25, 9), (9, 7, 4))
     series.write_xml([[rois(mask)]] * 4)
-    survey = cubes(series, tmp_path / "out")
-    (scan,) = survey.scans
+    summary = cubes(series, tmp_path / "out")
+    (scan,) = summary.scans
     assert (scan.patient, scan.split, scan.reason) == ("LIDC-IDRI-0314", "training", "")
     np.testing.assert_array_equal(in_scan(series, tmp_path / "out", scan), mask)
     assert scan.facts["readers"] == 4 and scan.facts["malignancy"] == 2.5 and scan.facts["texture"] == 5
@@ -174,8 +174,8 @@ def test_excluded_parts_are_left_out(series, tmp_path):
     mask = ellipse(series.volume.shape, (20, 25, 9), (9, 7, 4))
     hole = ellipse(series.volume.shape, (21, 25, 9), (4, 3, 2))
     series.write_xml([[rois(mask) + hole_rois(hole)]] * 2)
-    survey = cubes(series, tmp_path / "out")
-    np.testing.assert_array_equal(in_scan(series, tmp_path / "out", survey.scans[0]), mask & ~hole)
+    summary = cubes(series, tmp_path / "out")
+    np.testing.assert_array_equal(in_scan(series, tmp_path / "out", summary.scans[0]), mask & ~hole)
 
 
 def test_an_exclusion_takes_the_pixels_between_its_points_too():
@@ -220,8 +220,8 @@ def test_readers_who_disagree(series, tmp_path):
     masks = [ellipse(series.volume.shape, (20, 25, 9), np.array([4, 3, 1.5]) + k) for k in (1, 2, 3, 4)]
     series.write_xml([[rois(mask)] for mask in masks])
     for level, expected in [(0.25, masks[3]), (0.5, masks[2]), (0.75, masks[1]), (1.0, masks[0])]:
-        survey = cubes(series, tmp_path / f"out{level}", consensus=level)
-        np.testing.assert_array_equal(in_scan(series, tmp_path / f"out{level}", survey.scans[0]), expected)
+        summary = cubes(series, tmp_path / f"out{level}", consensus=level)
+        np.testing.assert_array_equal(in_scan(series, tmp_path / f"out{level}", summary.scans[0]), expected)
 
 
 def test_real_votes_come_back(shared):
@@ -249,13 +249,13 @@ def test_two_nodules_and_too_few_readers(series, tmp_path):
     lone = ellipse(series.volume.shape, (40, 8, 15), (3, 3, 2))
     # the second reader names the nodules in another order, and marks a small one by a point
     series.write_xml([[rois(masks[0]), rois(masks[1])], [rois(masks[1]), small, rois(masks[0])], [rois(lone)]])
-    survey = cubes(series, tmp_path / "out")
-    good = [scan for scan in survey.scans if scan.split]
+    summary = cubes(series, tmp_path / "out")
+    good = [scan for scan in summary.scans if scan.split]
     assert len(good) == 2 and len({scan.image for scan in good}) == 2
     for scan, mask in zip(good, masks, strict=True):
         np.testing.assert_array_equal(in_scan(series, tmp_path / "out", scan), mask)
         assert scan.facts["readers"] == 2 and scan.facts["malignancy"] == 1.5
-    (left_out,) = [scan for scan in survey.scans if not scan.split]
+    (left_out,) = [scan for scan in summary.scans if not scan.split]
     assert left_out.reason == "too few readers" and left_out.detail == "expected at least 2, found 1"
     assert len([scan for scan in cubes(series, tmp_path / "all", min_readers=1).scans if scan.split]) == 3
 
@@ -304,10 +304,10 @@ def test_one_reader_is_one_vote():
 def test_readers_without_common_voxels(series, tmp_path):
     masks = [ellipse(series.volume.shape, (15 + 9 * k, 25, 9), (4, 4, 2)) for k in range(2)]
     series.write_xml([[rois(mask)] for mask in masks])
-    survey = cubes(series, tmp_path / "out", consensus=0.6)
-    assert [scan.reason for scan in survey.scans] == ["no consensus"]
+    summary = cubes(series, tmp_path / "out", consensus=0.6)
+    assert [scan.reason for scan in summary.scans] == ["no consensus"]
     with pytest.raises(ValueError, match="expected scans to train on, found 1 no consensus"):
-        survey.datalist()
+        summary.datalist()
 
 
 @pytest.mark.parametrize("middle", [(3, 40, 2), (45, 3, 17), (24, 22, 10)])
@@ -377,7 +377,7 @@ def test_the_command_goes_on_where_it_stopped(series, tmp_path, capsys):
     assert len(before) == 2
     assert main(arguments) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    # other rules, or a file that is gone, are made anew
+    # other rules, or a file that is gone, are made again
     assert main([*arguments, "--consensus", "1", "--spacing", "2,2,2"]) == 0
     assert all(path.stat().st_mtime_ns != stamp for path, stamp in before.items())
     assert not [path for path in (tmp_path / "out").rglob(".*")]
@@ -404,9 +404,9 @@ def test_two_files_of_one_series_count_where_they_say_the_same(series, tmp_path)
     mask = ellipse(series.volume.shape, (20, 25, 9), (9, 7, 4))
     series.write_xml([[rois(mask)]] * 2, "a.xml")
     series.write_xml([[rois(mask)]] * 2, "b.xml", namespace="http://other")
-    survey = cubes(series, tmp_path / "out")
-    assert [scan.reason for scan in survey.scans] == [""]
-    assert any("b.xml: the same readings as" in note and "a.xml" in note for note in survey.notes)
+    summary = cubes(series, tmp_path / "out")
+    assert [scan.reason for scan in summary.scans] == [""]
+    assert any("b.xml: the same readings as" in note and "a.xml" in note for note in summary.notes)
     series.write_xml([[rois(mask)]] * 3, "c.xml")
     with pytest.raises(ValueError, match=r"(?s)0 files with readings.*c\.xml: other readings of the series"):
         cubes(series, tmp_path / "out").datalist()
@@ -503,7 +503,7 @@ def test_broken_xml_is_named(text, message, tmp_path):
 )
 def test_rules_out_of_range(rules, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        survey_lidc(tmp_path, tmp_path / "out", **rules)
+        list_lidc(tmp_path, tmp_path / "out", **rules)
     with pytest.raises(ValueError, match="size: expected"):
         CubeRules((1, 2, 3))
     with pytest.raises(ValueError, match="spacing: expected"):
@@ -548,7 +548,7 @@ def test_bad_ready_cubes_are_named(tmp_path):
     (raw / "6_bit.npz").write_bytes(whole)
     (raw / "7_cut.npz").write_bytes(whole[:3000])
     (raw / "labels.csv").write_text("name,malignancy,texture\n1_good,\u00b2\n1_other,1,2,3\n", encoding="utf-8")
-    reasons = {scan.name: scan.reason for scan in survey_lidc(raw, tmp_path / "out").scans}
+    reasons = {scan.name: scan.reason for scan in list_lidc(raw, tmp_path / "out").scans}
     assert reasons == {
         "images/1_good.nii.gz": "",
         "2_small.npz": "other shape",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from monai.data import load_decathlon_datalist
 
-from models_genesis.datasets import load_datalist, survey_lits
+from models_genesis.datasets import list_lits, load_datalist
 from models_genesis.datasets.__main__ import main
 
 SPLITS = ("training", "validation", "testing")
@@ -61,10 +61,10 @@ def test_the_paper_s_split_by_index(lits, tmp_path, capsys):
 
 
 def test_a_split_by_seed_uses_all(lits):
-    first = survey_lits(lits, "patient", 0.1, 0.2, seed=3)
+    first = list_lits(lits, "patient", 0.1, 0.2, seed=3)
     counts = {split: sum(bool(scan.label) and scan.split == split for scan in first.scans) for split in SPLITS}
     assert counts == {"training": 131 - 13 - 26, "validation": 13, "testing": 26}
-    other = survey_lits(lits, "patient", 0.1, 0.2, seed=4)
+    other = list_lits(lits, "patient", 0.1, 0.2, seed=4)
     assert [scan.split for scan in first.scans] != [scan.split for scan in other.scans]
 
 
@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_left_out(tmp_path):
     (tmp_path / "volume-5.nii").unlink()
     write(tmp_path / "more/volume-6.nii.gz")
     write(tmp_path / "liver.nii")  # another name, not of LiTS
-    scans = {scan.name: scan for scan in survey_lits(tmp_path).scans}
+    scans = {scan.name: scan for scan in list_lits(tmp_path).scans}
     assert {name: scan.reason for name, scan in scans.items()} == {
         "volume-0.nii": "",
         "volume-1.nii": "label of another shape",
@@ -115,6 +115,6 @@ def test_real_cases(shared, tmp_path):
 )
 def test_wrong_folders_are_refused(arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        survey_lits(tmp_path, **arguments)
+        list_lits(tmp_path, **arguments)
     with pytest.raises(FileNotFoundError, match="found no such folder"):
-        survey_lits(tmp_path / "nowhere")
+        list_lits(tmp_path / "nowhere")

@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from models_genesis.datasets import build_datalist, load_datalist, survey_luna16
+from models_genesis.datasets import build_datalist, list_luna16, load_datalist
 from models_genesis.datasets.__main__ import main
 from models_genesis.datasets.layouts.luna16 import parse_folds
 from models_genesis.datasets.splits import SPLITS
@@ -69,11 +69,11 @@ def test_wrong_folds_are_refused(text):
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, tools):
     luna16_tree(tmp_path / "raw", tools, [0])
-    survey = survey_luna16(tmp_path / "raw", (0,), (), ())
+    summary = list_luna16(tmp_path / "raw", (0,), (), ())
     report = tmp_path / "out" / "report.csv"
-    survey.write_report(report)
+    summary.write_report(report)
     before = report.read_text()
     monkeypatch.setattr(csv.DictWriter, "writerows", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        survey.write_report(report)
+        summary.write_report(report)
     assert report.read_text() == before and [path.name for path in report.parent.iterdir()] == ["report.csv"]

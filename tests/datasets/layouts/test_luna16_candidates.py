@@ -16,9 +16,9 @@ from scipy import ndimage
 from models_genesis.datasets import (
     BadRowError,
     CandidateStream,
+    list_candidates,
+    list_luna16_candidates,
     load_candidates,
-    survey_candidates,
-    survey_luna16_candidates,
     write_datalist,
     write_luna16_phantom,
 )
@@ -99,13 +99,13 @@ def test_nodules_lie_in_the_middle_of_their_cubes(
     luna: Path, tmp_path: Path, spacing: tuple[float, ...] | None
 ) -> None:
     """In flipped scans too: the nodule's own centre shows tissue, negatives in the lung show lung."""
-    survey = survey_luna16_candidates(luna, folds={"training": tuple(range(6)), "validation": (), "testing": ()})
+    summary = list_luna16_candidates(luna, folds={"training": tuple(range(6)), "validation": (), "testing": ()})
     nodules = rows_of(luna / "annotations.csv")
     with open(tmp_path / "nodules.csv", "w", encoding="utf-8") as stream:
         stream.write("seriesuid,coordX,coordY,coordZ,class\n")
         for row in nodules:
             stream.write(f"{row['seriesuid']},{row['coordX']},{row['coordY']},{row['coordZ']},1\n")
-    write_datalist(tmp_path / "list.json", survey.datalist())
+    write_datalist(tmp_path / "list.json", summary.datalist())
     data = load_candidates(tmp_path / "list.json", luna, candidates=tmp_path / "nodules.csv")
     items = list(CandidateStream(data, preprocessing(spacing), CandidateCubed("image", (9, 9, 9))))
     assert len(items) == len(nodules)
@@ -197,7 +197,7 @@ def test_bad_rows_are_named_counted_and_written(luna: Path, tmp_path: Path, caps
     assert main([*command, "--on-bad-row", "raise"]) == 2
     assert "line 4: outside its scan" in capsys.readouterr().err
     with pytest.raises(BadRowError, match=r"5 bad rows in all"):
-        survey_luna16_candidates(luna, candidates=table, on_bad_row="raise")
+        list_luna16_candidates(luna, candidates=table, on_bad_row="raise")
 
 
 def test_a_broken_scan_is_left_out_with_its_candidates(luna: Path, tmp_path: Path) -> None:
@@ -209,13 +209,13 @@ def test_a_broken_scan_is_left_out_with_its_candidates(luna: Path, tmp_path: Pat
     broken = next(root.glob("subset2/*.mhd"))
     broken.unlink()
     broken.write_text("no image")
-    survey = survey_luna16_candidates(root)
-    (left_out,) = survey.header["left_out"].items()
+    summary = list_luna16_candidates(root)
+    (left_out,) = summary.header["left_out"].items()
     assert left_out[0] == broken.stem
     assert left_out[1].startswith("unreadable")
     number = sum(row["seriesuid"] == broken.stem for row in rows_of(luna / "candidates_V2.csv"))
-    assert f"{number} scan left out" in survey.table()
-    write_datalist(tmp_path / "list.json", survey.datalist())
+    assert f"{number} scan left out" in summary.table()
+    write_datalist(tmp_path / "list.json", summary.datalist())
     assert load_candidates(tmp_path / "list.json", root).table.counts() == {"scan left out": number}
 
 
@@ -227,14 +227,14 @@ def test_no_positives_in_a_fold_is_said(luna: Path, tmp_path: Path) -> None:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows({**row, "class": "0" if row["seriesuid"] == last else row["class"]} for row in rows)
-    notes = survey_luna16_candidates(luna, candidates=table).notes
+    notes = list_luna16_candidates(luna, candidates=table).notes
     assert any(note.endswith("0 positive; without positives AUC and sensitivity are undefined") for note in notes)
 
 
 def test_the_real_nodule_is_in_the_middle_of_its_cube(shared: Path, tmp_path: Path) -> None:
     """The annotated nodule of 15.5 mm at voxel (72, 65, 159) of the file is whole and in the middle of its cube."""
     root = shared / "data" / "luna16"
-    write_datalist(tmp_path / "list.json", survey_luna16_candidates(root).datalist())
+    write_datalist(tmp_path / "list.json", list_luna16_candidates(root).datalist())
     data = load_candidates(tmp_path / "list.json", root)
     assert (len(data.positives), len(data.negatives)) == (1, 18)
     items = list(CandidateStream(data, preprocessing(), CandidateCubed("image", (64, 64, 32))))
@@ -292,7 +292,7 @@ def test_dicom_by_its_series_identifier(tmp_path: Path, tools: SimpleNamespace) 
     uid = pydicom.dcmread(next((root / "x").iterdir())).SeriesInstanceUID
     table = tmp_path / "table.csv"
     table.write_text(f"seriesuid,coordX,coordY,coordZ,class\n{uid},3,4,6,1\n")
-    (scan,) = survey_candidates(root, table).scans
+    (scan,) = list_candidates(root, table).scans
     assert (scan.image, scan.facts["seriesuid"], scan.facts["positives"]) == ("x", uid, 1)
 
 
@@ -303,15 +303,15 @@ def test_ambiguous_and_unmatched_names(tmp_path: Path, tools: SimpleNamespace) -
     table = tmp_path / "table.csv"
     header = "seriesuid,coordX,coordY,coordZ,class\n"
     table.write_text(header + "scan,-3,-4,6,1\nonly,-3,-4,6,1\n")
-    survey = survey_candidates(root, table)
-    assert "expected one scan of this name, found a/scan.nii.gz, b/scan.nii.gz" in survey.header["left_out"]["scan"]
-    assert "1 scan left out" in survey.table()
+    summary = list_candidates(root, table)
+    assert "expected one scan of this name, found a/scan.nii.gz, b/scan.nii.gz" in summary.header["left_out"]["scan"]
+    assert "1 scan left out" in summary.table()
     table.write_text(header + "nothing,-3,-4,6,1\n")
     with pytest.raises(ValueError, match=r"expected scans named as in .* found none among 3"):
-        survey_candidates(root, table)
+        list_candidates(root, table)
     table.write_text(header + "scan,-3,-4,6,1\n")
     with pytest.raises(ValueError, match=r"found several scans of one name \(scan: a/scan.nii.gz, b/scan.nii.gz\)"):
-        survey_candidates(root, table)
+        list_candidates(root, table)
     table.write_text("seriesuid,coordX,coordY,coordZ,class,patient\nonly,-3,-4,6,1,x\nonly,-3,-5,6,1,y\n")
     with pytest.raises(ValueError, match="expected one patient for the series only, found x, y"):
-        survey_candidates(root, table)
+        list_candidates(root, table)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from monai.transforms import LoadImaged
 
-from models_genesis.datasets import load_datalist, survey_msd
+from models_genesis.datasets import list_msd, load_datalist
 from models_genesis.datasets.__main__ import main
 
 TASKS = {
@@ -80,7 +80,7 @@ def test_all_ten_tasks(task, tmp_path):
 
 def test_the_seed_splits_the_training_list(tmp_path):
     write_task(tmp_path, "Task09_Spleen", cases=20)
-    lists = [survey_msd(tmp_path, 0.25, seed).datalist() for seed in (0, 0, 1)]
+    lists = [list_msd(tmp_path, 0.25, seed).datalist() for seed in (0, 0, 1)]
     names = [{entry["patient"] for entry in each["validation"]} for each in lists]
     assert len(names[0]) == 5 and names[0] == names[1] != names[2]
 
@@ -103,8 +103,8 @@ def test_files_that_are_not_as_described_are_left_out(tmp_path):
     )
     content = json.loads((tmp_path / "dataset.json").read_text())
     (tmp_path / "dataset.json").write_text(json.dumps({**content, "numTraining": 32}))
-    survey = survey_msd(tmp_path)
-    found = {scan.patient: (scan.reason, scan.detail) for scan in survey.scans if scan.reason}
+    summary = list_msd(tmp_path)
+    found = {scan.patient: (scan.reason, scan.detail) for scan in summary.scans if scan.reason}
     assert found == {
         "prostate_000": ("missing", "expected an existing file or folder, found none"),
         "prostate_001": (
@@ -117,7 +117,7 @@ def test_files_that_are_not_as_described_are_left_out(tmp_path):
             "labelsTr/prostate_004.nii.gz: expected 6 x 5 x 4 voxels as the image, found 6 x 5 x 3",
         ),
     }  # fmt: skip
-    assert any("numTraining is 32, but 'training' lists 6" in note for note in survey.notes)
+    assert any("numTraining is 32, but 'training' lists 6" in note for note in summary.notes)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_broken_descriptions_are_named(change, message, tmp_path):
     content = write_task(tmp_path, "Task09_Spleen", 1, 0)
     (tmp_path / "dataset.json").write_text(json.dumps({**content, **change}))
     with pytest.raises(ValueError, match=f"dataset.json: {message}"):
-        survey_msd(tmp_path)
+        list_msd(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_broken_descriptions_are_named(change, message, tmp_path):
 )
 def test_no_description(text, message, tmp_path):
     with pytest.raises(FileNotFoundError, match="expected the description of a task"):
-        survey_msd(tmp_path)
+        list_msd(tmp_path)
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(ValueError, match=message):
-        survey_msd(tmp_path)
+        list_msd(tmp_path)

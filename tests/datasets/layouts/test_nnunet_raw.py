@@ -19,11 +19,11 @@ from models_genesis.datasets import (
     OutputName,
     PredictionLayout,
     ScanReader,
+    list_msd,
+    list_nnunet,
     load_cases,
     load_labelled_cases,
     msd_task,
-    survey_msd,
-    survey_nnunet,
 )
 from models_genesis.datasets.__main__ import main
 from models_genesis.datasets.layouts.nnunet_splits import cross_validation
@@ -57,8 +57,8 @@ def write_dataset(root: Path, cases: int = 6, tests: int = 2, **changes: Any) ->
     return folder
 
 
-def found(survey: Any) -> dict[str, tuple[str, str]]:
-    return {scan.name: (scan.reason, scan.detail) for scan in survey.scans if scan.reason}
+def found(summary: Any) -> dict[str, tuple[str, str]]:
+    return {scan.name: (scan.reason, scan.detail) for scan in summary.scans if scan.reason}
 
 
 def test_the_command_writes_a_list_for_the_msd_bundle(tmp_path):
@@ -92,8 +92,8 @@ def test_the_command_writes_a_list_for_the_msd_bundle(tmp_path):
 
 def test_one_channel_is_one_path(tmp_path):
     folder = write_dataset(tmp_path, channel_names={"0": "CT"})
-    survey = survey_nnunet(folder)
-    assert all(isinstance(scan.image, str) for scan in survey.scans)
+    summary = list_nnunet(folder)
+    assert all(isinstance(scan.image, str) for scan in summary.scans)
     assert msd_task(str(folder / "dataset.json"))["modality"] == "CT"
     content = {**DESCRIPTION, "channel_names": {"0": "ct"}}
     (folder / "dataset.json").write_text(json.dumps(content))
@@ -103,7 +103,7 @@ def test_one_channel_is_one_path(tmp_path):
 def test_known_labels_of_test_images_are_taken(tmp_path):
     folder = write_dataset(tmp_path)
     write(folder / "labelsTs" / "BR_006.nii.gz", (0, 2))
-    testing = survey_nnunet(folder).datalist()["testing"]
+    testing = list_nnunet(folder).datalist()["testing"]
     assert [entry.get("label") for entry in testing] == ["labelsTs/BR_006.nii.gz", None]
 
 
@@ -162,8 +162,8 @@ def test_files_that_fit_no_case_are_named(tmp_path):
     write(folder / "imagesTr/plain.nii.gz", (0,))
     write(folder / "labelsTr/alone.nii.gz", (1,))
     (folder / "imagesTr/notes.txt").write_text("x")
-    survey = survey_nnunet(folder)
-    reasons = found(survey)
+    summary = list_nnunet(folder)
+    reasons = found(summary)
     assert reasons == {
         "imagesTr/BR_000_0000.nii.gz": (
             "missing", "imagesTr/BR_000_0001.nii.gz: expected an existing file or folder, found none",
@@ -186,7 +186,7 @@ def test_files_that_fit_no_case_are_named(tmp_path):
         "imagesTr/plain.nii.gz": ("of no case", "expected CASE_0000.nii.gz, found no case of it"),
         "labelsTr/alone.nii.gz": ("of no case", "expected CASE.nii.gz, and images of the case, found no case of it"),
     }  # fmt: skip
-    assert any("numTraining is 9, but 8 cases are there" in note for note in survey.notes)
+    assert any("numTraining is 9, but 8 cases are there" in note for note in summary.notes)
 
 
 @pytest.mark.parametrize(
@@ -219,16 +219,16 @@ def test_descriptions_that_cannot_be_used(changes, message, tmp_path):
     folder = write_dataset(tmp_path, 1, 0)
     (folder / "dataset.json").write_text(json.dumps({**DESCRIPTION, **changes}))
     with pytest.raises(ValueError, match=f"dataset.json: .*{message}"):
-        survey_nnunet(folder)
+        list_nnunet(folder)
 
 
 def test_the_two_kinds_of_dataset_json_point_to_each_other(tmp_path):
     folder = write_dataset(tmp_path, 1, 0)
     with pytest.raises(ValueError, match="it is of nnU-Net v2, try `nnunet`"):
-        survey_msd(folder)
+        list_msd(folder)
     (folder / "dataset.json").write_text(json.dumps({"modality": {"0": "CT"}, "labels": {"0": "background"}}))
     with pytest.raises(ValueError, match="it is one of the Decathlon's, try `msd`"):
-        survey_nnunet(folder)
+        list_nnunet(folder)
 
 
 def test_a_task_has_no_more_labels_than_a_byte_holds(tmp_path):
@@ -244,7 +244,7 @@ def test_a_task_has_no_more_labels_than_a_byte_holds(tmp_path):
 
 def test_a_single_value_in_a_list_is_a_label(tmp_path):
     folder = write_dataset(tmp_path, labels={"background": [0], "a": [1], "b": 2})
-    assert survey_nnunet(folder).header["labels"] == {"0": "background", "1": "a", "2": "b"}
+    assert list_nnunet(folder).header["labels"] == {"0": "background", "1": "a", "2": "b"}
 
 
 def test_cases_that_the_description_lists(tmp_path, monkeypatch):
@@ -260,18 +260,18 @@ def test_cases_that_the_description_lists(tmp_path, monkeypatch):
     }
     listed["case_3"]["images"].pop()
     (folder / "dataset.json").write_text(json.dumps({**DESCRIPTION, "numTraining": 4, "dataset": listed}))
-    survey = survey_nnunet(folder)
-    (bad,) = (scan for scan in survey.scans if scan.reason)
+    summary = list_nnunet(folder)
+    (bad,) = (scan for scan in summary.scans if scan.reason)
     assert (bad.patient, bad.reason) == ("case_3", "channels missing")
-    entries = survey.datalist()
+    entries = summary.datalist()
     kept = {entry["prediction"]: entry for key in ("training", "validation") for entry in entries[key]}
     assert sorted(kept) == [f"case_{k}.nii.gz" for k in range(3)]
     assert kept["case_1.nii.gz"]["image"] == [str(tmp_path / f"elsewhere/BR_001_000{k}.nii.gz") for k in range(2)]
     assert kept["case_1.nii.gz"]["label"] == "labelsTr/BR_001.nii.gz"
 
 
-def splits(survey: Any) -> dict[str, str]:
-    return {scan.patient: scan.split or scan.reason for scan in survey.scans}
+def splits(summary: Any) -> dict[str, str]:
+    return {scan.patient: scan.split or scan.reason for scan in summary.scans}
 
 
 def test_splits_final_is_respected(tmp_path, monkeypatch, capsys):
@@ -282,10 +282,10 @@ def test_splits_final_is_respected(tmp_path, monkeypatch, capsys):
     file = tmp_path / "preprocessed" / folder.name / "splits_final.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(folds))
-    survey = survey_nnunet(folder)
-    assert splits(survey) == {name: "validation" if name in names[:2] else "training" for name in names}
-    assert survey.header["split_rule"] == {"splits": "splits_final.json", "fold": 0}
-    assert splits(survey_nnunet(folder, fold=1)) == {
+    summary = list_nnunet(folder)
+    assert splits(summary) == {name: "validation" if name in names[:2] else "training" for name in names}
+    assert summary.header["split_rule"] == {"splits": "splits_final.json", "fold": 0}
+    assert splits(list_nnunet(folder, fold=1)) == {
         **dict.fromkeys(names[:3], "training"), **dict.fromkeys(names[3:5], "validation"), names[5]: "in no split",
         "gone": "case missing",
     }  # fmt: skip
@@ -295,8 +295,8 @@ def test_splits_final_is_respected(tmp_path, monkeypatch, capsys):
     # one in the raw folder too, and they differ
     (folder / "splits_final.json").write_text(json.dumps(folds[1:]))
     with pytest.raises(ValueError, match="expected the same splits, found others: name one with --splits"):
-        survey_nnunet(folder)
-    assert splits(survey_nnunet(folder, splits=folder / "splits_final.json"))["BR_003"] == "validation"
+        list_nnunet(folder)
+    assert splits(list_nnunet(folder, splits=folder / "splits_final.json"))["BR_003"] == "validation"
 
 
 @pytest.mark.parametrize(
@@ -312,9 +312,9 @@ def test_broken_splits_are_named(content, message, tmp_path):
     folder = write_dataset(tmp_path, 2, 0)
     (folder / "splits_final.json").write_text(content)
     with pytest.raises(ValueError, match=f"splits_final.json: .*{message}"):
-        survey_nnunet(folder)
+        list_nnunet(folder)
     with pytest.raises(FileNotFoundError, match="expected a file of splits"):
-        survey_nnunet(folder, splits=tmp_path / "none.json")
+        list_nnunet(folder, splits=tmp_path / "none.json")
 
 
 def test_a_fold_without_a_file_is_that_of_nnunets_own_cross_validation(tmp_path):
@@ -332,22 +332,22 @@ def test_a_fold_without_a_file_is_that_of_nnunets_own_cross_validation(tmp_path)
             sorted_names[each].tolist() for each in theirs
         ]
     folder = write_dataset(tmp_path, 10, 0)
-    survey = survey_nnunet(folder, fold=0)
-    assert [name for name, split in splits(survey).items() if split == "validation"] == folds[0][1]
+    summary = list_nnunet(folder, fold=0)
+    assert [name for name, split in splits(summary).items() if split == "validation"] == folds[0][1]
     with pytest.raises(ValueError, match="expected a fold from 0 to 4, found 5"):
-        survey_nnunet(folder, fold=5)
+        list_nnunet(folder, fold=5)
     with pytest.raises(ValueError, match="expected 5 cases or more, found 4"):
         cross_validation(names[:4], 0)
 
 
 def test_patients_of_several_cases(tmp_path):
     folder = write_dataset(tmp_path, 6, 1)
-    survey = survey_nnunet(folder, patient_pattern=r"BR_(0\d)\d", validation_fraction=0.0)
-    assert {scan.patient for scan in survey.scans} == {"00"}
+    summary = list_nnunet(folder, patient_pattern=r"BR_(0\d)\d", validation_fraction=0.0)
+    assert {scan.patient for scan in summary.scans} == {"00"}
     # the test case is of a patient who would train
-    assert {scan.reason for scan in survey.scans} == {"patient across folds"}
+    assert {scan.reason for scan in summary.scans} == {"patient across folds"}
     with pytest.raises(ValueError, match="BR_000: expected the patient as first group of"):
-        survey_nnunet(folder, patient_pattern="(XX)")
+        list_nnunet(folder, patient_pattern="(XX)")
 
 
 def test_other_formats_and_their_predictions(tmp_path):
@@ -355,10 +355,10 @@ def test_other_formats_and_their_predictions(tmp_path):
     for path in folder.rglob("*.nii.gz"):
         nib.save(nib.load(path), path.with_name(path.name.removesuffix(".gz")))
         path.unlink()
-    survey = survey_nnunet(folder)
-    assert {scan.facts["prediction"].partition(".")[2] for scan in survey.scans} == {"nii"}
-    assert not any(scan.reason for scan in survey.scans)
+    summary = list_nnunet(folder)
+    assert {scan.facts["prediction"].partition(".")[2] for scan in summary.scans} == {"nii"}
+    assert not any(scan.reason for scan in summary.scans)
     (folder / "dataset.json").write_text(json.dumps({**DESCRIPTION, "file_ending": ".mha"}))
     with pytest.raises(ValueError, match="expected scans to train on"):
-        survey_nnunet(folder).datalist()
-    assert any("written as .nii.gz, not as .mha" in note for note in survey_nnunet(folder).notes)
+        list_nnunet(folder).datalist()
+    assert any("written as .nii.gz, not as .mha" in note for note in list_nnunet(folder).notes)

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from models_genesis.datasets import check_cases, load_labelled_cases, msd_task, survey_pairs
+from models_genesis.datasets import check_cases, list_pairs, load_labelled_cases, msd_task
 from models_genesis.datasets.__main__ import main
 from models_genesis.datasets.layouts.case_table import plain_fold
 from models_genesis.datasets.layouts.fold_column import split_folds
@@ -34,7 +34,7 @@ def write_pair(root: Path, name: str, values: Any = (0, 1), **label: Any) -> Non
 
 
 def survey(folder: Path, **rules: Any):
-    return survey_pairs(folder / "ct", folder / "seg", **rules)
+    return list_pairs(folder / "ct", folder / "seg", **rules)
 
 
 def write_table(root: Path, *rows: dict[str, Any]) -> Path:
@@ -46,8 +46,8 @@ def write_table(root: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
-def splits_of(survey: Any) -> dict[str, str]:
-    return {Path(scan.name).name.split(".")[0]: scan.split or scan.reason for scan in survey.scans}
+def splits_of(summary: Any) -> dict[str, str]:
+    return {Path(scan.name).name.split(".")[0]: scan.split or scan.reason for scan in summary.scans}
 
 
 def test_the_command_writes_a_list_that_the_bundles_read(tmp_path):
@@ -121,17 +121,17 @@ def test_label_maps_among_their_images(tmp_path):
     for number in range(3):
         write(tmp_path / f"p{number}" / "scan.nii.gz", (-1000, 40))
         write(tmp_path / f"p{number}" / "scan_seg.nii.gz")
-    found = survey_pairs(tmp_path, tmp_path, label_suffix="_seg", patient_pattern=r"(p\d)/")
+    found = list_pairs(tmp_path, tmp_path, label_suffix="_seg", patient_pattern=r"(p\d)/")
     assert sorted((scan.name, scan.label, scan.patient) for scan in found.scans) == [
         (f"p{k}/scan.nii.gz", f"p{k}/scan_seg.nii.gz", f"p{k}") for k in range(3)
     ]
     with pytest.raises(ValueError, match="expected two folders, or --label-suffix"):
-        survey_pairs(tmp_path, tmp_path)
+        list_pairs(tmp_path, tmp_path)
     # one folder inside the other
     for number in range(3):
         write(tmp_path / "in" / f"c{number}.nii.gz")
         write(tmp_path / "in" / "labels" / f"c{number}.nii.gz")
-    found = survey_pairs(tmp_path / "in", tmp_path / "in" / "labels")
+    found = list_pairs(tmp_path / "in", tmp_path / "in" / "labels")
     assert {scan.reason for scan in found.scans} == {""} and len(found.scans) == 3
 
 
@@ -141,7 +141,7 @@ def test_no_pairs_at_all(tmp_path):
     with pytest.raises(ValueError, match=r"expected images and label maps of one name, found none .*a_0000.*nnU-Net"):
         survey(tmp_path)
     with pytest.raises(FileNotFoundError, match="expected the folder of the label maps"):
-        survey_pairs(tmp_path / "ct", tmp_path / "none")
+        list_pairs(tmp_path / "ct", tmp_path / "none")
 
 
 @pytest.mark.parametrize("values", [(0, 255), (0, 1, 3), (-1, 0, 1)])
@@ -319,7 +319,7 @@ def test_nodules_of_lidc_by_their_folds(tmp_path):
             (tmp_path / folder).mkdir(exist_ok=True)
             (tmp_path / folder / row["file"]).symlink_to(VOI / folder / row["file"])
     rules = {"table": VOI / "metadata.csv", "patient": "patient_id", "fold": "luna16_fold", "testing": ("6",)}
-    found = survey_pairs(tmp_path / "image", tmp_path / "nodule_mask", **rules)
+    found = list_pairs(tmp_path / "image", tmp_path / "nodule_mask", **rules)
     by_name = {Path(scan.name).name: scan for scan in found.scans}
     assert sum(scan.reason == "file missing" for scan in found.scans) == len(table) - len(chosen)
     for row in chosen:

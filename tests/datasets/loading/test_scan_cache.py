@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans come out of memory and out of files alike; bad ones are named; broken files are written anew."""
+"""Scans come out of memory and out of files alike; bad ones are named; broken files are written again."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from models_genesis.datasets import check_cases, load_datalist, survey_brats, write_brain_phantom
+from models_genesis.datasets import check_cases, list_brats, load_datalist, write_brain_phantom
 from models_genesis.datasets.__main__ import main
 from models_genesis.datasets.phantom import write_brats as writing
 
@@ -28,7 +28,7 @@ def test_the_data_set_is_that_of_brats(tmp_path, capsys):
     labels = [set(np.unique(np.asarray(nib.load(case["label"]).dataobj)).tolist()) for case in cases]
     assert labels == [{0, 1, 2, 4}] * 4 + [{0, 1, 2}] + [{0, 1, 2, 4}]
     # the raw layout says the same as the data list
-    scans = survey_brats(tmp_path / "set").scans
+    scans = list_brats(tmp_path / "set").scans
     assert sorted(scan.entry()["image"] for scan in scans) == [
         case["image"] for key in ("training", "validation") for case in content[key]
     ]

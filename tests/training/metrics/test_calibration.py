@@ -89,7 +89,7 @@ def test_one_class_is_refused(labels):
         fit_temperature([0.1, 0.2], labels)
 
 
-def test_the_file_beside_the_weights(tmp_path):
+def test_the_file_next_to_the_weights(tmp_path):
     logits, labels = drawn(2.5, 1000)
     fitted = fit_temperature(logits, labels, with_bias=True)
     write_temperature(tmp_path / "temperature.json", fitted, split="validation")

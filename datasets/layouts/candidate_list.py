@@ -16,12 +16,12 @@ from tqdm import tqdm
 from ..candidates.matching import match_scans
 from ..candidates.table import CandidateTable, OnBadRow, read_candidates, voxels_of
 from ..candidates.training_set import mark_outside
-from ..datalist import FoundScan, Survey
+from ..datalist import DatasetSummary, ScanRecord
 from ..io.scan_header import BadScanError, read_scan_header
 from ..splits import RULE, SPLITS, add_split_arguments, split_patients
 
 
-def survey_candidates(
+def list_candidates(
     root: str | Path,
     candidates: str | Path,
     validation_fraction: float = 0.2,
@@ -30,7 +30,7 @@ def survey_candidates(
     on_bad_row: OnBadRow = "report",
     bad_rows: str | Path | None = None,
     progress: bool = False,
-) -> Survey:
+) -> DatasetSummary:
     """Put the scans of a folder, in any format, together with a candidate table, split by patient.
 
     A ``seriesuid`` of the table names a scan by its file name without suffix, its path, the name of its DICOM folder,
@@ -72,8 +72,8 @@ def survey_candidates(
     ]
     for name, images in sorted(ambiguous.items()):
         detail = f"expected one scan of this name, found {', '.join(images)}"
-        scans.append(FoundScan(images[0], reason="ambiguous name", detail=detail, facts={"seriesuid": name}))
-    scans += [FoundScan(image, reason="no candidates", detail="the table has no such name") for image in others]
+        scans.append(ScanRecord(images[0], reason="ambiguous name", detail=detail, facts={"seriesuid": name}))
+    scans += [ScanRecord(image, reason="no candidates", detail="the table has no such name") for image in others]
     kept = [scan.patient for scan in scans if not scan.reason]
     splits = split_patients(kept, validation_fraction, test_fraction, seed)
     scans = [scan if scan.reason else replace(scan, split=splits[scan.patient]) for scan in scans]
@@ -86,7 +86,7 @@ def survey_candidates(
         "validation_fraction": validation_fraction,
         "test_fraction": test_fraction,
     }
-    return add_candidates(Survey(folder, scans, (), header), table, on_bad_row=on_bad_row, bad_rows=bad_rows)
+    return add_candidates(DatasetSummary(folder, scans, (), header), table, on_bad_row=on_bad_row, bad_rows=bad_rows)
 
 
 def _patients_of(table: CandidateTable) -> dict[str, str]:
@@ -101,32 +101,34 @@ def _patients_of(table: CandidateTable) -> dict[str, str]:
     return {table.series[series]: table.patients[patient] for series, patient in pairs}
 
 
-def _check(root: Path, image: str, name: str, patient: str) -> FoundScan:
+def _check(root: Path, image: str, name: str, patient: str) -> ScanRecord:
     try:
         header = read_scan_header(str(root / image))
     except BadScanError as error:
-        return FoundScan(image, patient, reason=error.reason, detail=error.detail, facts={"seriesuid": name})
-    return FoundScan(image, patient or header.patient or name, facts={"seriesuid": name}, **FoundScan.geometry(header))
+        return ScanRecord(image, patient, reason=error.reason, detail=error.detail, facts={"seriesuid": name})
+    return ScanRecord(
+        image, patient or header.patient or name, facts={"seriesuid": name}, **ScanRecord.geometry(header)
+    )
 
 
 def add_candidates(
-    survey: Survey,
+    summary: DatasetSummary,
     table: CandidateTable,
     annotations: Mapping[str, Path] | None = None,
     on_bad_row: OnBadRow = "report",
     bad_rows: str | Path | None = None,
-) -> Survey:
-    """Say in a survey which candidates its scans have, after checking each row against the scans' headers.
+) -> DatasetSummary:
+    """Say in a summary which candidates its scans have, after checking each row against the scans' headers.
 
     Args:
-        survey: scans whose facts hold their ``seriesuid``.
+        summary: scans whose facts hold their ``seriesuid``.
         table: the table; rows of scans that are unknown, left out or too small for them are marked.
         annotations: other tables that the data list names, by their keys.
         on_bad_row: ``"report"`` bad rows, or ``"raise"`` an error for the first.
         bad_rows: CSV file for the bad rows.
 
     Returns:
-        The survey, with candidates and positives of each scan, and notes on bad rows and on splits without positives.
+        The summary, with candidates and positives of each scan, and notes on bad rows and on splits without positives.
 
     Raises:
         BadRowError: With ``on_bad_row="raise"``.
@@ -134,16 +136,16 @@ def add_candidates(
     codes = {name: code for code, name in enumerate(table.series)}
     left_out = {
         str(scan.facts["seriesuid"]): f"{scan.reason}: {scan.detail}"
-        for scan in survey.scans
+        for scan in summary.scans
         if scan.reason and "seriesuid" in scan.facts
     }
-    known = {str(scan.facts["seriesuid"]): scan for scan in survey.scans if not scan.reason}
+    known = {str(scan.facts["seriesuid"]): scan for scan in summary.scans if not scan.reason}
     order = np.argsort(table.series_code, kind="stable")
     starts = np.searchsorted(table.series_code[order], np.arange(len(table.series) + 1))
     for name, code in codes.items():
         rows = order[starts[code] : starts[code + 1]]
         if name in known:
-            scan_header = read_scan_header(str(survey.root / known[name].name))
+            scan_header = read_scan_header(str(summary.root / known[name].name))
             rows = rows[table.good[rows]]
             mark_outside(table, rows, voxels_of(table.world[rows], scan_header.affine), scan_header.shape)
         elif name in left_out:
@@ -155,19 +157,19 @@ def add_candidates(
     table.check(on_bad_row)
     counts = [np.bincount(table.series_code[rows], minlength=len(codes)) for rows in _good_rows(table)]
     scans = []
-    for scan in survey.scans:
+    for scan in summary.scans:
         name = str(scan.facts.get("seriesuid", ""))
         numbers = [int(count[codes[name]]) if name in codes else 0 for count in counts]
         found = {} if scan.reason else {"candidates": sum(numbers), "positives": numbers[1]}
         scans.append(replace(scan, facts={**scan.facts, **found}))
     paths = {"candidates": table.path, **(annotations or {})}
     header = {
-        **survey.header,
-        **{key: relative_path(path, survey.root) for key, path in paths.items()},
+        **summary.header,
+        **{key: relative_path(path, summary.root) for key, path in paths.items()},
         "left_out": left_out,
     }
-    notes = [*survey.notes, table.summary().replace("\n", "\n  "), *_split_notes(scans)]
-    return replace(survey, scans=scans, notes=notes, header=header)
+    notes = [*summary.notes, table.summary().replace("\n", "\n  "), *_split_notes(scans)]
+    return replace(summary, scans=scans, notes=notes, header=header)
 
 
 def _good_rows(table: CandidateTable) -> list[np.ndarray]:
@@ -175,7 +177,7 @@ def _good_rows(table: CandidateTable) -> list[np.ndarray]:
     return [np.flatnonzero(table.good & (table.label == label)) for label in (0, 1)]
 
 
-def _split_notes(scans: list[FoundScan]) -> list[str]:
+def _split_notes(scans: list[ScanRecord]) -> list[str]:
     """Count candidates by split, and say where positives are missing."""
     notes = []
     for split in SPLITS:
@@ -216,8 +218,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_row_arguments(parser)
 
 
-def survey(arguments: argparse.Namespace) -> Survey:
-    """Survey the folder and the table that the command line names."""
+def list_scans(arguments: argparse.Namespace) -> DatasetSummary:
+    """List the folder and the table that the command line names."""
     names = ("candidates", "validation_fraction", "test_fraction", "seed", "on_bad_row", "bad_rows")
     options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
-    return survey_candidates(arguments.root, progress=True, **options)
+    return list_candidates(arguments.root, progress=True, **options)
