@@ -25,6 +25,7 @@ BUNDLES = ROOT / "bundles"
 DATA = ROOT.parent / "shared" / "data"
 MSD, LIDC = "genesis_msd_segmentation", "genesis_lidc_nodule_ct_segmentation"
 LUNA = "genesis_luna16_nodule_ct_classification"
+PRETRAINING = "genesis_chest_ct_pretraining"
 SHIPPED = sorted(path.parents[1].name for path in BUNDLES.glob("*/models/birth_certificate.json"))
 SEGMENTATION = {MSD: DATA / "msd" / "Task04_Hippocampus", LIDC: DATA / "lidc" / "voi"}
 
@@ -35,7 +36,7 @@ def certificate_of(bundle: str) -> dict[str, Any]:
 
 
 def test_what_ships():
-    assert SHIPPED == sorted([MSD, LIDC, LUNA])
+    assert SHIPPED == sorted([MSD, LIDC, LUNA, PRETRAINING])
 
 
 @pytest.mark.parametrize("bundle", SHIPPED)
@@ -165,3 +166,34 @@ def test_candidates_are_told_apart_as_certified(infer, load_script, tmp_path):
     positives, negatives = (np.array([found[name] for name in truth if truth[name] == kind]) for kind in (1, 0))
     area = np.mean(np.sign(positives[:, None] - negatives[None]) / 2 + 0.5)
     assert area == pytest.approx(evaluation["report"]["ranking"]["auc"], abs=0.005)
+
+
+def test_cubes_are_restored_as_certified(forked_python, tmp_path):
+    """One of the test scans, deformed by the same seed; no scan of its patient has trained or chosen the weights."""
+    if not DATA.is_dir():
+        pytest.skip("needs ../shared/data, which is not part of the project")
+    certificate = certificate_of(PRETRAINING)
+    evaluation = certificate["evaluations"]["testing"]
+    tested = json.loads((ROOT / "docs" / "evidence" / "ct.tested.json").read_text())["validation"]
+    assert {Path(entry["image"]).name for entry in tested} == set(evaluation["errors_by_scan"])
+    chose = {scan["patient"] for part in certificate["data"].values() for scan in part}
+    assert chose and not chose & {entry["patient"] for entry in tested}
+    (tmp_path / "one.json").write_text(json.dumps({"training": tested[:1], "validation": tested[:1]}))
+    root = BUNDLES / PRETRAINING
+    given = {"bundle_root": root, "dataset_dir": DATA, "datalist": tmp_path / "one.json", "output_dir": tmp_path}
+    given |= {"tissue_score_range": "[0.05,1.0]", "val_cubes_per_scan": 64, "batch_size": 8}
+    configs = str([str(root / "configs" / f"{stage}.json") for stage in ("train", "evaluate")])
+    words = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+    line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", configs, *words]
+    done = forked_python(line, tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "restoration.json").read_text())
+    certified = evaluation["errors_by_scan"][Path(tested[0]["image"]).name]
+    assert found["mse_restored"] == pytest.approx(certified["mse_restored"], abs=5e-4)  # bfloat16 where there is one
+    assert found["mse_deformed"] == pytest.approx(certified["mse_deformed"], abs=1e-5)
+
+
+def test_the_mean_of_the_restored_scans_is_the_reported_one():
+    evaluation = certificate_of(PRETRAINING)["evaluations"]["testing"]
+    values = [errors["mse_restored"] for errors in evaluation["errors_by_scan"].values()]
+    assert np.mean(values) == pytest.approx(evaluation["report"]["mse_restored"], abs=1e-6)  # as many cubes of each
