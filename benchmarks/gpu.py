@@ -347,7 +347,6 @@ def train_bundle(
         parser.parse(True)
         parser.get_parsed_content("initialize")
         set_search(search)
-        parser.get_parsed_content("early_stop").set_trainer(parser.get_parsed_content("train#trainer"))
         trainer = parser.get_parsed_content("train#trainer")
         meter, times = BusyMeter(device), []
 

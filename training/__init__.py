@@ -38,9 +38,11 @@ from .handlers.process_group import BufferBroadcast, leave_process_group
 from .handlers.restoration_picture import RestorationPicture, draw_restoration
 from .handlers.restoration_report import RestorationReport
 from .handlers.run_lock import FolderInUseError, FolderLock
+from .handlers.run_progress import RunProgressBar
 from .handlers.run_settings import ChangedSettingsError
 from .handlers.schedule_step import EpochSetter, ScheduleStep
 from .handlers.segmentation_report import SegmentationReport
+from .handlers.training_run import HandlerOrderError, TrainingRunHandler
 from .handlers.weight_loader import WeightLoader
 from .metrics.calibration import Calibration, calibrated, fit_temperature, read_temperature
 from .metrics.froc import FALSE_POSITIVE_RATES, Froc, ScanDetections, compute_froc, froc_curve, match_scan_detections
@@ -78,6 +80,7 @@ __all__ = [
     "FolderLock",
     "Froc",
     "GracefulShutdown",
+    "HandlerOrderError",
     "LayerRates",
     "Lesions",
     "MeanImageError",
@@ -92,12 +95,14 @@ __all__ = [
     "RestorationLoss",
     "RestorationPicture",
     "RestorationReport",
+    "RunProgressBar",
     "ScanDetections",
     "ScheduleStep",
     "SegmentationReport",
     "TrainingCheckpoint",
     "TrainingCollapsedError",
     "TrainingHistory",
+    "TrainingRunHandler",
     "UnknownOverrideError",
     "WeightLoader",
     "bootstrap_mean",

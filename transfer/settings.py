@@ -14,9 +14,13 @@ from .plan import Run
 from .study import Study, StudyError, bundle_config, top_level
 from .subsets import Subset
 
-SILENT_HANDLERS = ("TensorBoardStatsHandler", "ignite.handlers.ProgressBar")
+SILENT_HANDLERS = ("TensorBoardStatsHandler", "ignite.handlers.ProgressBar", "models_genesis.training.RunProgressBar")
 """Handlers that a study switches off: they only show a training, and keep files and threads open."""
 
+SILENT_RUN = {"train#run#progress": False, "train#run#tensorboard": False}
+"""The same of a bundle's ``TrainingRunHandler``."""
+
+RUN_HANDLER = "models_genesis.training.TrainingRunHandler"
 PICTURES = "models_genesis.training.OverlayPicture"
 KEPT_PICTURES = "models_genesis.transfer.KeepSlices"
 PERMUTED = "permuted.pt"
@@ -119,7 +123,12 @@ class Settings:
         for key, value in (("warmup_steps", study.warmup_steps), ("t_total", study.steps)):
             if isinstance(schedule, Mapping) and key in schedule:
                 overrides[f"lr_scheduler#{key}"] = value
-        return overrides | _silence(self.train_config, ("train", "validate"))
+        return overrides | self._silent_run() | _silence(self.train_config, ("train", "validate"))
+
+    def _silent_run(self) -> dict[str, bool]:
+        train = self.train_config.get("train")
+        run = train.get("run") if isinstance(train, Mapping) else None
+        return SILENT_RUN if isinstance(run, Mapping) and run.get("_target_") == RUN_HANDLER else {}
 
     def _pretrained(self, run: Run, work: str, places: Places) -> str:
         arm = self.study.arms[run.arm]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
+from ..loading.processes import process_count, process_rank
 from ..loading.scan_cache import LeftOut, PrepareScan
 from .split import CandidateSet
 from .training_set import candidate_item, place_candidates
@@ -38,8 +39,8 @@ class CandidateStream(IterableDataset):
         done: rows that are scored already, from a run that ended early; a scan whose candidates are all done is not
             opened.
         rank: number of this process, which takes every ``world_size``-th scan; where there are fewer scans than
-            processes, every ``world_size``-th candidate of each.
-        world_size: number of processes.
+            processes, every ``world_size``-th candidate of each. None asks ``torch.distributed``.
+        world_size: number of processes; None asks ``torch.distributed``.
         prefetch: scans decoded ahead.
         on_bad_scan: ``"skip"`` a scan that cannot be read, which marks its rows, or ``"raise"`` an error.
         image_key: key of the scan in an entry.
@@ -59,13 +60,15 @@ class CandidateStream(IterableDataset):
         transform: Callable | Sequence[Callable],
         cube_transform: Callable | Sequence[Callable],
         done: Collection[int] | NDArray[np.int64] = (),
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
         prefetch: int = 1,
         on_bad_scan: Literal["raise", "skip"] = "skip",
         image_key: str = "image",
         progress: bool = False,
     ) -> None:
+        rank = process_rank() if rank is None else rank
+        world_size = process_count() if world_size is None else world_size
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in 0 to {world_size - 1}, got {rank}.")
         if prefetch < 0:

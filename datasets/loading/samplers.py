@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sized
 import numpy as np
 from torch.utils.data import Sampler
 
+from .processes import process_count, process_rank
+
 
 class EpochSampler(Sampler[int]):
     """Indices that also carry the epoch, for :class:`~models_genesis.datasets.CubeDataset`.
@@ -19,8 +21,8 @@ class EpochSampler(Sampler[int]):
         data_source: the dataset, or the number of its samples.
         shuffle: whether the order is drawn again each epoch, from seed and epoch.
         seed: seed of the order.
-        rank: number of this process.
-        num_replicas: number of processes.
+        rank: number of this process; None asks ``torch.distributed``.
+        num_replicas: number of processes; None asks ``torch.distributed``.
         fixed: whether to stay in epoch 0, as validation does to be comparable.
         even_divisible: whether each process yields the same number, as training needs; if ``n`` is no multiple of
             ``num_replicas`` the first ones of the order come twice then. If not, the last processes yield one less.
@@ -40,14 +42,16 @@ class EpochSampler(Sampler[int]):
         data_source: Sized | int,
         shuffle: bool = True,
         seed: int = 0,
-        rank: int = 0,
-        num_replicas: int = 1,
+        rank: int | None = None,
+        num_replicas: int | None = None,
         fixed: bool = False,
         even_divisible: bool = True,
     ) -> None:
         self.length = data_source if isinstance(data_source, int) else len(data_source)
         if self.length < 1:
             raise ValueError(f"expected at least 1 sample, found {self.length}.")
+        rank = process_rank() if rank is None else rank
+        num_replicas = process_count() if num_replicas is None else num_replicas
         if not 0 <= rank < num_replicas:
             raise ValueError(f"rank must lie in 0 to {num_replicas - 1}, got {rank}.")
         if self.length < num_replicas and not even_divisible:

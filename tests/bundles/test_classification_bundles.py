@@ -326,10 +326,9 @@ def test_the_configs_of_a_bundle_agree(bundle):
     *steps, guard = inference["preprocessing"]["transforms"]
     assert steps == train["train"]["preprocessing"]["transforms"]
     assert guard["_target_"] == "models_genesis.training.ModelSettingsGuard"
-    metric = next(iter(train["validate"]["key_metric"]))
-    assert f"'{metric}'" in train["early_stop"]["score_function"]
-    metric = next(iter(paper["validate#key_metric"]))
-    assert f"'{metric}'" in paper["early_stop"]["score_function"] and paper["lr_scheduler"]["mode"] == "min"
+    # the paper stops and halves the rate by the loss: less of it is better, for the evaluator and for the schedule
+    assert set(paper["validate#key_metric"]) == {"val_loss"} and paper["train#run#metric"] == "loss"
+    assert (paper["validate#evaluator#metric_cmp_fn"], paper["lr_scheduler"]["mode"]) == ("$operator.lt", "min")
     for stage in ("evaluate", "paper"):
         top = {key.split("#")[0] for key in configs[stage]}
         own = {"num_resamples", "store", "temperature", "calibrate", "+imports"}

@@ -212,8 +212,6 @@ OPTION_KINDS: dict[str, Kind] = {
     "device": Kind("a device, such as cpu or cuda:0", _read_device),
     "network": COMPONENT,
     "num_workers": number(0, whole=True),
-    "rank": number(0, whole=True),
-    "world_size": COUNT,
     "seed": number(0, whole=True),
     # training
     **dict.fromkeys(("epochs", "val_interval", "batch_size", "eval_batch_size", "sw_batch_size"), COUNT),

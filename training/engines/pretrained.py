@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from ...networks import PRETRAINED_SCALES, WeightReport, load_pretrained
 from ...networks.weight_files import read_weights
+from .running_workflow import running_workflow
 
 __all__ = ["load_pretrained_weights"]
 
@@ -22,8 +24,8 @@ def load_pretrained_weights(
     network: nn.Module,
     pretrained: str | Path | None,
     resume: bool = False,
-    first_handler: Any = None,
     scale: str = "kept",
+    handlers: Sequence[Any] | None = None,
 ) -> WeightReport | None:
     """Load the weights that a training starts from, and log what was transferred.
 
@@ -35,10 +37,11 @@ def load_pretrained_weights(
         pretrained: ``model.pt`` of the pretraining bundle or the original's ``Genesis_Chest_CT.pt``; ``None`` or
             ``"none"`` trains from scratch.
         resume: whether the training goes on from its own ``last_epoch.pt``, which then holds all weights.
-        first_handler: the first of the trainer's handlers; MONAI Label puts a ``CheckpointLoader`` there, which brings
-            all weights itself.
         scale: ``"kept"``, or ``"initial"`` to give convolutions before a norm their initial scale again, see
             :func:`~models_genesis.networks.load_pretrained`; the key ``--pretrained_scale``.
+        handlers: the trainer's handlers. MONAI Label puts a ``CheckpointLoader`` among them, which brings all weights
+            itself. None looks at those that the running bundle has at ``train#handlers``, without building the others:
+            they would load the data before the weights are checked.
 
     Returns:
         The report, None where nothing was loaded.
@@ -46,16 +49,16 @@ def load_pretrained_weights(
     Raises:
         FileNotFoundError: when there is no such file.
         ValueError: when the file is damaged, holds NaN or infinity, or does not fit the network; the first two also
-            for the file of ``first_handler``; or for another scale.
+            for the file of a ``CheckpointLoader``; or for another scale.
     """
     if scale not in PRETRAINED_SCALES:
         raise ValueError(f"--pretrained_scale: expected one of {PRETRAINED_SCALES}, found {scale!r}")
     if resume:
         logger.info("the training is resumed: its own weights count, not --pretrained %s", pretrained)
         return None
-    if isinstance(first_handler, CheckpointLoader):
-        read_weights(first_handler.load_path)  # MONAI's loader takes damaged files and NaN as they are
-        logger.info("the training starts from %s, not from --pretrained %s", first_handler.load_path, pretrained)
+    for loader in _checkpoint_loaders(handlers):
+        read_weights(loader.load_path)  # MONAI's loader takes damaged files and NaN as they are
+        logger.info("the training starts from %s, not from --pretrained %s", loader.load_path, pretrained)
         return None
     if pretrained is None or str(pretrained).lower() == "none":
         logger.info("no pretrained weights: %s is trained from scratch", type(network).__name__)
@@ -66,3 +69,22 @@ def load_pretrained_weights(
             "genesis_chest_ct_pretraining, name another file, or train from scratch with --pretrained none"
         )
     return load_pretrained(network, pretrained, scale=scale)
+
+
+def _checkpoint_loaders(handlers: Sequence[Any] | None) -> list[CheckpointLoader]:
+    """Find the handlers that load weights, of objects or of the running bundle's config."""
+    workflow = running_workflow() if handlers is None else None
+    if workflow is None:
+        return [each for each in handlers or () if isinstance(each, CheckpointLoader)]
+    written: Any = workflow.parser.get("train#handlers") or ()
+    names = [f"train#handlers#{number}" for number, each in enumerate(written) if _loads_weights(workflow.parser, each)]
+    found = [workflow.parser.get_parsed_content(name) for name in names]
+    return [each for each in found if isinstance(each, CheckpointLoader)]  # one that is disabled is None
+
+
+def _loads_weights(parser: Any, written: Any) -> bool:
+    """Tell whether a handler, as a config writes it or refers to it, is a ``CheckpointLoader``."""
+    if isinstance(written, str) and written.startswith("@"):
+        written = parser.get(written[1:])
+    target = written.get("_target_") if isinstance(written, Mapping) else None
+    return str(target).split(".")[-1] in ("CheckpointLoader", "WeightLoader")

@@ -22,6 +22,7 @@ from ...datasets.candidates.split import CandidateSet
 from ...datasets.candidates.table import CandidateTable
 from ...datasets.io.atomic_write import atomic_write, write_figure
 from ...datasets.io.csv_file import write_csv
+from ...datasets.loading.processes import process_rank
 from ...networks.weight_container import sha256_of
 from ..engines.candidate_evaluator import rows_not_scored
 from ..metrics.calibration import (
@@ -47,7 +48,7 @@ Calibrate = Literal["temperature", "temperature_and_bias"]
 
 
 def prediction_store(
-    path: str | Path, table: CandidateTable, weights: str | Path, rank: int = 0, **settings: Any
+    path: str | Path, table: CandidateTable, weights: str | Path, rank: int | None = None, **settings: Any
 ) -> PredictionStore:
     """Open the file of logits from which an interrupted evaluation or inference goes on.
 
@@ -55,7 +56,7 @@ def prediction_store(
         path: the file; a rank above 0 gets its own file next to it.
         table: the candidates.
         weights: ``model.pt``; other weights start a new file. That they are missing is for their loader to say.
-        rank: this process's rank.
+        rank: this process's rank; None asks ``torch.distributed``.
         settings: whatever else changes a logit, such as flips; other settings start a new file.
 
     Returns:
@@ -63,6 +64,7 @@ def prediction_store(
     """
     content = sha256_of(weights) if Path(weights).is_file() else None
     text = json.dumps({"weights": content, **settings}, sort_keys=True, default=str)
+    rank = process_rank() if rank is None else rank
     file = Path(path)
     file = file if rank == 0 else file.with_name(f"{file.stem}_{rank}{file.suffix}")
     return PredictionStore(file, table, hashlib.sha256(text.encode()).hexdigest())
@@ -100,7 +102,7 @@ class _Scores:
 
     def _end(self, engine: Engine) -> None:
         logits = _gather(self.store.values, self.data.table)
-        if not dist.is_initialized() or dist.get_rank() == 0:
+        if process_rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             bad = self.data.table.write_bad_rows(self.folder / "bad_rows.csv")
             if bad:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ...datasets.io.atomic_write import sweep_temporary
+from ...datasets.loading.processes import process_rank
 from ...networks.weight_files import save_weights
 from ..engines.model_settings import save_trained_weights
 from .birth_certificate import CERTIFICATE, data_of_birth, session_of_now, sources_of_run, write_birth_certificate
@@ -55,7 +56,8 @@ class TrainingCheckpoint:
 
     A training that reaches its end writes ``birth_certificate.json``: data with hashes, settings, code, hours.
 
-    Attach it as the last handler of the trainer, so that an epoch's validation and learning-rate step are part of it.
+    It must be the last handler of an epoch, so that validation and learning-rate step are part of what is saved:
+    :class:`~models_genesis.training.TrainingRunHandler` attaches it so, and refuses what comes later.
 
     Args:
         ckpt_dir: folder of the two files, made if absent.
@@ -65,7 +67,7 @@ class TrainingCheckpoint:
         evaluator: the MONAI evaluator whose key metric decides what is best.
         early_stop: the handler of early stopping, if there is one.
         resume: whether to go on from ``last_epoch.pt``.
-        rank: this process's rank; rank 0 alone writes.
+        rank: this process's rank, of which 0 alone writes; None asks ``torch.distributed``.
         keep_last: number of states to keep, ``last_epoch.pt`` included, 1 or more.
         resume_changed: whether to resume with other settings too. The schedule is then this run's own at the epoch that
             was reached, and the history notes what has changed. Without it other settings are refused.
@@ -86,7 +88,7 @@ class TrainingCheckpoint:
         evaluator: Engine,
         early_stop: EarlyStopHandler | None = None,
         resume: bool = False,
-        rank: int = 0,
+        rank: int | None = None,
         keep_last: int = 2,
         resume_changed: bool = False,
         settings: Mapping[str, Any] | None = None,
@@ -106,11 +108,11 @@ class TrainingCheckpoint:
         self.evaluator = evaluator
         self.early_stop = early_stop
         self.resume = resume
-        self.rank = rank
+        self.rank = process_rank() if rank is None else rank
         self.resume_changed = resume_changed
         self.model_settings = model_settings
         self.settings = settings_of_run() if settings is None else dict(settings)
-        self.sources = sources_of_run() if rank == 0 else {}  # hashes files
+        self.sources = sources_of_run() if self.rank == 0 else {}  # hashes files
         self._sessions: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:

@@ -18,6 +18,7 @@ from monai.transforms import Compose, LoadImaged, Orientationd
 from torch import Tensor, nn
 
 from ...datasets import ScanReader, load_datalist
+from ...datasets.loading.processes import process_rank
 from ...networks.norm_pairs import unwrapped
 from ...transforms import NormaliseScand
 from ..engines.feature_maps import feature_maps, undisturbed, with_random_weights
@@ -65,7 +66,7 @@ class FeatureProbe:
         voxels_per_case: how many voxels of a case are fitted to.
         inferer: runs the network, for the training's precision.
         seed: of the voxels and of the random weights.
-        rank: this process's rank; rank 0 alone probes.
+        rank: this process's rank, of which 0 alone probes; None asks ``torch.distributed``.
 
     Attributes:
         enabled: whether there is a data list.
@@ -92,7 +93,7 @@ class FeatureProbe:
         voxels_per_case: int = 512,
         inferer: Inferer | None = None,
         seed: int = 0,
-        rank: int = 0,
+        rank: int | None = None,
     ) -> None:
         if interval < 1 or not 0 < max_share <= 1:
             raise ValueError(
@@ -103,7 +104,8 @@ class FeatureProbe:
         self.cube_size, self.intensity_range = tuple(int(side) for side in cube_size), tuple(intensity_range)
         self.axcodes, self.normalise = axcodes, normalise
         self.interval, self.max_share = int(interval), max_share
-        self.voxels_per_case, self.inferer, self.seed, self.rank = voxels_per_case, inferer, seed, rank
+        self.voxels_per_case, self.inferer, self.seed = voxels_per_case, inferer, seed
+        self.rank = process_rank() if rank is None else rank
         self.value: float | None = None
         self.baseline: float | None = None
         self.metric = "dice"

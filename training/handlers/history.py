@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from ...datasets.io.atomic_write import sweep_temporary, write_figure
 from ...datasets.io.csv_file import write_csv
+from ...datasets.loading.processes import process_rank
 from .feature_probe import FeatureProbe
 from .run_lock import hold_folder
 
@@ -36,14 +37,14 @@ class TrainingHistory:
     """Keep ``history.csv`` and ``history.png``, and log each epoch with the time that is left.
 
     A resumed run keeps the lines of the epochs before it: those that ``last_epoch.pt`` holds, where ``history.csv`` is
-    damaged or was edited. The first line of a run that was resumed with other settings says which (``changed``). Attach
-    it after validation.
+    damaged or was edited. The first line of a run that was resumed with other settings says which (``changed``). It comes
+    after validation, see :class:`~models_genesis.training.TrainingRunHandler`.
 
     Args:
         output_dir: folder of the two files.
         optimizer: whose learning rate is noted.
         evaluator: the evaluator that validates; its key metric is noted.
-        rank: this process's rank; rank 0 alone writes.
+        rank: this process's rank, of which 0 alone writes; None asks ``torch.distributed``.
         metric: what the key metric is called, where it is another quantity than the training loss.
         probe: is attached too, and adds the columns ``probe`` and ``probe_random``, see
             :class:`~models_genesis.training.FeatureProbe`; None or one without a data list: no such columns.
@@ -67,7 +68,7 @@ class TrainingHistory:
         output_dir: str | Path,
         optimizer: Optimizer,
         evaluator: Engine,
-        rank: int = 0,
+        rank: int | None = None,
         metric: str | None = None,
         probe: FeatureProbe | None = None,
         baseline: str | None = None,
@@ -75,7 +76,7 @@ class TrainingHistory:
         self.path = Path(output_dir) / "history.csv"
         self.optimizer = optimizer
         self.evaluator = evaluator
-        self.rank = rank
+        self.rank = process_rank() if rank is None else rank
         self.metric = metric
         self.probe = probe if probe is not None and probe.enabled else None
         self.baseline = baseline

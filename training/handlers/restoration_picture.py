@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 from ...datasets.io.atomic_write import write_figure
+from ...datasets.loading.processes import process_rank
 
 __all__ = ["RestorationPicture", "draw_restoration", "middle_slice"]
 
@@ -30,14 +31,14 @@ class RestorationPicture:
             deformed and original cubes, in [0, 1].
         output_dir: folder of ``restoration.png`` and of the TensorBoard events.
         num_cubes: how many cubes to show, evenly spaced over the data set.
-        rank: this process's rank; rank 0 alone draws.
+        rank: this process's rank, of which 0 alone draws; None asks ``torch.distributed``.
     """
 
-    def __init__(self, dataset: Dataset, output_dir: str | Path, num_cubes: int = 6, rank: int = 0) -> None:
+    def __init__(self, dataset: Dataset, output_dir: str | Path, num_cubes: int = 6, rank: int | None = None) -> None:
         self.dataset = dataset
         self.output_dir = Path(output_dir)
         self.num_cubes = num_cubes
-        self.rank = rank
+        self.rank = process_rank() if rank is None else rank
         self._writer: SummaryWriter | None = None
 
     def attach(self, engine: Engine) -> None:

@@ -22,6 +22,7 @@ from monai.utils import ensure_tuple
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from ...datasets.loading.processes import process_count
 from ..engines.option_types import is_expression
 from ..engines.running_workflow import running_workflow
 
@@ -46,7 +47,7 @@ _PLACES = (
     "bundle_root", "dataset_dir", "datalist", "candidates", "output_dir", "ckpt_dir", "cache_dir", "cache_gib",
     "pretrained", "probe_datalist", "split",
 )  # fmt: skip
-_HARDWARE = ("device", "rank", "backend", "num_workers", "network", "precision", "inferer", "sw_batch_size")
+_HARDWARE = ("device", "backend", "num_workers", "network", "precision", "inferer", "sw_batch_size")
 _DEEDS = (
     "imports", "initialize", "run", "finalize", "resume", "resume_changed", "keep_last", "on_bad_case", "on_bad_scan",
     "epochs", "task", "metric_name", "tolerance_mm", "eval_batch_size", "model_settings", "loaded_settings", "_meta_",
@@ -85,6 +86,22 @@ _RENAMED = {
     "training.thin_candidates": "datasets.subsample_negatives",
 }
 
+_RETIRED = {
+    "early_stop#_target_": ("EarlyStopHandler",),
+    "early_stop#patience": ("@early_stop_patience",),
+    "early_stop#score_function": (
+        "$lambda engine: engine.state.metrics['val_dice']",
+        "$lambda engine: float(engine.state.metrics['val_auc'])",
+        "$lambda engine: -float(engine.state.metrics['val_loss'])",
+        "$lambda engine: -engine.state.metrics['val_mse']",
+    ),
+    "train#sampler#num_replicas": ("@world_size",),
+    "validate#sampler#num_replicas": ("@world_size",),
+    "validate#dataset#world_size": ("@world_size",),
+}
+"""What the bundles wrote into their configs when the checkpoint was written, and what ``TrainingRunHandler`` and
+``torch.distributed`` bring by themselves now, with the same effect. Another value was the user's, and still counts."""
+
 Changes = dict[str, tuple[Any, Any]]
 """Old and new value by id."""
 
@@ -105,7 +122,7 @@ def settings_of_run() -> dict[str, Any]:
     workflow = running_workflow()
     if workflow is None:
         return {}
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"world_size": process_count()}
     config: Any = workflow.parser.config
     for key, value in config.items():
         if key in _EXEMPT or key.startswith("+") or "#" in key:
@@ -198,7 +215,11 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
     """
     # a key that counted when the checkpoint was written, but no longer does, is no change
     counting = _flat({key: value for key, value in old.items() if key in new or key not in _EXEMPT})
-    before = {key: _present_name(value) if key.endswith("_target_") else value for key, value in counting}
+    before = {
+        key: _present_name(value) if key.endswith("_target_") else value
+        for key, value in counting
+        if value not in _RETIRED.get(key, ())
+    }
     now = dict(_flat(new))
     changes = {
         key: (before.get(key, _ABSENT), now.get(key, _ABSENT))

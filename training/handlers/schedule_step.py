@@ -8,14 +8,14 @@ from typing import Any, Protocol
 from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-__all__ = ["EpochSetter", "ScheduleStep"]
+__all__ = ["EpochSetter", "HasSetEpoch", "ScheduleStep"]
 
 
 class ScheduleStep:
     """Step a schedule after each iteration or epoch; ``ReduceLROnPlateau`` after each epoch that was validated.
 
     MONAI's ``LrScheduleHandler`` steps such a schedule after every epoch, so that with a ``val_interval`` of 5 one
-    validation counts five times, and the first epochs have nothing to tell. Attach it after validation.
+    validation counts five times, and the first epochs have nothing to tell. It comes after validation.
 
     Args:
         lr_scheduler: the schedule.
@@ -51,8 +51,11 @@ class ScheduleStep:
             self.lr_scheduler.step(float(state.metrics[state.key_metric_name]))
 
 
-class _HasSetEpoch(Protocol):
-    def set_epoch(self, epoch: int) -> None: ...
+class HasSetEpoch(Protocol):
+    """A sampler whose order depends on the epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0."""
 
 
 class EpochSetter:
@@ -62,7 +65,7 @@ class EpochSetter:
         sampler: an ``EpochSampler``, or torch's ``DistributedSampler``.
     """
 
-    def __init__(self, sampler: _HasSetEpoch) -> None:
+    def __init__(self, sampler: HasSetEpoch) -> None:
         self.sampler = sampler
 
     def attach(self, engine: Engine) -> None:

@@ -21,6 +21,7 @@ from monai.utils.enums import CommonKeys
 from ...datasets.io.atomic_write import atomic_write
 from ...datasets.io.csv_file import write_csv
 from ...datasets.loading.case_dataset import CASE_KEY
+from ...datasets.loading.processes import process_rank
 from ..metrics.region_masks import region_masks
 from ..metrics.segmentation_scores import EMPTY_MASKS, bootstrap_mean, mask_scores
 
@@ -136,7 +137,7 @@ class SegmentationReport:
 
     def _write(self, engine: Engine) -> None:
         rows, failed = _gather(self._rows, getattr(engine, "failed", {}))
-        if dist.is_initialized() and dist.get_rank() > 0:
+        if process_rank() > 0:
             return
         rows.sort(key=lambda row: str(row["case"]))
         texts = [{key: _text(value) for key, value in row.items()} for row in rows]

@@ -43,6 +43,13 @@ def test_refuses_a_key_that_would_change_nothing_and_names_the_nearest(configs, 
         refuse_unknown_overrides([PROGRAM, "run", "--config_file", str(configs[0]), option, "1"])
 
 
+@pytest.mark.parametrize("key", ["rank", "world_size", "early_stop"])
+def test_what_is_no_key_of_a_bundle_any_more_is_refused_by_name(key):
+    config = str(BUNDLES / LITS / "configs" / "train.json")
+    with pytest.raises(UnknownOverrideError, match=f"--{key}"):
+        refuse_unknown_overrides([PROGRAM, "run", "--config_file", config, f"--{key}", "1"])
+
+
 def test_merged_configs_know_the_keys_of_both(configs):
     both = f"['{configs[0]}','{configs[1]}']"
     refuse_unknown_overrides([PROGRAM, "run", "--config_file", both, "--split", "a", "--epochs", "2"])
@@ -98,6 +105,8 @@ CONVERTED = [
     ({"train#random_transforms#transforms#2#prob": "0.7"}, {"train#random_transforms#transforms#2#prob": 0.7}),
     ({"validate::dataset::on_bad_case": "skip"}, {}),
     ({"train#trainer#max_epochs": "7"}, {"train#trainer#max_epochs": 7}),
+    ({"train#run#keep_last": "5"}, {"train#run#keep_last": 5}),
+    ({"train#run#progress": "false"}, {"train#run#progress": False}),
     ({"optimizer#weight_decay": 0.1, "optimizer#amsgrad": "True"}, {"optimizer#amsgrad": True}),
     ({"loss": {"_target_": "DiceLoss", "softmax": "False"}}, {"loss#softmax": False}),
     ({"loss": {"_target_": "DiceLoss", "reduction": "none"}}, {}),
@@ -118,7 +127,7 @@ def test_nested_ids_are_converted_alike(overrides, expected):
         ({"train#trainer#max_epochs": "soon"}, "--train#trainer#max_epochs"),
         ({"loss#softmax": "perhaps"}, "--loss#softmax"),
         ({"optimizer#lr": True}, "--optimizer#lr"),
-        ({"early_stop#patience": "long"}, "--early_stop#patience"),
+        ({"train#run#early_stop_patience": "long"}, "--train#run#early_stop_patience"),
         ({"loss": {"_target_": "DiceLoss", "softmax": "2"}}, "--loss#softmax"),
     ],
 )

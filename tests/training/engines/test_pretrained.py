@@ -51,7 +51,7 @@ def test_resuming_and_monai_label_bring_their_own_weights(weights, caplog):
     loader = CheckpointLoader(load_path=str(weights), load_dict={"model": network})
     with caplog.at_level(logging.INFO):
         assert load_pretrained_weights(network, "/nowhere/model.pt", resume=True) is None
-        assert load_pretrained_weights(network, "/nowhere/model.pt", first_handler=loader) is None
+        assert load_pretrained_weights(network, "/nowhere/model.pt", handlers=[object(), loader]) is None
     assert same(network, unet(), "")
     assert "resumed" in caplog.text and str(weights) in caplog.text
 

@@ -157,6 +157,19 @@ def test_a_component_that_has_another_name_since_is_no_change(package):
     assert list(changed_settings(own, new)) == ["deformation#_target_"]
 
 
+def test_what_the_bundles_no_longer_write_into_their_configs_is_no_change():
+    """Early stopping and the number of processes have the same effect as before; other values were the user's."""
+    score = "$lambda engine: engine.state.metrics['val_dice']"
+    stop = {"_target_": "EarlyStopHandler", "patience": "@early_stop_patience", "score_function": score}
+    sampler = {"seed": "@seed", "num_replicas": "@world_size"}
+    old = {"early_stop": stop, "early_stop_patience": 5, "world_size": 2, "train": {"sampler": sampler}}
+    new = {"early_stop_patience": 5, "world_size": 2, "train": {"sampler": {"seed": "@seed"}}}
+    assert changed_settings(old, new) == {}
+    assert changed_settings(old, {**new, "world_size": 1}) == {"world_size": (2, 1)}
+    old["early_stop"]["patience"] = 7
+    assert changed_settings(old, new) == {"early_stop#patience": (7, "(none)")}
+
+
 def test_facts_that_an_older_checkpoint_does_not_have_are_no_change():
     facts = {"validation_scans": 3, "validation_scan_names": "a", "validation_samples": 4}
     assert changed_settings({"seed": 0}, {"seed": 0, **facts}) == {}
