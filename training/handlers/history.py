@@ -37,8 +37,8 @@ class TrainingHistory:
     """Keep ``history.csv`` and ``history.png``, and log each epoch with the time that is left.
 
     A resumed run keeps the lines of the epochs before it: those that ``last_epoch.pt`` holds, where ``history.csv`` is
-    damaged or was edited. The first line of a run that was resumed with other settings says which (``changed``). It comes
-    after validation, see :class:`~models_genesis.training.TrainingRunHandler`.
+    damaged or was edited. The first line of a run that was resumed with other settings says which (``changed``). It
+    comes after validation, see :class:`~models_genesis.training.TrainingRunHandler`.
 
     Args:
         output_dir: folder of the two files.
