@@ -322,7 +322,7 @@ def test_the_configs_of_a_bundle_agree(bundle):
     assert [default_of(train[key]) for key in shared] == [default_of(inference[key]) for key in shared]
     assert inference["inferer"] == train["validate"]["inferer"]
     assert inference["cubes"] == train["validate"]["cubes"]
-    assert train["validate"]["preprocessing"] == train["train"]["preprocessing"]
+    assert train["validate"]["preprocessing"] == "%train#preprocessing"
     *steps, guard = inference["preprocessing"]["transforms"]
     assert steps == train["train"]["preprocessing"]["transforms"]
     assert guard["_target_"] == "models_genesis.training.ModelSettingsGuard"

@@ -21,7 +21,7 @@ def sync():
 
 
 @pytest.fixture
-def root(tmp_path):
+def root(sync, tmp_path):
     """Two bundles and an overlay that share blocks, up to date but for the second."""
     blocks = {
         "trainer": {
@@ -32,6 +32,7 @@ def root(tmp_path):
     }
     (tmp_path / "_shared").mkdir()
     (tmp_path / "_shared" / "blocks.json").write_text(json.dumps(blocks))
+    (tmp_path / "_shared" / "written.json").write_text(sync.record(blocks))
     for name, epochs in (("a_ct", "@epochs"), ("b_ct", 7)):
         folder = tmp_path / name / "configs"
         folder.mkdir(parents=True)
@@ -60,6 +61,55 @@ def test_an_overlay_keeps_its_nested_ids_as_keys(sync, root):
     assert json.loads(path.read_text()) == {"validate#handlers": [1]}
 
 
+def leave_block(root, *keys):
+    path = root / "_shared" / "blocks.json"
+    blocks = json.loads(path.read_text())
+    for block in blocks.values():
+        block["ids"] = {key: value for key, value in block["ids"].items() if key not in keys}
+    path.write_text(json.dumps(blocks))
+
+
+def test_ids_that_left_a_block_leave_its_configs_and_nothing_else(sync, root):
+    sync.sync(root)
+    leave_block(root, "train#trainer", "validate#handlers")
+    stale = [f"{name}/configs/{stage}.json" for name in ("a_ct", "b_ct") for stage in ("evaluate", "train")]
+    assert sync.sync(root, check=True) == sync.sync(root) == [*stale, "_shared/written.json"]
+    assert json.loads((root / "a_ct/configs/train.json").read_text()) == {"amp": True, "train": {"own": "a_ct"}}
+    assert json.loads((root / "b_ct/configs/evaluate.json").read_text()) == {}
+    assert sync.sync(root, check=True) == []
+    # what a config has of its own from now on is not touched
+    (root / "a_ct/configs/evaluate.json").write_text(json.dumps({"validate#handlers": [3]}))
+    assert sync.sync(root) == []
+
+
+def test_ids_that_left_a_block_may_stay_as_the_configs_own(sync, root):
+    sync.sync(root)
+    before = (root / "a_ct/configs/train.json").read_text()
+    leave_block(root, "train#trainer")
+    assert sync.sync(root, keep=True) == ["_shared/written.json"]
+    assert (root / "a_ct/configs/train.json").read_text() == before
+    assert sync.sync(root, check=True) == []
+
+
+def test_a_block_that_is_gone_takes_its_ids_along(sync, root):
+    sync.sync(root)
+    path = root / "_shared" / "blocks.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key == "trainer"}))
+    sync.sync(root)
+    assert json.loads((root / "a_ct/configs/evaluate.json").read_text()) == {}
+
+
+def test_an_id_that_moves_to_another_block_stays(sync, root):
+    sync.sync(root)
+    path = root / "_shared" / "blocks.json"
+    blocks = json.loads(path.read_text())
+    blocks["switches"] = {"configs": ["a_ct/configs/train.json"], "ids": {"amp": blocks["trainer"]["ids"].pop("amp")}}
+    path.write_text(json.dumps(blocks))
+    sync.sync(root)
+    found = [json.loads((root / f"{name}/configs/train.json").read_text()).get("amp") for name in ("a_ct", "b_ct")]
+    assert found == [True, None]
+
+
 def test_a_block_for_no_config_is_an_error(sync, root):
     (root / "_shared" / "blocks.json").write_text(json.dumps({"lost": {"configs": ["nowhere/*.json"], "ids": {}}}))
     with pytest.raises(ValueError, match="lost"):
@@ -73,6 +123,7 @@ def test_metadata_pin_what_the_constraints_give_the_oldest_python(sync, tmp_path
     root = tmp_path / "bundles"
     (root / "_shared").mkdir(parents=True)
     (root / "_shared" / "blocks.json").write_text("{}")
+    (root / "_shared" / "written.json").write_text(sync.record({}))
     path = root / "a_ct" / "configs" / "metadata.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"version": "0.1.0", "numpy_version": "2.4.6", "monai_version": "1.6.1"}))

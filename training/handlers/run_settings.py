@@ -51,6 +51,7 @@ _HARDWARE = ("device", "backend", "num_workers", "network", "precision", "infere
 _DEEDS = (
     "imports", "initialize", "run", "finalize", "resume", "resume_changed", "keep_last", "on_bad_case", "on_bad_scan",
     "epochs", "task", "metric_name", "tolerance_mm", "eval_batch_size", "model_settings", "loaded_settings", "_meta_",
+    "loading",  # of steps that count where `train` and `validate` have them
 )  # fmt: skip
 _EXEMPT = frozenset({*_PLACES, *_HARDWARE, *_DEEDS})
 _EXEMPT_BELOW = frozenset({*_EXEMPT, "handlers", "data", "persistent_workers", "max_epochs", "_desc_", "pin_memory"})
