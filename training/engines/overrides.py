@@ -34,6 +34,15 @@ _RUN_ARGUMENTS = frozenset(
 _PROGRAM = frozenset({"imports", "initialize", "run", "finalize", "_meta_"})
 """Keys of a config that hold what is done, not settings."""
 
+_GONE = {
+    "early_stop": "give early_stop_patience; what is better follows from the evaluator's metric_cmp_fn",
+    "inferer": "it is train#inferer",
+    "metric_name": "it is train#run#metric",
+    "rank": "torch.distributed tells it",
+    "world_size": "torch.distributed tells it",
+}
+"""Keys that trainings had, and what stands for them: in a config file of the user's own they would change nothing."""
+
 _LARGEST_CONFIG = 2**20
 """Bytes of a config at most; a data list may lie in the same folder."""
 
@@ -114,6 +123,7 @@ def convert_settings(workflow: ConfigWorkflow, given: Mapping[str, str | None] |
                 changes[key] = converted
     for key in dropped:
         changes[_id(key)] = _convert(tuple(_id(key).split("#")), None, files)
+    _refuse_gone_keys(config, files)
     _refuse_idle_keys(config, files)
     for key, value in changes.items():
         logger.info("--%s is read as %r", key, value)
@@ -222,6 +232,18 @@ def _nested_kind(default: Any, value: Any, files: Sequence[Any]) -> Kind | None:
     if isinstance(default, int | float) and isinstance(value, bool):
         return kind
     return None
+
+
+def _refuse_gone_keys(config: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse keys of a training that its bundle had in earlier versions, in a config file of the user's own too."""
+    if "train" not in config:
+        return
+    known = {key for file in files if "train" in file for key in file}
+    for key, instead in _GONE.items():
+        if key in config and key not in known:
+            raise UnknownOverrideError(
+                f"--{key}: not a key of this bundle any more, so it would change nothing: {instead}"
+            )
 
 
 def _refuse_idle_keys(config: Mapping[str, Any], files: Sequence[Any]) -> None:

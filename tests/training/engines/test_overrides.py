@@ -11,6 +11,14 @@ from models_genesis.training import OptionTypeError, UnknownOverrideError, refus
 from models_genesis.training.engines.overrides import convert_settings
 
 PROGRAM = "/somewhere/site-packages/monai/bundle/__main__.py"
+BUNDLES = Path(__file__).resolve().parents[3] / "bundles"
+NAMES = sorted(path.parent.parent.name for path in BUNDLES.glob("*/configs/metadata.json"))
+LITS = "genesis_lits_liver_ct_segmentation"
+
+
+def workflow(name: str, *stages: str, **overrides) -> ConfigWorkflow:
+    files = [str(BUNDLES / name / "configs" / f"{stage}.json") for stage in stages or ("train",)]
+    return ConfigWorkflow(config_file=files, logging_file=False, **overrides)
 
 
 @pytest.fixture
@@ -50,6 +58,14 @@ def test_what_is_no_key_of_a_bundle_any_more_is_refused_by_name(key):
         refuse_unknown_overrides([PROGRAM, "run", "--config_file", config, f"--{key}", "1"])
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("key", ["early_stop", "inferer", "metric_name", "rank", "world_size"])
+def test_nor_may_a_config_file_of_the_users_own_have_it(name, key):
+    """The command line knows a key that any of the files has, so that the bundle's own files must count."""
+    with pytest.raises(UnknownOverrideError, match=f"--{key}: not a key of this bundle any more"):
+        convert_settings(workflow(name, **{key: {"_target_": "builtins.dict"}}))
+
+
 def test_merged_configs_know_the_keys_of_both(configs):
     both = f"['{configs[0]}','{configs[1]}']"
     refuse_unknown_overrides([PROGRAM, "run", "--config_file", both, "--split", "a", "--epochs", "2"])
@@ -66,16 +82,6 @@ def test_the_keys_of_an_args_file_are_held_to_the_same(configs, tmp_path):
 
 def test_other_programs_are_left_alone():
     refuse_unknown_overrides(["/usr/bin/monailabel", "--epoch", "1"])
-
-
-BUNDLES = Path(__file__).resolve().parents[3] / "bundles"
-NAMES = sorted(path.parent.parent.name for path in BUNDLES.glob("*/configs/metadata.json"))
-LITS = "genesis_lits_liver_ct_segmentation"
-
-
-def workflow(name: str, *stages: str, **overrides) -> ConfigWorkflow:
-    files = [str(BUNDLES / name / "configs" / f"{stage}.json") for stage in stages or ("train",)]
-    return ConfigWorkflow(config_file=files, logging_file=False, **overrides)
 
 
 @pytest.mark.parametrize("stages", [("train",), ("train", "paper"), ("train", "evaluate"), ("inference",)], ids=str)
