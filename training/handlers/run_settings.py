@@ -54,7 +54,8 @@ _DEEDS = (
     "loading",  # of steps that count where `train` and `validate` have them
 )  # fmt: skip
 _EXEMPT = frozenset({*_PLACES, *_HARDWARE, *_DEEDS})
-_EXEMPT_BELOW = frozenset({*_EXEMPT, "handlers", "data", "persistent_workers", "max_epochs", "_desc_", "pin_memory"})
+_BELOW = ("handlers", "data", "persistent_workers", "max_epochs", "_desc_", "pin_memory", "additional_metrics")
+_EXEMPT_BELOW = frozenset({*_EXEMPT, *_BELOW})
 
 # What a validation's measure means, or what is measured: after a change of these no earlier best is comparable.
 _MEASURE = frozenset(
@@ -214,8 +215,8 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
         >>> changed_settings({"batch_size": 2, "loss": {"gamma": 0.0}}, {"batch_size": 4, "loss": {"gamma": 2.0}})
         {'batch_size': (2, 4), 'loss#gamma': (0.0, 2.0)}
     """
-    # a key that counted when the checkpoint was written, but no longer does, is no change
-    counting = _flat({key: value for key, value in old.items() if key in new or key not in _EXEMPT})
+    # a key that counted when the checkpoint was written, but no longer does, is no change, wherever it lies
+    counting = _flat({key: _plain(value) for key, value in old.items() if key in new or key not in _EXEMPT})
     before = {
         key: _present_name(value) if key.endswith("_target_") else value
         for key, value in counting

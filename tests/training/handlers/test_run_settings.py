@@ -170,6 +170,13 @@ def test_what_the_bundles_no_longer_write_into_their_configs_is_no_change():
     assert changed_settings(old, new) == {"early_stop#patience": (7, "(none)")}
 
 
+def test_a_metric_that_is_only_reported_is_no_change_for_checkpoints_with_and_without_it():
+    metrics = {"val_mean_image": {"_target_": "models_genesis.training.MeanImageError"}}
+    old = {"validate": {"evaluator": {"_target_": "SupervisedEvaluator", "additional_metrics": metrics}}}
+    new = {"validate": {"evaluator": {"_target_": "SupervisedEvaluator"}}}
+    assert changed_settings(old, new) == changed_settings(new, new) == {}
+
+
 def test_facts_that_an_older_checkpoint_does_not_have_are_no_change():
     facts = {"validation_scans": 3, "validation_scan_names": "a", "validation_samples": 4}
     assert changed_settings({"seed": 0}, {"seed": 0, **facts}) == {}
