@@ -42,7 +42,7 @@ from .handlers.run_progress import RunProgressBar
 from .handlers.run_settings import ChangedSettingsError
 from .handlers.schedule_step import EpochSetter, ScheduleStep
 from .handlers.segmentation_report import SegmentationReport
-from .handlers.training_run import HandlerOrderError, TrainingRunHandler
+from .handlers.training_run import HandlerOrderError, TrainingRunHandler, use_handler
 from .handlers.weight_loader import WeightLoader
 from .metrics.calibration import Calibration, calibrated, fit_temperature, read_temperature
 from .metrics.froc import FALSE_POSITIVE_RATES, Froc, ScanDetections, compute_froc, froc_curve, match_scan_detections
@@ -137,4 +137,5 @@ __all__ = [
     "settings_of_load",
     "subsample_negatives",
     "trained_task",
+    "use_handler",
 ]

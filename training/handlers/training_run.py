@@ -35,7 +35,7 @@ from .process_group import BufferBroadcast
 from .run_progress import RunProgressBar
 from .schedule_step import EpochSetter, HasSetEpoch, ScheduleStep
 
-__all__ = ["HandlerOrderError", "TrainingRunHandler"]
+__all__ = ["HandlerOrderError", "TrainingRunHandler", "use_handler"]
 
 _REPORTERS = (StatsHandler, TensorBoardHandler, MLFlowHandler, ClearMLHandler, GarbageCollector, BaseHandler)
 """What only reads the run: MONAI appends such a handler for ``--tracking mlflow``, and a checkpoint lacks nothing."""
@@ -203,6 +203,21 @@ class TrainingRunHandler:
                     f"handlers of EPOCH_COMPLETED: expected the checkpoint of {type(self).__name__} as the last, found "
                     f"{name} after it, whose work would be missing when the training is resumed; attach it before"
                 )
+
+
+def use_handler(handler: Any) -> Any:
+    """Give a handler that a config has at an id of its own, as an item of the trainer's list of handlers.
+
+    MONAI's check of a bundle's properties and MONAI Label expect components in that list, not references. At an id of
+    its own a handler can be set from the command line, wherever it stands in the list.
+
+    Args:
+        handler: such as ``"@train#run"``.
+
+    Returns:
+        The handler.
+    """
+    return handler
 
 
 def _loss(output: Any) -> Any:
