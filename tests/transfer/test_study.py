@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import inspect
 import json
+import pydoc
+from pathlib import Path
 
 import pytest
 
+from models_genesis.training import TrainingRunHandler
+from models_genesis.transfer.settings import RUN_HANDLER, SILENT_RUN
 from models_genesis.transfer.study import Contrast, StudyError, load_study
 
 
@@ -81,3 +86,11 @@ def test_a_missing_key_is_named(make_study):
     path.write_text(json.dumps(content))
     with pytest.raises(StudyError, match="expected the key 'primary'"):
         load_study(path)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).resolve().parents[2] / "bundles").glob("*/configs/train.json")))
+def test_what_a_study_switches_off_is_there_in_every_bundle(path):
+    """A study names the arguments, so that they must be the handler's, at the id where the bundles have it."""
+    assert json.loads(path.read_text())["train"]["run"]["_target_"] == RUN_HANDLER
+    assert pydoc.locate(RUN_HANDLER) is TrainingRunHandler
+    assert {key.split("#")[-1] for key in SILENT_RUN} <= set(inspect.signature(TrainingRunHandler).parameters)
