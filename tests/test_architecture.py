@@ -28,7 +28,7 @@ LAYERS = {
         ("splits", "io"),
     ),
     "training": (
-        ("__init__",),
+        ("__init__", "__main__"),
         ("handlers",),
         ("engines",),
         ("metrics",),

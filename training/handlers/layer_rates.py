@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 from torch import nn
 from torch.optim import Optimizer
@@ -85,9 +85,9 @@ class LayerRates:
         if self.epochs > 0:
             engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._lower)
             engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._restore)
-            engine.add_event_handler(Events.EXCEPTION_RAISED, self._give_up)
 
     def _lower(self, engine: Engine) -> None:
+        self._restore(engine)  # after a step that failed, else the rate would be lowered twice
         if engine.state.epoch > self.epochs:
             return
         self._rates = [group["lr"] for group in self.groups]
@@ -101,7 +101,3 @@ class LayerRates:
         for group, rate in zip(self.groups, self._rates, strict=False):
             group["lr"] = rate
         self._rates = []
-
-    def _give_up(self, engine: Engine, error: BaseException) -> None:
-        self._restore(engine)
-        raise error

@@ -90,3 +90,25 @@ def test_mistakes_are_refused():
         LayerRates(optimizer, epochs=1)
     with pytest.raises(ValueError, match="factor"):
         LayerRates(optimizer, epochs=0, factor=2.0)
+
+
+def test_a_step_that_failed_neither_hides_its_error_nor_lowers_the_rate_twice(make_run):
+    """In a bundle it comes before ``GracefulShutdown``, which has to see the interruption."""
+    network = Pair()
+    run = make_run(epochs=1, network=network, handlers=[])
+    optimizer = torch.optim.SGD(layer_groups(network, ["encoder"]), lr=0.1)
+    run.trainer.optimizer = optimizer
+    LayerRates(optimizer, 1, 0.5).attach(run.trainer)
+    seen = []
+    run.trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda engine, error: seen.append(error))
+    rates = []
+
+    def step(closure=None):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        raise KeyboardInterrupt
+
+    optimizer.step = step
+    for _ in range(2):
+        run.trainer.run()
+    assert [type(error) for error in seen] == 2 * [KeyboardInterrupt]
+    assert [sorted(each) for each in rates] == 2 * [[0.05, 0.1]]
