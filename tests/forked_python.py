@@ -3,9 +3,11 @@
 
 Importing MONAI and torch takes some seconds of a core, and the suite starts Python a hundred times. As a script this
 module imports them once and forks itself for each command; the child runs the module as ``python -m`` does, with its
-own arguments, folder and output, and ends as the interpreter ends. Two such processes take turns, so that two runs that
-are compared do not share the order of their sets, and each child draws random numbers of its own. What depends on the
-environment at the time of the import (thread counts, ``PYTHONPATH``) needs a real process.
+own arguments, folder and output, and ends as the interpreter ends. Three such processes take turns, so that of three
+runs in a row, such as a whole, a part and a resumed one, no two share the order of their sets; each child draws random
+numbers of its own, and must leave no process behind. What happens while MONAI is imported, and what depends on the
+environment at that time (thread counts, ``PYTHONPATH``), is not seen here: the tests of zips and of several processes
+start real ones.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ PRELOADED = ("monai.bundle", "monai.engines", "monai.handlers", "models_genesis.
 
 
 class ForkedPython:
-    """Two processes that wait with MONAI imported, and the way to run modules in their children.
+    """Three processes that wait with MONAI imported, and the way to run modules in their children.
 
     Args:
         folder: where the output of the commands is kept.
@@ -45,7 +47,7 @@ class ForkedPython:
                 text=True,
                 env={**environment, "OMP_NUM_THREADS": "1"},
             )
-            for _ in range(2)
+            for _ in range(3)
         ]
 
     def run(self, line: Sequence[str], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
@@ -56,18 +58,25 @@ class ForkedPython:
             cwd: folder to run it in.
             timeout: seconds after which it is killed.
 
+        Returns:
+            Its exit status, negative where a signal ended it, and its output.
+
         Raises:
             subprocess.TimeoutExpired: when it was killed.
+            RuntimeError: when it has left a process behind.
+            ValueError: when it is another command.
         """
         if list(line[:2]) != [sys.executable, "-m"]:
             raise ValueError(f"expected python -m MODULE, found {list(line[:3])}")
         self.count += 1
         outputs = [str(self.folder / f"{self.count}.{name}") for name in ("stdout", "stderr")]
         request = {"line": list(line[2:]), "cwd": str(cwd), "outputs": outputs, "timeout": timeout}
-        status = _ask(self.processes[self.count % len(self.processes)], request)
+        status, left = _ask(self.processes[self.count % len(self.processes)], request)
         stdout, stderr = (Path(output).read_text(errors="replace") for output in outputs)
         if status == -signal.SIGALRM:
             raise subprocess.TimeoutExpired(list(line), timeout, stdout, stderr)
+        if left:
+            raise RuntimeError(f"{line[2]} has ended with {status} and left a process behind: {stderr[-2000:]}")
         return subprocess.CompletedProcess(list(line), status, stdout, stderr)
 
     def close(self) -> None:
@@ -76,14 +85,15 @@ class ForkedPython:
             process.communicate(timeout=60)
 
 
-def _ask(process: subprocess.Popen[str], request: dict[str, Any]) -> int:
+def _ask(process: subprocess.Popen[str], request: dict[str, Any]) -> tuple[int, bool]:
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(json.dumps(request) + "\n")
     process.stdin.flush()
     reply = process.stdout.readline()
     if not reply:
         raise RuntimeError(f"the process that runs modules has ended with {process.wait()}")
-    return int(reply)
+    status, left = reply.split()
+    return int(status), left == "1"
 
 
 def serve(requests: TextIO, replies: TextIO) -> None:
@@ -91,7 +101,7 @@ def serve(requests: TextIO, replies: TextIO) -> None:
 
     Args:
         requests: a JSON object a line, of :meth:`ForkedPython.run`.
-        replies: a number a line, negative where a signal ended the process.
+        replies: a line each: its status, negative where a signal ended the process, and 1 where it left others behind.
     """
     for text in requests:
         request = json.loads(text)
@@ -101,12 +111,22 @@ def serve(requests: TextIO, replies: TextIO) -> None:
             become(request)
             return
         _, status = os.waitpid(child, 0)
-        replies.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        replies.write(f"{os.waitstatus_to_exitcode(status)} {int(end_group(child))}\n")
         replies.flush()
+
+
+def end_group(group: int) -> bool:
+    """Kill what a child has left running; tell whether there was anything."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def become(request: dict[str, Any]) -> None:
     """Run a module as ``python -m`` does: in this process, which has just been forked."""
+    os.setpgid(0, 0)
     for number, output in enumerate(request["outputs"], 1):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

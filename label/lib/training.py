@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.tasks.train.bundle import BundleTrainTask
+
+from models_genesis.training import read_model_settings
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +85,18 @@ class GenesisTrainTask(BundleTrainTask):
             super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
 
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        overrides.update(self._width_of_model())
         if self.start_from == "scratch":
             overrides["pretrained"] = "none"
         return overrides
+
+    def _width_of_model(self) -> dict[str, Any]:
+        """The network has the width of the ``model.pt`` that it goes on from, as its ``model.json`` tells."""
+        models = Path(self.bundle_path) / "models"
+        if self.start_from != "model" or not (models / "model.pt").is_file():
+            return {}
+        features = read_model_settings(models).get("features")
+        return {"features": features} if features else {}
 
 
 class PretrainTask(GenesisTrainTask):
@@ -109,5 +121,5 @@ class PretrainTask(GenesisTrainTask):
         return [{"image": datastore.get_image_uri(name)} for name in sorted(datastore.list_images())]
 
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        overrides.update(on_bad_scan="skip", cubes_per_scan=self.cubes_per_scan)
+        overrides.update(self._width_of_model(), on_bad_scan="skip", cubes_per_scan=self.cubes_per_scan)
         return overrides

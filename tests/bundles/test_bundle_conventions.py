@@ -139,7 +139,8 @@ print("loaded")
 """
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    assert "loaded" in python("-c", code, cwd=elsewhere)
+    (elsewhere / "load_both.py").write_text(code)
+    assert "loaded" in python("load_both", cwd=elsewhere)
 
 
 def test_torchscript_export(name, python, tmp_path):

@@ -96,7 +96,7 @@ def test_a_given_key_that_differs_is_refused_by_name(bundle, trained, stages):
 @pytest.mark.parametrize("bundle", NAMES)
 def test_weights_without_settings_go_by_the_bundles_keys(bundle, stages, tmp_path):
     """The defaults are those of training, and any key may be given."""
-    train = parser(bundle, ["train"])
+    train = parser(bundle, ["train"], pretrained="none")  # else of the width of the enclosed weights
     now = parser(bundle, stages, ckpt_dir=str(tmp_path))
     assert now.get_parsed_content("model_settings") == {}
     recorded = train.get_parsed_content("model_settings")

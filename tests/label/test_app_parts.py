@@ -90,6 +90,19 @@ def test_a_loader_of_an_earlier_request_is_taken_away(trainer, tmp_path):
     assert handlers == [{"_target_": "GracefulShutdown"}]
 
 
+@pytest.mark.parametrize("task", ["GenesisTrainTask", "PretrainTask"])
+def test_the_network_has_the_width_of_the_model_it_goes_on_from(lib, tmp_path, task):
+    """Of the enclosed weights too, which are narrower than a new training's network."""
+    name = "genesis_chest_ct_pretraining" if task == "PretrainTask" else "genesis_lidc_nodule_ct_segmentation"
+    made = getattr(lib["training"], task)(str(ROOT / "bundles" / name), {})
+    made.cubes_per_scan = 1
+    assert made._update_overrides({})["features"] == [16, 32, 64, 128]
+    made.start_from = "scratch"
+    assert "features" not in made._update_overrides({})
+    made.start_from, made.bundle_path = "model", str(tmp_path)
+    assert "features" not in made._update_overrides({})
+
+
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 0.9, 2.5)])
 @pytest.mark.parametrize("oblique", [False, True])
 def test_balls_are_where_the_points_are(lib, spacing, oblique):

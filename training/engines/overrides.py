@@ -90,6 +90,8 @@ def _refuse_unknown_keys(options: dict[str, str | None]) -> None:
     known = {_top_level(key) for content in contents for key in content} | _RUN_ARGUMENTS
     given = [*options, *from_file]
     unknown = sorted({key for key in given if _top_level(key) not in known})
+    if any("train" in content for content in contents):
+        _refuse_gone_keys({"train": None, **{_top_level(key): None for key in unknown}}, contents)
     if unknown:
         raise UnknownOverrideError(_message(unknown, known, config_files))
 

@@ -45,9 +45,17 @@ class GracefulShutdown:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._interrupted)
 
     def _install(self, engine: Engine) -> None:
+        self._go_first(engine)
         # Python allows signal handlers in the main thread alone; elsewhere (MONAI Label) the server owns the signals.
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, _exit_on_sigterm)
+
+    def _go_first(self, engine: Engine) -> None:
+        """Move before those that raise the error again, as MONAI's ``StatsHandler`` does: none after them is called."""
+        handlers = engine._event_handlers[Events.EXCEPTION_RAISED]
+        handlers.sort(key=lambda entry: entry[0] != self._interrupted)
+        if not engine.has_event_handler(_raise_again, Events.EXCEPTION_RAISED):
+            engine.add_event_handler(Events.EXCEPTION_RAISED, _raise_again)
 
     def _uninstall(self, engine: Engine) -> None:
         if self._previous is not None:
@@ -61,7 +69,11 @@ class GracefulShutdown:
             logger.warning(
                 "stopped in epoch %d, iteration %d: %s", engine.state.epoch, engine.state.iteration, self.advice
             )
-        raise error
+
+
+def _raise_again(engine: Engine, error: BaseException) -> None:
+    """Come last: ignite swallows an error that has handlers, unless one of them raises it."""
+    raise error
 
 
 def _exit_on_sigterm(number: int, frame: FrameType | None) -> None:

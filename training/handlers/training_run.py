@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
-from ignite.handlers.base_logger import BaseHandler
+from ignite.handlers.base_logger import BaseHandler, BaseLogger
 from monai.engines import Evaluator
 from monai.handlers import (
     ClearMLHandler,
     EarlyStopHandler,
     GarbageCollector,
+    MetricsSaver,
     MLFlowHandler,
     StatsHandler,
     TensorBoardHandler,
@@ -37,7 +38,16 @@ from .schedule_step import EpochSetter, HasSetEpoch, ScheduleStep
 
 __all__ = ["HandlerOrderError", "TrainingRunHandler", "use_handler"]
 
-_REPORTERS = (StatsHandler, TensorBoardHandler, MLFlowHandler, ClearMLHandler, GarbageCollector, BaseHandler)
+_REPORTERS = (
+    StatsHandler,
+    TensorBoardHandler,
+    MLFlowHandler,
+    ClearMLHandler,
+    MetricsSaver,
+    GarbageCollector,
+    BaseHandler,
+    BaseLogger,
+)
 """What only reads the run: MONAI appends such a handler for ``--tracking mlflow``, and a checkpoint lacks nothing."""
 
 

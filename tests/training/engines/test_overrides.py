@@ -54,7 +54,7 @@ def test_refuses_a_key_that_would_change_nothing_and_names_the_nearest(configs, 
 @pytest.mark.parametrize("key", ["rank", "world_size", "early_stop"])
 def test_what_is_no_key_of_a_bundle_any_more_is_refused_by_name(key):
     config = str(BUNDLES / LITS / "configs" / "train.json")
-    with pytest.raises(UnknownOverrideError, match=f"--{key}"):
+    with pytest.raises(UnknownOverrideError, match=f"--{key}: not a key of this bundle any more"):
         refuse_unknown_overrides([PROGRAM, "run", "--config_file", config, f"--{key}", "1"])
 
 
