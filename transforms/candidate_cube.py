@@ -10,6 +10,7 @@ import numpy as np
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import convert_data_type, convert_to_dst_type, ensure_tuple_rep
+from numpy.typing import NDArray
 
 CENTER_KEY = "center"
 """Key of a candidate's place in its scan, three voxels, not rounded."""
@@ -154,7 +155,7 @@ class RandCandidateCubed(RandomizableTransform, MapTransform):
             raise ValueError(
                 f"max_shift must lie in 0 to below half of each side of {self.cube.cube_size}, got {self.max_shift}."
             )
-        self.shift = np.zeros(3)
+        self.shift: NDArray[np.float64] = np.zeros(3)
 
     def randomize(self, data: Any = None) -> None:
         """Draw the shift."""

@@ -252,7 +252,7 @@ class RandVesselCubed(RandomizableTransform, MapTransform):
         if not (self.max_shift_mm >= 0).all():
             raise ValueError(f"max_shift_mm must be 0 or more, got {max_shift_mm}.")
         self.spin = np.eye(3)
-        self.shift_mm = np.zeros(3)
+        self.shift_mm: NDArray[np.float64] = np.zeros(3)
 
     def randomize(self, data: Any = None) -> None:
         """Draw turn and shift."""

@@ -208,7 +208,8 @@ def _affine(scan: str, fields: dict[str, str], axes: int) -> NDArray[np.float64]
     if (spacing <= 0).any():
         found = " x ".join(f"{side:g}" for side in spacing)
         raise BadScanError(scan, "bad spacing", f"expected finite spacings above zero, found {found} mm")
-    directions, origin = np.eye(axes), np.zeros(axes)
+    directions: NDArray[np.float64] = np.eye(axes)
+    origin: NDArray[np.float64] = np.zeros(axes)
     for names in (OFFSETS, DIRECTIONS):
         given = [name for name in names if name in fields]
         if len(given) > 1:

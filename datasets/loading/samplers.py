@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sized
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from .processes import process_count, process_rank
@@ -79,7 +80,7 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """Yield this process's indices of the epoch."""
-        order = np.arange(self.length)
+        order: NDArray[np.int64] = np.arange(self.length)
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
         if self.even_divisible:
