@@ -68,3 +68,47 @@ def test_more_steps():
     for arm, seed, rate in found:
         check(lines[arm][seed], found[arm, seed, rate], False)
     assert sum(cell == "-" for arm in ("scratch", "rescaled", "pretrained") for cell in lines[arm]) == 9 - len(found)
+
+
+@pytest.mark.parametrize("arm", ["scratch", "rescaled", "permuted"])
+def test_new_seeds_at_720_steps(arm):
+    study = "hippocampus_people_confirm"
+    found = scores(study)
+    assert not never_found(study)
+    (cells,) = [line for line in lines_of("### New seeds at 720 steps") if line[0] == arm]
+    for seed in range(3, 7):
+        check(cells[seed - 2], found[arm, seed, "0.003"], False)
+
+
+def test_a_third_of_the_rate():
+    found, part = scores("hippocampus_people_slow"), TEXT.split("### New seeds at 720 steps", 1)[1]
+    values = [found["scratch", seed, "0.001"] for seed in range(3, 7)]
+    assert "{:.3f}, {:.3f}, **{:.3f}**, {:.3f}".format(*values) in part
+
+
+def test_candidates_by_fold():
+    with (RESULTS / "candidates" / "runs.csv").open(newline="", encoding="utf-8") as file:
+        found = {(row["arm"], int(row["fold"])): float(row["score"]) for row in csv.DictReader(file)}
+    lines = {line[0]: line[1:] for line in lines_of("## Lung nodules or other bright spots")}
+    arms = sorted({arm for arm, _ in found})
+    assert sorted(set(lines) & set(arms)) == arms == ["permuted", "rescaled", "scratch"]
+    for arm in arms:
+        values = [found[arm, fold] for fold in range(5)]
+        assert lines[arm] == [f"{value:.3f}" for value in (*values, sum(values) / 5)]
+
+
+@pytest.mark.parametrize(
+    ("study", "heading"),
+    [
+        ("hippocampus_people_confirm", "### New seeds at 720 steps"),
+        ("candidates", "## Lung nodules or other bright spots"),
+    ],
+)
+def test_differences_and_intervals(study, heading):
+    part = TEXT.split(heading, 1)[1].split("\n#", 1)[0].replace("95 % interval ", "").replace(" over patients", "")
+    with (RESULTS / study / "contrasts.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["rate_kind"] == "common" and row["difference"]]
+    assert len(rows) == 3
+    for row in rows:
+        difference, low, high = (f"{float(row[key]):+.3f}" for key in ("difference", "low", "high"))
+        assert f"{difference} ({low} to {high}" in part, f"{row['arm']} against {row['against']}"
