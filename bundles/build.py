@@ -118,6 +118,9 @@ def weights_for(folder: Path, settings: Mapping[str, Any]) -> Weights | None:
     Args:
         folder: the bundle.
         settings: keys of the configs that are set.
+
+    Returns:
+        The weights, None where the bundle encloses none or they are left out.
     """
     weights = shipped_weights(folder)
     if weights is None:

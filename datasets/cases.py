@@ -101,7 +101,7 @@ def load_labelled_cases(
 
     Args:
         layout: how ``dataset_dir`` is laid out, where there is no data list.
-        datalist: a data list of ``python -m models_genesis.datasets LAYOUT``; None surveys ``dataset_dir``.
+        datalist: a data list of ``python -m models_genesis.datasets LAYOUT``; None lists ``dataset_dir``.
         dataset_dir: folder that the list's relative paths start from.
         key: the split, ``"training"``, ``"validation"`` or ``"testing"``.
         expected: what the data list must say where it says it, such as ``{"label_convention": "2018"}``.

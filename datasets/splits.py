@@ -62,6 +62,9 @@ def patient_by_pattern(name: str, pattern: str) -> str:
         name: the name.
         pattern: regular expression whose first group names the patient, wherever it is found.
 
+    Returns:
+        The patient's name.
+
     Raises:
         ValueError: When the pattern is not found, has no group, or its first group is empty.
 

@@ -104,9 +104,9 @@ def find_images(source: str | Path, splits: Sequence[str] = ("training",)) -> tu
     path = Path(source)
     if not path.is_dir():
         return [entry for split in splits for entry in load_datalist(path, key=split)], []
-    survey = list_folder(path, min_size=(1, 1, 1), modality="any")
-    bad = [f"{scan.name}: {scan.detail}" for scan in survey.scans if scan.reason not in ("", NAME_EXCLUDED)]
-    return [{"image": str(path.resolve() / scan.name)} for scan in survey.scans if scan.split], bad
+    summary = list_folder(path, min_size=(1, 1, 1), modality="any")
+    bad = [f"{scan.name}: {scan.detail}" for scan in summary.scans if scan.reason not in ("", NAME_EXCLUDED)]
+    return [{"image": str(path.resolve() / scan.name)} for scan in summary.scans if scan.split], bad
 
 
 def check_suffix(path: str | Path) -> Path:

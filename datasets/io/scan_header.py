@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one place where a scan is opened: its geometry, and its voxels, for every format that is read here.
 
-Whatever needs to know where a voxel is, or what it holds, asks here: surveys, training, validation, inference,
+Whatever needs to know where a voxel is, or what it holds, asks here: listings, training, validation, inference,
 candidate tables, the DICOM segmentation, and MONAI Label's app, most of them through
 :class:`~models_genesis.datasets.ScanReader`.
 """

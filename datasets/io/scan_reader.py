@@ -18,7 +18,7 @@ from .scan_header import open_scan
 class ScanReader(ImageReader):
     """Read a scan as :func:`~models_genesis.datasets.io.scan_header.open_scan` does, for MONAI's loaders.
 
-    So a scan that a survey refuses is refused by training and inference too, and all of them take a voxel for the same
+    So a scan that a listing refuses is refused by training and inference too, and all of them take a voxel for the same
     place. ``folder::series`` names one DICOM series of several, as the data lists written here do. Give it to MONAI as
     ``LoadImaged(keys="image", reader="models_genesis.datasets.ScanReader", dtype=None)``.
 

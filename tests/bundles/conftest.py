@@ -57,6 +57,8 @@ def bare_environment(
     """Make an environment of pinned packages and nothing else; gives its Python."""
 
     def install(site: Path, pins: list[str]) -> bool:
+        if not pins:  # all of them are installed here
+            return True
         try:
             package_index.pip("install", "--no-deps", "--only-binary=:all:", "--target", str(site), *pins)
         except package_index.IndexUnreachableError:

@@ -79,6 +79,9 @@ def describe_keys(bundle: str | Path, names: Sequence[str] = (), width: int = 10
         names: the keys that are asked for, with or without dashes; empty for all.
         width: of a line, in characters.
 
+    Returns:
+        For each key a line with its values and default, and below what it does.
+
     Raises:
         FileNotFoundError: see :func:`read_bundle_keys`.
         ValueError: when the card has no such key; the message names the nearest.

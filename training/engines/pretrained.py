@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import logging
+import pydoc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai.bundle import ConfigComponent
 from monai.handlers import CheckpointLoader
 from torch import nn
 
@@ -87,4 +89,6 @@ def _loads_weights(parser: Any, written: Any) -> bool:
     if isinstance(written, str) and written.startswith("@"):
         written = parser.get(written[1:])
     target = written.get("_target_") if isinstance(written, Mapping) else None
-    return str(target).split(".")[-1] in ("CheckpointLoader", "WeightLoader")
+    if isinstance(target, str):  # short names are those of MONAI's classes
+        target = pydoc.locate(ConfigComponent({"_target_": target}).resolve_module_name())
+    return isinstance(target, type) and issubclass(target, CheckpointLoader)

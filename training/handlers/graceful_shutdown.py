@@ -43,6 +43,7 @@ class GracefulShutdown:
         engine.add_event_handler(Events.STARTED, self._install)
         engine.add_event_handler(Events.COMPLETED, self._uninstall)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._interrupted)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, _raise_again)
 
     def _install(self, engine: Engine) -> None:
         self._go_first(engine)
@@ -51,11 +52,12 @@ class GracefulShutdown:
             self._previous = signal.signal(signal.SIGTERM, _exit_on_sigterm)
 
     def _go_first(self, engine: Engine) -> None:
-        """Move before those that raise the error again, as MONAI's ``StatsHandler`` does: none after them is called."""
-        handlers = engine._event_handlers[Events.EXCEPTION_RAISED]
-        handlers.sort(key=lambda entry: entry[0] != self._interrupted)
-        if not engine.has_event_handler(_raise_again, Events.EXCEPTION_RAISED):
-            engine.add_event_handler(Events.EXCEPTION_RAISED, _raise_again)
+        """Move before those that raise the error again, as MONAI's ``StatsHandler`` does: none after them is called.
+
+        The error is raised again after the last, since ignite swallows one that has handlers.
+        """
+        places = {self._interrupted: -1, _raise_again: 1}
+        engine._event_handlers[Events.EXCEPTION_RAISED].sort(key=lambda entry: places.get(entry[0], 0))
 
     def _uninstall(self, engine: Engine) -> None:
         if self._previous is not None:
@@ -72,7 +74,6 @@ class GracefulShutdown:
 
 
 def _raise_again(engine: Engine, error: BaseException) -> None:
-    """Come last: ignite swallows an error that has handlers, unless one of them raises it."""
     raise error
 
 
