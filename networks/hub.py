@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ import torch
 from monai.utils import min_version, optional_import
 from torch import nn
 
-from .pretrained_config import HEADER, PREPROCESSING, NetworkConfig, config_text, read_config
+from .pretrained_config import HEADER, PREPROCESSING, NetworkConfig, arguments_of, config_text, read_config
 from .pretrained_files import CONFIG, WEIGHTS, find_files, hub_library
 from .weight_container import non_finite
 from .weight_files import atomic_save, read_weights, save_safetensors
@@ -255,7 +254,7 @@ def _kind(network: type) -> str:
 
 
 def _check_overrides(network: type, overrides: Mapping[str, Any]) -> None:
-    known = [name for name in inspect.signature(network).parameters if name != "self"]
+    known = arguments_of(network)
     if unknown := sorted(set(overrides) - set(known)):
         raise TypeError(
             f"from_pretrained: expected arguments of {network.__name__} ({', '.join(known)}), found {unknown}"
@@ -283,7 +282,7 @@ def _build(
                 "leaves the rest fresh"
             )
         fresh += _ABOVE_ENCODER
-    known = inspect.signature(make).parameters
+    known = arguments_of(make)
     network = make(**{name: value for name, value in config.arguments.items() if name in known} | dict(overrides))
     report = load_pretrained(cast(nn.Module, network), weights, strict=not fresh)
     left = report.adapted + report.skipped + report.missing

@@ -15,7 +15,7 @@ from .weight_files import WeightFile
 from .weight_inspection import genesis_architecture
 from .weight_settings import settings_of_weights, settings_path
 
-__all__ = ["HEADER", "PREPROCESSING", "NetworkConfig", "config_text", "read_config"]
+__all__ = ["HEADER", "PREPROCESSING", "NetworkConfig", "arguments_of", "config_text", "read_config"]
 
 HEADER = "models_genesis"
 """Entry of a safetensors header that holds the config, so that the one file is complete."""
@@ -70,6 +70,20 @@ def config_text(network: str, arguments: Mapping[str, Any], settings: Mapping[st
     return json.dumps(content, indent=2, ensure_ascii=False)
 
 
+def arguments_of(network: type) -> list[str]:
+    """List the arguments that a network is made with.
+
+    Python 3.10 reads a class's signature from ``__new__``, of which the hub's mixin has one that takes anything.
+
+    Args:
+        network: its class.
+
+    Returns:
+        Their names in order.
+    """
+    return [name for name in inspect.signature(network.__init__).parameters if name != "self"]  # type: ignore[misc]
+
+
 def read_config(files: PretrainedFiles, weights: WeightFile, networks: Mapping[str, type]) -> NetworkConfig:
     """Read what describes weights, from all places, and compare it with the weights themselves.
 
@@ -96,7 +110,7 @@ def read_config(files: PretrainedFiles, weights: WeightFile, networks: Mapping[s
     settings = settings_of_weights(files.weights)
     for place, content in (*described.items(), (str(settings_path(files.weights)), settings)):
         _compare(place, content, {_NETWORK: network, **shape}, weights.path)
-    known = inspect.signature(networks[network]).parameters
+    known = arguments_of(networks[network])
     arguments: dict[str, Any] = {}
     for place, content in described.items():
         unknown = sorted(set(content) - set(known) - {_NETWORK, _SETTINGS})
