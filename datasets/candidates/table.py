@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..io.atomic_write import atomic_text
-from ..io.csv_file import safe_cell
+from ..io.csv_file import safe_cell, without_nul
 
 logger = logging.getLogger(__name__)
 
@@ -253,7 +253,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         for line, text in enumerate(stream, 1):
             text = text.rstrip("\r\n")
-            if text.strip():
+            if "\0" in text:  # no table has it, and Python 3.10 cannot write it: the line stays whole, a malformed row
+                yield line, [without_nul(text)]
+            elif text.strip():
                 yield line, _quoted_fields(text) if '"' in text else text.split(",")
 
 

@@ -26,6 +26,16 @@ def printable(text: str) -> str:
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
+def without_nul(text: str) -> str:
+    r"""Write NUL as an escape: Python's ``csv`` refuses to write it before 3.11, and other programs end a text there.
+
+    Example:
+        >>> without_nul("scan\0")
+        'scan\\x00'
+    """
+    return text.replace("\0", r"\x00")
+
+
 def safe_cell(value: Any) -> Any:
     """Put an apostrophe before a text that a spreadsheet would run as a formula; numbers stay numbers.
 
@@ -33,7 +43,10 @@ def safe_cell(value: Any) -> Any:
         >>> safe_cell("=1+1"), safe_cell("-1.5"), safe_cell(-1.5), safe_cell("lung")
         ("'=1+1", '-1.5', -1.5, 'lung')
     """
-    if not isinstance(value, str) or not FORMULA.match(value):
+    if not isinstance(value, str):
+        return value
+    value = without_nul(value)
+    if not FORMULA.match(value):
         return value
     try:
         float(value)
@@ -70,6 +83,8 @@ def read_csv(path: str | os.PathLike[str], columns: Sequence[str], what: str) ->
             if repeated:
                 raise ValueError(f"{file}: expected one column {repeated[0]}, found several of this name.")
             for row in rows:
+                if any("\0" in str(value) for value in row.values()):  # Python 3.10 refuses it by itself
+                    raise csv.Error("a NUL character")
                 yield {name: value for name, value in row.items() if name is not None}
         except UnicodeDecodeError as error:
             raise ValueError(f"{file}: expected {what} in UTF-8, found {error}.") from error

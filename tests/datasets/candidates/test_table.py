@@ -49,6 +49,7 @@ BAD_ROWS = {
     "too many fields": ("a,1,2,3,0,9", "malformed row", "expected 5 fields, found 6"),
     "no series": (",1,2,3,0", "malformed row", "expected a seriesuid"),
     "unclosed quote": ('"a,1,2,3,0', "malformed row", "found 1"),
+    "NUL": ("a\0b,1,2,3,0", "malformed row", "expected 5 fields, found 1"),
     "NaN": ("a,nan,2,3,0", "bad coordinate", "nan, 2, 3"),
     "infinite": ("a,1,inf,3,0", "bad coordinate", "1, inf, 3"),
     "opposite infinities": ("a,-inf,inf,3,0", "bad coordinate", "-inf"),

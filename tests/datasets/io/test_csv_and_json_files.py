@@ -110,3 +110,13 @@ def test_a_name_that_is_not_utf_8_is_left_out_and_the_rest_goes_on(tmp_path, cap
     content = json.loads((tmp_path / "list.json").read_text(encoding="utf-8"))
     assert sorted(each["image"] for each in content["training"] + content["validation"]) == ["a/ct.nii", "b/ct.nii"]
     assert "Universit\\udce4t" in (tmp_path / "report.csv").read_text(encoding="utf-8")
+
+
+def test_a_nul_is_refused_in_a_table_and_escaped_in_a_report(tmp_path):
+    """Python 3.10 cannot write one, and others end a text there."""
+    path = tmp_path / "table.csv"
+    path.write_text("a,b\n1,2\n3,x\0y\n")
+    with pytest.raises(ValueError, match=r"table\.csv, line \d: expected a table, found .*NUL"):
+        list(read_csv(path, ["a"], "a table"))
+    write_csv(path, ["a"], [{"a": "x\0y"}])
+    assert path.read_text() == "a\nx\\x00y\n"
