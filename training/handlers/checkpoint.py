@@ -124,7 +124,6 @@ class TrainingCheckpoint:
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)
         engine.add_event_handler(Events.COMPLETED, self._certify_or_say_why_not)
-        self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.save_best)
 
     def start(self, engine: Engine) -> None:
         """Resume if asked, and see that the folder can be written before hours of work depend on it.
@@ -138,6 +137,8 @@ class TrainingCheckpoint:
             FolderInUseError: when another training writes to the folder.
             OSError: when the folder cannot be written, or has no room.
         """
+        if not self.evaluator.has_event_handler(self.save_best, Events.EPOCH_COMPLETED):
+            self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.save_best)  # an evaluation writes no weights
         if self.rank == 0:
             self._lock = hold_folder(engine, self.best_path.parent)
             names = [self.best_path.name, self.last_path.name]

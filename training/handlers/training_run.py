@@ -136,6 +136,7 @@ class TrainingRunHandler:
         self.tensorboard = tensorboard
         self.iteration_log = iteration_log
         self.early_stop = None if early_stop_patience is None else EarlyStopHandler(early_stop_patience, self._score)
+        self._joined = False
         self.schedule = ScheduleStep(lr_scheduler, evaluator, lr_step_per_epoch)
         self.history = TrainingHistory(output_dir, optimizer, evaluator, metric=metric, probe=probe, baseline=baseline)
         self.checkpoint = TrainingCheckpoint(
@@ -158,6 +159,7 @@ class TrainingRunHandler:
             engine: the MONAI trainer.
         """
         engine.add_event_handler(Events.STARTED, self.check_order)
+        engine.add_event_handler(Events.STARTED, self._join_evaluator)
         GracefulShutdown().attach(engine)
         if self.sampler is not None:
             EpochSetter(self.sampler).attach(engine)
@@ -178,14 +180,26 @@ class TrainingRunHandler:
             TensorBoardStatsHandler(
                 log_dir=log_dir, tag_name="train_loss", iteration_log=self.iteration_log, output_transform=_loss
             ).attach(engine)
-            TensorBoardStatsHandler(log_dir=log_dir, iteration_log=False).attach(self.evaluator)
+
+    def _join_evaluator(self, engine: Engine) -> None:
+        """Attach to the evaluator what is about validation.
+
+        Only a training that starts does so: an evaluation by the same config may build its trainer too, as MONAI's
+        check of properties does, and must not be stopped early or write weights.
+        """
+        if self._joined:
+            return
+        self._joined = True
+        if self.tensorboard and process_rank() == 0:
+            TensorBoardStatsHandler(log_dir=str(self.output_dir), iteration_log=False).attach(self.evaluator)
+        BufferBroadcast(self.network).attach(self.evaluator)
+        if self.early_stop is not None:
+            self.early_stop.attach(self.evaluator)
 
     def _validate(self, engine: Engine) -> None:
         """Validate at intervals, and stop where it shows no progress."""
-        BufferBroadcast(self.network).attach(self.evaluator)
         if self.early_stop is not None:
             self.early_stop.set_trainer(engine)
-            self.early_stop.attach(self.evaluator)
         interval = min(self.val_interval, engine.state.max_epochs or self.val_interval)
         ValidationHandler(interval, self.evaluator).attach(engine)
 

@@ -171,3 +171,17 @@ def test_other_processes_write_nothing_but_train_alike(make, tmp_path, monkeypat
     assert not (tmp_path / "second").exists()
     state = torch.load(tmp_path / "first" / "models" / "last_epoch.pt", weights_only=True)
     assert all(torch.equal(value, run.network.state_dict()[name]) for name, value in state["model"].items())
+
+
+def test_an_evaluation_whose_trainer_was_built_is_not_concerned(make_run, tmp_path):
+    """MONAI's check of properties builds the trainer of an evaluation's config too."""
+    run = make_run(folder=tmp_path / "training")
+    handler = TrainingRunHandler(
+        run.network, run.optimizer, torch.optim.lr_scheduler.ConstantLR(run.optimizer), run.evaluator,
+        tmp_path / "models", tmp_path / "eval", early_stop_patience=1,
+    )  # fmt: skip
+    before = {event: list(entries) for event, entries in run.evaluator._event_handlers.items() if entries}
+    handler.attach(run.trainer)
+    assert {event: list(entries) for event, entries in run.evaluator._event_handlers.items() if entries} == before
+    run.evaluator.run()
+    assert not (tmp_path / "models").exists()
