@@ -114,7 +114,7 @@ def time_loaders(parser: ConfigParser, batches: int, rounds: int) -> dict[str, f
 def make_step(parser: ConfigParser) -> tuple[Callable[[Any], None], Callable[[Any], Any]]:
     """The training step of the bundle on prepared tensors, and what prepares a batch."""
     network, loss, optimizer, inferer, deformation = (
-        parser.get_parsed_content(name) for name in ("network", "loss", "optimizer", "inferer", "deformation")
+        parser.get_parsed_content(name) for name in ("network", "loss", "optimizer", "train#inferer", "deformation")
     )
     network.train()
 
