@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which process of a distributed run this one is."""
+"""Which process of a distributed run this one is, and what the others have."""
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import torch.distributed as dist
 
-__all__ = ["process_count", "process_rank"]
+__all__ = ["gather_from_processes", "process_count", "process_rank"]
+
+T = TypeVar("T")
 
 
 def process_rank() -> int:
@@ -20,3 +24,19 @@ def process_rank() -> int:
 def process_count() -> int:
     """Count the processes of this run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather_from_processes(own: T) -> list[T]:
+    """Bring together what each process has, in all of them.
+
+    Args:
+        own: of this process; anything that can be pickled.
+
+    Returns:
+        What each process gave, in the order of their ranks; that of this one alone where there is no process group.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return [own]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, own)
+    return parts

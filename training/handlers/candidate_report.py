@@ -22,7 +22,7 @@ from ...datasets.candidates.split import CandidateSet
 from ...datasets.candidates.table import CandidateTable
 from ...datasets.io.atomic_write import atomic_write, write_figure
 from ...datasets.io.csv_file import write_csv
-from ...datasets.loading.processes import process_rank
+from ...datasets.loading.processes import gather_from_processes, process_rank
 from ...networks.weight_container import sha256_of
 from ..engines.candidate_evaluator import rows_not_scored
 from ..metrics.calibration import (
@@ -124,13 +124,10 @@ class _Scores:
 
 def _gather(logits: FloatArray, table: CandidateTable) -> FloatArray:
     """Bring together what the processes scored and what they found to be bad."""
-    if not dist.is_initialized():
-        return logits
-    parts: list[Any] = [None] * dist.get_world_size()
     rows = np.flatnonzero(~np.isnan(logits))
-    dist.all_gather_object(parts, (rows, logits[rows], table.reason, dict(table.details)))
     together = np.full(len(table), np.nan)
-    for scored, values, reason, details in parts:
+    own = (rows, logits[rows], table.reason, dict(table.details))
+    for scored, values, reason, details in gather_from_processes(own):
         together[scored] = values
         table.reason[:] = np.maximum(table.reason, reason)
         table.details.update(details)

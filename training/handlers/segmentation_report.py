@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
@@ -21,7 +20,7 @@ from monai.utils.enums import CommonKeys
 from ...datasets.io.atomic_write import atomic_write
 from ...datasets.io.csv_file import write_csv
 from ...datasets.loading.case_dataset import CASE_KEY
-from ...datasets.loading.processes import process_rank
+from ...datasets.loading.processes import gather_from_processes, process_rank
 from ..metrics.region_masks import region_masks
 from ..metrics.segmentation_scores import EMPTY_MASKS, bootstrap_mean, mask_scores
 
@@ -153,10 +152,7 @@ class SegmentationReport:
 
 def _gather(rows: list[dict[str, Any]], failed: Mapping[str, str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Bring together what the processes measured."""
-    if not dist.is_initialized():
-        return list(rows), dict(failed)
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, (rows, dict(failed)))
+    parts = gather_from_processes((rows, dict(failed)))
     return [row for part in parts for row in part[0]], {name: text for part in parts for name, text in part[1].items()}
 
 

@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch.distributed as dist
 from ignite.metrics import Metric
 from monai.utils.enums import CommonKeys
+
+from ...datasets.loading.processes import gather_from_processes
 
 __all__ = ["MeanImageError"]
 
@@ -44,10 +45,7 @@ class MeanImageError(Metric):
 
     def compute(self) -> float:
         """Return the error over the cubes of all processes, NaN where there are none."""
-        parts: list[Any] = [(self._cubes, self._squared, self._sum)]
-        if dist.is_initialized():
-            parts = [None] * dist.get_world_size()
-            dist.all_gather_object(parts, (self._cubes, self._squared, self._sum))
+        parts: list[Any] = gather_from_processes((self._cubes, self._squared, self._sum))
         cubes, squared, total = (sum(part[index] for part in parts) for index in range(3))
         if cubes == 0:
             return math.nan
