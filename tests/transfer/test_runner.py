@@ -71,9 +71,9 @@ def test_arms_see_the_same_patients_and_take_equal_steps(make_study, tmp_path):
         assert both[0] == both[1]
 
 
-def _child(path, out):
+def _child(path, out, log):
     os.environ["OMP_NUM_THREADS"] = "1"
-    sys.stdout = sys.stderr = open(os.devnull, "w")
+    sys.stdout = sys.stderr = open(log, "w")
     run(path, out)
 
 
@@ -87,7 +87,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_table(make_study, tmp_pa
     generator, kills = random.Random(0), 0
     context = multiprocessing.get_context("fork")
     for _ in range(200):
-        process = context.Process(target=_child, args=(path, tmp_path / "killed"))
+        process = context.Process(target=_child, args=(path, tmp_path / "killed", tmp_path / "child.log"))
         process.start()
         process.join(generator.uniform(0, 4 * each))  # two of 18 runs on average, whatever the machine
         if process.exitcode is not None:
@@ -97,7 +97,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_table(make_study, tmp_pa
         kills += 1
         if (tmp_path / "killed" / "runs.csv").exists():
             table(tmp_path / "killed")  # whole at any time
-    assert process.exitcode == 0
+    assert process.exitcode == 0, (tmp_path / "child.log").read_text()
     assert kills >= 4
     assert table(tmp_path / "killed") == table(tmp_path / "whole")
     assert cases(tmp_path / "killed") == cases(tmp_path / "whole")
