@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import psutil
@@ -72,9 +73,17 @@ def test_arms_see_the_same_patients_and_take_equal_steps(make_study, tmp_path):
 
 
 def _child(path, out, log):
+    """Do the study, and end without what the tests before this one left to be done at the end of the process."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    sys.stdout = sys.stderr = open(log, "w")
-    run(path, out)
+    with log.open("w") as sys.stdout:
+        sys.stderr = sys.stdout
+        try:
+            run(path, out)
+        except BaseException:
+            traceback.print_exc()
+            sys.stdout.flush()
+            os._exit(1)
+    os._exit(0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to start again without importing all again")
