@@ -21,6 +21,7 @@ from ...datasets.io.atomic_write import sweep_temporary, write_figure
 from ...datasets.io.csv_file import write_csv
 from ...datasets.loading.processes import process_rank
 from .feature_probe import FeatureProbe
+from .remaining_time import RemainingTime
 from .run_lock import hold_folder
 
 __all__ = ["TrainingHistory"]
@@ -32,9 +33,14 @@ _BASELINE_COLUMN = "val_baseline"
 _OPTIONAL_COLUMNS = (_BASELINE_COLUMN, *_PROBE_COLUMNS)
 _MAY_BE_MISSING = ("changed", *_OPTIONAL_COLUMNS)
 
+_TIMED_STEPS = (5, 25)
+"""Steps of the first epoch between which its speed is measured; the steps before them start things up."""
+
 
 class TrainingHistory:
-    """Keep ``history.csv`` and ``history.png``, and log each epoch with the time that is left.
+    """Keep ``history.csv`` and ``history.png``, and log each epoch with what comes next and the time that is left.
+
+    The first epoch's time is estimated from its first steps, so that one sees at once how long a training will take.
 
     A resumed run keeps the lines of the epochs before it: those that ``last_epoch.pt`` holds, where ``history.csv`` is
     damaged or was edited. The first line of a run that was resumed with other settings says which (``changed``). It
@@ -51,6 +57,7 @@ class TrainingHistory:
         baseline: another metric of the evaluator, which its key metric must fall below, such as that of
             :class:`~models_genesis.training.MeanImageError`: it is noted as ``val_baseline``, drawn, and a training
             whose best validation is not below it ends with a warning. None: no such column.
+        val_interval: epochs from one validation to the next, for the time that is left.
     """
 
     columns: tuple[str, ...] = (
@@ -72,6 +79,7 @@ class TrainingHistory:
         metric: str | None = None,
         probe: FeatureProbe | None = None,
         baseline: str | None = None,
+        val_interval: int = 1,
     ) -> None:
         self.path = Path(output_dir) / "history.csv"
         self.optimizer = optimizer
@@ -80,6 +88,7 @@ class TrainingHistory:
         self.metric = metric
         self.probe = probe if probe is not None and probe.enabled else None
         self.baseline = baseline
+        self.val_interval = val_interval
         self.columns = TrainingHistory.columns
         if baseline is not None:
             self.columns = (*self.columns, _BASELINE_COLUMN)
@@ -89,6 +98,9 @@ class TrainingHistory:
         self._loss_sum: Tensor | float = 0.0
         self._cubes = 0
         self._begin = 0.0
+        self._timed_from = 0.0
+        self._estimated = False
+        self._remaining: RemainingTime | None = None
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer.
@@ -101,6 +113,7 @@ class TrainingHistory:
         engine.add_event_handler(Events.STARTED, self._hold)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._estimate)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
         if self.baseline is not None:
             engine.add_event_handler(Events.COMPLETED, self._compare_with_baseline)
@@ -118,6 +131,30 @@ class TrainingHistory:
             # the run before may have had a probe where this one has none, or the other way round
             self._rows = [{name: row.get(name, "") for name in self.columns} for row in rows]
         self._loss_sum, self._cubes, self._begin = 0.0, 0, time.monotonic()
+        if self._remaining is None:
+            self._remaining = RemainingTime(self.val_interval, engine.state.max_epochs)
+
+    def _estimate(self, engine: Engine) -> None:
+        """Say after some steps of this session's first epoch how long the training will take."""
+        first, last = _TIMED_STEPS
+        steps = engine.state.epoch_length
+        if self.rank != 0 or self._estimated or steps < 2 * last:
+            return
+        done = (engine.state.iteration - 1) % steps + 1
+        if done == first:
+            self._timed_from = time.monotonic()
+        if done != last:
+            return
+        self._estimated = True
+        seconds = (time.monotonic() - self._timed_from) / (last - first) * steps
+        epochs = engine.state.max_epochs - engine.state.epoch + 1
+        logger.info(
+            "epoch %d/%d: about %s an epoch, %s in all without validation",
+            engine.state.epoch,
+            engine.state.max_epochs,
+            _duration(seconds),
+            _duration(epochs * seconds),
+        )
 
     def _count(self, engine: Engine) -> None:
         # summed where it lies: reading it in each iteration would let a GPU wait
@@ -154,9 +191,8 @@ class TrainingHistory:
         engine.state.history = self._rows  # goes into the last state, from which the file can be made again
         write_csv(self.path, self.columns, self._rows)
         write_figure(self.path.with_suffix(".png"), draw_history(self._rows, self.metric))
-        left = datetime.timedelta(seconds=round(seconds * (engine.state.max_epochs - engine.state.epoch)))
         logger.info(
-            "epoch %d/%d: train loss %s, validation %s%s%s, learning rate %s, %s cubes/s, %s left",
+            "epoch %d/%d: train loss %s, validation %s%s%s, learning rate %s, %s cubes/s, %s",
             engine.state.epoch,
             engine.state.max_epochs,
             row["train_loss"],
@@ -165,8 +201,16 @@ class TrainingHistory:
             " (best so far)" if validated and state.best_metric_epoch == state.epoch else "",
             row["learning_rate"],
             row["cubes_per_second"],
-            left,
+            self._outlook(engine.state.epoch, seconds),
         )
+
+    def _outlook(self, epoch: int, seconds: float) -> str:
+        """Say how long the epochs after one will take, and which of them is validated next."""
+        assert self._remaining is not None
+        self._remaining.add(epoch, seconds)
+        left = f"{_duration(self._remaining.seconds_after(epoch))} left"
+        following = self._remaining.next_validation(epoch)
+        return left if following in (None, epoch + 1) else f"{left}, validation after epoch {following}"
 
     def _compare_with_baseline(self, engine: Engine) -> None:
         """Say so where the weights that were chosen are worth nothing on the cases that chose them."""
@@ -182,6 +226,10 @@ class TrainingHistory:
             state.best_metric_epoch,
             found,
         )
+
+
+def _duration(seconds: float) -> datetime.timedelta:
+    return datetime.timedelta(seconds=round(seconds))
 
 
 def read_history(path: Path, before: int) -> list[dict[str, str]]:

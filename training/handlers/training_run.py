@@ -138,7 +138,15 @@ class TrainingRunHandler:
         self.early_stop = None if early_stop_patience is None else EarlyStopHandler(early_stop_patience, self._score)
         self._joined = False
         self.schedule = ScheduleStep(lr_scheduler, evaluator, lr_step_per_epoch)
-        self.history = TrainingHistory(output_dir, optimizer, evaluator, metric=metric, probe=probe, baseline=baseline)
+        self.history = TrainingHistory(
+            output_dir,
+            optimizer,
+            evaluator,
+            metric=metric,
+            probe=probe,
+            baseline=baseline,
+            val_interval=val_interval,
+        )
         self.checkpoint = TrainingCheckpoint(
             ckpt_dir,
             network,

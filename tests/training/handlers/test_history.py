@@ -9,10 +9,12 @@ import logging
 import time
 
 import pytest
+import torch
 from ignite.engine import Events
 from torch import nn
 
 from models_genesis.training.handlers.history import draw_history
+from models_genesis.training.handlers.remaining_time import RemainingTime
 
 
 def test_seconds_speed_and_time_left(make_run, tmp_path, monkeypatch, caplog):
@@ -31,8 +33,43 @@ def test_seconds_speed_and_time_left(make_run, tmp_path, monkeypatch, caplog):
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [row["seconds"] for row in rows] == ["3.0", "6.0", "9.0"]
     assert [row["cubes_per_second"] for row in rows] == ["2.67", "1.33", "0.89"]
-    for text in ("2.67 cubes/s, 0:00:06 left", "1.33 cubes/s, 0:00:06 left", "0.89 cubes/s, 0:00:00 left"):
+    # the median of the epochs so far: 3 s, then of 3 and 6 s
+    for text in ("2.67 cubes/s, 0:00:06 left", "1.33 cubes/s, 0:00:04 left", "0.89 cubes/s, 0:00:00 left"):
         assert text in caplog.text
+
+
+def test_the_first_steps_tell_how_long_the_training_takes(make_run, monkeypatch, caplog):
+    clock = [1000.0]
+    cube = torch.rand(1, 8, 8, 4)
+    run = make_run(epochs=3, data=60 * [{"image": cube, "label": cube, "scan": 0}], batch_size=1)  # 60 steps an epoch
+
+    def advance(engine):
+        clock[0] += 20.0 if engine.state.iteration == 1 else 0.5
+
+    run.trainer.add_event_handler(Events.ITERATION_STARTED, advance)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with caplog.at_level(logging.INFO):
+        run.trainer.run()
+    estimates = [line for line in caplog.messages if "an epoch" in line]
+    assert estimates == ["epoch 1/3: about 0:00:30 an epoch, 0:01:30 in all without validation"]
+
+
+@pytest.mark.parametrize(
+    ("val_interval", "epochs", "expected"),
+    [
+        (1, 5, {1: (4 * 10, 2), 4: (10, 5), 5: (0, None)}),
+        # plain epochs take 6 s, validated ones 10 s; before one is seen the other kind stands in
+        (3, 9, {1: (8 * 6, 3), 3: (4 * 6 + 2 * 10, 6), 6: (2 * 6 + 10, 9), 9: (0, None)}),
+        (4, 6, {4: (2 * 6, None)}),
+        (50, 3, {2: (6, 3)}),  # of a training shorter than the interval the last epoch is validated
+    ],
+)
+def test_validated_epochs_count_by_their_own_time(val_interval, epochs, expected):
+    remaining = RemainingTime(val_interval, epochs)
+    for epoch in range(1, epochs + 1):
+        remaining.add(epoch, 10.0 if remaining.validated(epoch) else 6.0)
+        if epoch in expected:
+            assert (remaining.seconds_after(epoch), remaining.next_validation(epoch)) == expected[epoch]
 
 
 def test_a_metric_of_another_quantity_has_an_axis_of_its_own():
