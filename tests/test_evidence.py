@@ -86,11 +86,17 @@ def test_a_third_of_the_rate():
     assert "{:.3f}, {:.3f}, **{:.3f}**, {:.3f}".format(*values) in part
 
 
-def test_candidates_by_fold_and_seed():
-    with (RESULTS / "candidates" / "runs.csv").open(newline="", encoding="utf-8") as file:
+@pytest.mark.parametrize(
+    ("study", "heading"),
+    [("candidates", "## Lung nodules or other bright spots"), ("candidates_confirm", "### Five new seeds")],
+)
+def test_candidates_by_fold_and_seed(study, heading):
+    with (RESULTS / study / "runs.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    found = {(row["arm"], int(row["seed"]), int(row["fold"])): float(row["score"]) for row in rows}
-    lines = {line[0]: line[1:] for line in lines_of("## Lung nodules or other bright spots")[2:]}
+    found = {
+        (row["arm"].replace("_", " and "), int(row["seed"]), int(row["fold"])): float(row["score"]) for row in rows
+    }
+    lines = {line[0]: line[1:] for line in lines_of(heading)[2:]}
     assert set(lines) == {f"{arm}, {seed}" for arm, seed, _ in found}
     for name, cells in lines.items():
         arm, seed = name.split(", ")
@@ -103,6 +109,7 @@ def test_candidates_by_fold_and_seed():
     [
         ("hippocampus_people_confirm", "### New seeds at 720 steps"),
         ("candidates_seed0", "## Lung nodules or other bright spots"),
+        ("candidates_confirm", "### Five new seeds"),
     ],
 )
 def test_differences_and_intervals(study, heading):
