@@ -12,6 +12,7 @@ import ast
 import copy
 import hashlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -93,8 +94,18 @@ def execute(notebook: NotebookNode, folder: Path, work: Path) -> NotebookNode:
             coalesce_streams=True,
             config=sockets,
         )
-        # and none of the user's own settings of IPython
-        client.execute(env={**os.environ, "MONAI_DATA_DIRECTORY": str(work), "IPYTHONDIR": private})
+        # none of the user's own settings of IPython, and no advice to install widgets, which a file cannot show
+        own = {"IPYTHONDIR": private, "PYTHONWARNINGS": "ignore:IProgress not found"}
+        client.execute(env={**os.environ, **own, "MONAI_DATA_DIRECTORY": str(work)})
+    return notebook
+
+
+def without_own_paths(notebook: NotebookNode) -> NotebookNode:
+    """Take the line of ``print_config`` that tells where MONAI lies on this machine out of the outputs."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                output.text = re.sub(r"^MONAI __file__: .*\n", "", output.text, flags=re.MULTILINE)
     return notebook
 
 
@@ -112,7 +123,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=default, help="new folder for data, weights and pictures")
     work = parser.parse_args().work
     work.mkdir(parents=True)
-    notebook = execute(nbformat.read(TUTORIAL, as_version=4), TUTORIAL.parent, work)
+    notebook = without_own_paths(execute(nbformat.read(TUTORIAL, as_version=4), TUTORIAL.parent, work))
     notebook.metadata["executed"] = {"code_sha256": code_digest(notebook)}
     nbformat.write(notebook, TUTORIAL)
     print(f"written: {TUTORIAL}, from {work}")

@@ -128,6 +128,15 @@ def test_test_patients_are_new_to_both_trainings_and_the_broken_scan_is_named(ru
     assert re.search(r"unreadable +1\n +download/interrupted\.nii\.gz: expected", printed(run.notebook))
 
 
+def test_own_scans_are_named_in_one_cell(stored):
+    """What comes after that cell takes scans and labels by its names, never the phantom's own."""
+    (place,) = [n for n, cell in enumerate(stored.cells) if "own-scans" in cell.metadata.get("tags", [])]
+    names = re.findall(r"^(\w+) = phantom_folder", stored.cells[place].source, re.MULTILINE)
+    after = "\n".join(cell.source for cell in stored.cells[place + 1 :] if cell.cell_type == "code")
+    assert names == ["scan_folder", "image_folder", "label_folder"] and all(name in after for name in names)
+    assert "phantom" not in after
+
+
 def test_a_cell_that_fails_is_shown_with_its_traceback(tool, tmp_path):
     notebook = new_notebook(cells=[new_code_cell("sides = 0"), new_code_cell("1 / sides"), new_code_cell("after = 1")])
     with pytest.raises(CellExecutionError, match=r"(?s)1 / sides.*ZeroDivisionError.*division by zero"):
