@@ -94,8 +94,9 @@ def execute(notebook: NotebookNode, folder: Path, work: Path) -> NotebookNode:
             coalesce_streams=True,
             config=sockets,
         )
-        # none of the user's own settings of IPython, and no advice to install widgets, which a file cannot show
-        own = {"IPYTHONDIR": private, "PYTHONWARNINGS": "ignore:IProgress not found"}
+        # none of the user's own settings of IPython, and no advice to install widgets and codecs
+        quiet = "ignore:IProgress not found,ignore:NvImgCodecPydicomReader"
+        own = {"IPYTHONDIR": private, "PYTHONWARNINGS": quiet}
         client.execute(env={**os.environ, **own, "MONAI_DATA_DIRECTORY": str(work)})
     return notebook
 
