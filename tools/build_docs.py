@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from posixpath import normpath
 
+import nbformat
 from sphinx.cmd.build import main as sphinx_build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +37,8 @@ def site_pages(root: Path) -> dict[str, str]:
     cards = {
         str(card.relative_to(root)): f"bundles/{card.parents[1].name}.md" for card in root.glob("bundles/*/docs/*.md")
     }
-    docs = {str(text.relative_to(root)): str(text.relative_to(root / "docs")) for text in root.glob("docs/**/*.md")}
+    texts = [*root.glob("docs/**/*.md"), *root.glob("docs/**/*.ipynb")]
+    docs = {str(text.relative_to(root)): str(text.relative_to(root / "docs")) for text in texts}
     named = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
     return dict(sorted({**cards, **docs, **named}.items()))
 
@@ -76,6 +78,28 @@ def with_site_links(text: str, source: str, pages: Mapping[str, str], root: Path
     return "".join(part if number % 2 else LINK.sub(turn, part) for number, part in enumerate(parts))
 
 
+def notebook_with_site_links(
+    text: str, source: str, pages: Mapping[str, str], root: Path, copy: Callable[[str], str]
+) -> str:
+    """Let the links in a notebook's texts lead to the site's pages and files; code and outputs stay as they are.
+
+    Args:
+        text: the notebook, as JSON.
+        source: see :func:`with_site_links`, as all others.
+        pages: likewise.
+        root: likewise.
+        copy: likewise.
+
+    Returns:
+        The notebook for the site.
+    """
+    notebook = nbformat.reads(text, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = with_site_links(cell.source, source, pages, root, copy)
+    return str(nbformat.writes(notebook))
+
+
 def write_sources(root: Path, site: Path) -> None:
     """Write the sources of the site.
 
@@ -101,7 +125,8 @@ def write_sources(root: Path, site: Path) -> None:
     for source, page in pages.items():
         text = (root / source).read_text(encoding="utf-8")
         (site / page).parent.mkdir(parents=True, exist_ok=True)
-        (site / page).write_text(with_site_links(text, source, pages, root, copy), encoding="utf-8")
+        turn = notebook_with_site_links if page.endswith(".ipynb") else with_site_links
+        (site / page).write_text(turn(text, source, pages, root, copy), encoding="utf-8")
 
 
 def main() -> int:

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,6 +27,8 @@ def repository(tmp_path) -> Path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("# Text\n")
     (tmp_path / "docs" / "picture.png").write_bytes(b"png")
+    (tmp_path / "docs" / "conf.py").write_text("")
+    (tmp_path / "docs" / "_static").mkdir()
     (tmp_path / "tools").mkdir()
     (tmp_path / "tools" / "t.py").write_text("pass\n")
     return tmp_path
@@ -55,6 +59,18 @@ def test_links_lead_to_pages_or_to_copies(tool, repository, tmp_path_factory, so
     assert all((repository / path).is_file() for path in copied)
 
 
+def test_links_of_a_notebook_are_turned_in_its_texts_alone(tool, repository):
+    text, code = "[card](../bundles/x/docs/README.md) [tool](../tools/t.py)", "print('[a](a.md)')"
+    notebook = new_notebook(
+        cells=[new_markdown_cell(text), new_code_cell(code, outputs=[new_output("stream", text=text)])]
+    )
+    nbformat.write(notebook, repository / "docs" / "n.ipynb")
+    tool.write_sources(repository, repository / "site")
+    cells = nbformat.read(repository / "site" / "n.ipynb", as_version=4).cells
+    assert cells[0].source == "[card](bundles/x.md) [tool](files/tools/t.py)"
+    assert (cells[1].source, cells[1].outputs[0].text) == (code, text)
+
+
 def test_a_link_to_nothing_is_refused(tool, repository):
     with pytest.raises(FileNotFoundError, match=r"docs/a\.md: expected a file at the link gone\.md"):
         tool.with_site_links("[x](gone.md)", "docs/a.md", tool.site_pages(repository), repository, str)
@@ -74,3 +90,5 @@ def test_the_site_builds_without_a_warning_and_lists_all_public_names(tmp_path):
         assert len(expected) > 5 and expected <= described, sorted(expected - described)
     for card in ROOT.glob("bundles/*/docs/README.md"):
         assert (tmp_path / "html" / "bundles" / f"{card.parents[1].name}.html").is_file()
+    tutorial = (tmp_path / "html" / "tutorial.html").read_text(encoding="utf-8")
+    assert len(re.findall(r'<img [^>]*src="_images/[0-9a-f]{64}\.png"', tutorial)) >= 5  # the outputs in the file
