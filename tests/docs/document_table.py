@@ -97,3 +97,63 @@ ELSEWHERE = {
 
 SITE_LANGUAGES = {"{eval-rst}", "{glossary}", "{image}", "{toctree}"}
 """Blocks that lay out the site; ``tests/tools/test_build_docs.py`` builds it, where a warning is an error."""
+
+
+# What follows is for the documents that are run.
+
+SIZES: dict[str, str] = {
+    "epochs": "2",
+    "warmup_epochs": "0",
+    "val_interval": "1",
+    "cube_size": "[16,16,16]",
+    "cubes_per_scan": "2",
+    "val_cubes_per_scan": "2",
+    "cubes_per_case": "1",
+    "samples_per_epoch": "4",
+    "val_negatives_per_positive": "1",
+    "batch_size": "2",
+    "device": "cpu",
+}
+"""Options that are put behind each training, those of them that its configs have."""
+
+PRETRAINING_SIZES = {"features": "[4,8]", **SIZES}
+"""Those of trainings that begin with random weights; others have the width of the weights that they begin with."""
+
+CODE_SIZES = {"GenesisUNet(in_channels=1, ": "GenesisUNet(features=(4, 8), in_channels=1, "}
+"""What small networks need in Python code that has the full ones' sizes by default."""
+
+PAPER_SIZES = {"border": "4"}
+"""The paper's border, of 100 voxels in-plane, is for scans of 512 x 512."""
+
+NOT_RUN = {
+    "make": "each target is a test of its own, or runs all of them",
+    "pip": "tests/test_packaging.py installs the wheel",
+    "source": "the environment is this one",
+    "torchrun": "two processes: the tests of the bundles, tests/bundles/",
+}
+"""Programs that documents are not run with, and why."""
+
+_CARD = "bundles/genesis_{}/docs/README.md".format
+_RECORD = "how the enclosed weights or the numbers came about, on data that are not part of the project"
+
+BLOCKS_LEFT_OUT = {
+    (_CARD("chest_ct_pretraining"), "docs/evidence/ct_wider.pretraining.json"): Elsewhere(_RECORD),
+    (_CARD("chest_ct_pretraining"), "docs/real_ct_datalist.json"): Elsewhere(_RECORD),
+    (_CARD("chest_ct_pretraining"), "models_genesis.datasets phantom"): Elsewhere(
+        "from the same small weights", "tests/bundles/test_built_zips.py", "phantom_pretrained.pt"
+    ),
+    (_CARD("lits_liver_ct_segmentation"), "--pretrained WEIGHTS"): Elsewhere(_RECORD),
+    (_CARD("luna16_nodule_ct_classification"), "tools/small_nodule_set.py"): Elsewhere(_RECORD),
+    ("docs/formats.md", "onnx_export"): Elsewhere("as documented", "tests/networks/test_onnx.py", "onnx_export"),
+    ("docs/formats.md", "import onnxruntime"): Elsewhere(
+        "as documented", "tests/networks/test_onnx.py", "(import onnxruntime"
+    ),
+    ("docs/formats.md", "trt_export"): Elsewhere("needs TensorRT; docs/formats.md says that it was not run"),
+    ("docs/formats.md", "nnunet-checkpoint"): Elsewhere("make test-nnunet", _NNUNET, '"nnunet-checkpoint"'),
+}
+"""Blocks of the documents that are run, by a part of their text, that are not run themselves; checked they are."""
+
+LINES_LEFT_OUT = {
+    '"OWNER/NAME"': Elsewhere("with a hub on this machine", "tests/networks/test_hub.py", "push_to_hub"),
+}
+"""Lines of Python blocks, by a part of their text, that are not run."""

@@ -122,9 +122,19 @@ def test_nothing_in_the_table_is_left_over(checked: Checked) -> None:
         assert [name for name in variables if f"${name}" not in text] == []
 
 
-@pytest.mark.parametrize("first", table.ELSEWHERE)
-def test_what_is_run_elsewhere_is(first: str) -> None:
-    entry = table.ELSEWHERE[first]
+def test_what_is_left_out_of_the_documents_that_are_run_is_there() -> None:
+    for document, part in table.BLOCKS_LEFT_OUT:
+        assert len([block for block in blocks_of(document) if part in block.text]) == 1, part
+    text = "".join(block.text for document in DOCUMENTS for block in blocks_of(document))
+    assert [part for part in (*table.LINES_LEFT_OUT, *table.CODE_SIZES) if part not in text] == []
+
+
+ENTRIES = {**table.ELSEWHERE, **table.BLOCKS_LEFT_OUT, **table.LINES_LEFT_OUT}
+
+
+@pytest.mark.parametrize("key", ENTRIES, ids=str)
+def test_what_is_run_elsewhere_is(key: str | tuple[str, str]) -> None:
+    entry = ENTRIES[key]
     assert entry.reason
     assert not entry.test or (entry.trace and entry.trace in (ROOT / entry.test).read_text(encoding="utf-8"))
 
@@ -173,7 +183,7 @@ FAULTS = {
     "a name that is gone": ("python", "from models_genesis.networks import Gone", "cannot import name 'Gone'"),
     "an attribute that is gone": ("python", "import numpy\nnumpy.gone(1)", "has no gone"),
     "an argument that a function does not take": (
-        "python", "from models_genesis.networks import GenesisUNet\nGenesisUNet(channel=1)", "keyword argument 'channel'",
+        "python", "from models_genesis.networks import GenesisUNet\nGenesisUNet(gone=1)", "keyword argument 'gone'",
     ),
     "a here-document of such code": ("bash", "python - <<'X'\nimport gone\nX", "No module named 'gone'"),
 }  # fmt: skip
