@@ -114,7 +114,7 @@ SIZES: dict[str, str] = {
     "batch_size": "2",
     "device": "cpu",
 }
-"""Options that are put behind each training, those of them that its configs have."""
+"""Options that are put behind each training, those of them that its configs have; of two epochs, one can be lost."""
 
 PRETRAINING_SIZES = {"features": "[4,8]", **SIZES}
 """Those of trainings that begin with random weights; others have the width of the weights that they begin with."""
@@ -126,7 +126,7 @@ PAPER_SIZES = {"border": "4"}
 """The paper's border, of 100 voxels in-plane, is for scans of 512 x 512."""
 
 NOT_RUN = {
-    "make": "each target is a test of its own, or runs all of them",
+    "make": "make knows the target; tests/tools/ tests what demo, gpu and docs run",
     "pip": "tests/test_packaging.py installs the wheel",
     "source": "the environment is this one",
     "torchrun": "two processes: the tests of the bundles, tests/bundles/",
