@@ -12,6 +12,7 @@ start real ones.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -143,5 +144,7 @@ def become(request: dict[str, Any]) -> None:
 if __name__ == "__main__":
     for name in PRELOADED:
         __import__(name)
+    gc.collect()
+    gc.freeze()  # else each child goes through all these objects, and copies their pages, when it ends
     own_replies = os.fdopen(os.dup(1), "w")  # what the imports or a command print must not be taken for a reply
     serve(sys.stdin, own_replies)

