@@ -22,12 +22,12 @@ __all__ = ["UnknownOverrideError", "refuse_unknown_overrides"]
 
 logger = logging.getLogger(__name__)
 
-# The arguments of `python -m monai.bundle run` itself, and those it passes on to its workflow.
+# The arguments of `python -m monai.bundle run` itself, those it passes on to its workflow, and what --tracking adds.
 _RUN_ARGUMENTS = frozenset(
     {
         "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
         "workflow_type", "workflow_name", "properties_path", "experiment_name", "tracking_uri", "run_name",
-        "save_execute_config",
+        "save_execute_config", "is_not_rank0",
     }
 )  # fmt: skip
 
@@ -63,7 +63,8 @@ def refuse_unknown_overrides(arguments: Sequence[str] | None = None) -> None:
       means such a value without doubt is converted: ``--tumour false``, ``--spacing none``, ``--epochs "5"``.
     * ``--key None``, which MONAI drops, sets None.
 
-    Types are checked in ``ConfigWorkflow`` too; names on the command line alone.
+    In ``ConfigWorkflow``, without a command line, types are checked too, and names are held to all configs of the
+    bundle: a key that none of them has must be used by something.
 
     Args:
         arguments: the command line, program first; None takes that of this process.
@@ -109,7 +110,7 @@ def convert_settings(workflow: ConfigWorkflow, given: Mapping[str, str | None] |
 
     Raises:
         OptionTypeError: when a value does not have the type of its key.
-        UnknownOverrideError: when a key below ``train`` or ``validate`` changes nothing.
+        UnknownOverrideError: when a key changes nothing.
     """
     parser = workflow.parser
     files = _bundle_configs(workflow.config_root_path)
@@ -249,19 +250,27 @@ def _refuse_gone_keys(config: Mapping[str, Any], files: Sequence[Mapping[str, An
 
 
 def _refuse_idle_keys(config: Mapping[str, Any], files: Sequence[Any]) -> None:
-    """Refuse keys of the sections ``train`` and ``validate`` that no config of the bundle has and nothing refers to."""
+    """Refuse keys, also of the sections ``train`` and ``validate``, that no config of the bundle has and nothing uses.
+
+    Keys that begin with an underscore are remarks, as MONAI has them.
+    """
     text = json.dumps(config, default=str).replace("::", "#")
+    known = {_top_level(key) for file in files for key in file}
+    _refuse_idle(config, known | _RUN_ARGUMENTS if known else known, "", text)
     for section in ("train", "validate"):
-        part = config.get(section)
         known = {key for file in files if isinstance(found := _at(file, (section,)), dict) for key in found}
         known |= {key.split("#")[1] for file in files for key in file if _id(key).startswith(f"{section}#")}
-        idle = [
-            key for key in part or {} if key not in known and not re.search(rf"@{section}#{re.escape(key)}\b", text)
-        ]
-        if idle and known:
-            near = difflib.get_close_matches(idle[0], sorted(known), n=1)
-            hint = f" (did you mean --{section}#{near[0]}?)" if near else ""
-            raise UnknownOverrideError(f"--{section}#{idle[0]}{hint}: not in the bundle's configs, and nothing uses it")
+        _refuse_idle(config.get(section) or {}, known, f"{section}#", text)
+
+
+def _refuse_idle(part: Mapping[str, Any], known: set[str], section: str, text: str) -> None:
+    """Refuse the first key of a part of the config that is not known and that the config's text does not refer to."""
+    for key in map(_top_level, part):
+        if not known or key in known or key[:1] == "_" or re.search(rf"@{section}{re.escape(key)}\b", text):
+            continue
+        near = difflib.get_close_matches(key, sorted(known), n=1)
+        hint = f" (did you mean --{section}{near[0]}?)" if near else ""
+        raise UnknownOverrideError(f"--{section}{key}{hint}: not in the bundle's configs, and nothing uses it")
 
 
 def _options(arguments: Sequence[str]) -> dict[str, str | None]:

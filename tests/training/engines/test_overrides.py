@@ -148,6 +148,15 @@ def test_a_nested_key_that_nothing_uses_is_refused():
     convert_settings(workflow(LITS, **{"train#own": 4, "batch_size": "@train#own"}))
 
 
+def test_so_is_a_key_given_to_a_workflow_in_python():
+    """MONAI accepts it silently: the default number of epochs would be trained."""
+    typo = workflow(LITS, "train", epoch=1)
+    with pytest.raises(UnknownOverrideError, match=r"--epoch \(did you mean --epochs\?\): .*nothing uses it"):
+        convert_settings(typo)
+    convert_settings(workflow(LITS, "train", my_rate=0.1, learning_rate="@my_rate", _why_="a remark"))
+    convert_settings(workflow(LITS, "inference", epochs=1))  # a key of the bundle, if not of this stage
+
+
 def test_none_which_monai_drops_is_set_or_refused():
     checked = workflow(LITS, spacing=[1, 1, 1])
     assert convert_settings(checked, {"spacing": "None", "config_file": "None"}) == {"spacing": None}
