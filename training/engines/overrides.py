@@ -63,8 +63,8 @@ def refuse_unknown_overrides(arguments: Sequence[str] | None = None) -> None:
       means such a value without doubt is converted: ``--tumour false``, ``--spacing none``, ``--epochs "5"``.
     * ``--key None``, which MONAI drops, sets None.
 
-    In ``ConfigWorkflow``, without a command line, types are checked too, and names are held to all configs of the
-    bundle: a key that none of them has must be used by something.
+    In a ``ConfigWorkflow`` made in Python types are checked too. A top-level key that nothing uses is refused there if
+    it is nearly one of the bundle's, such as ``epoch``, and else there is a warning.
 
     Args:
         arguments: the command line, program first; None takes that of this process.
@@ -128,6 +128,8 @@ def convert_settings(workflow: ConfigWorkflow, given: Mapping[str, str | None] |
         changes[_id(key)] = _convert(tuple(_id(key).split("#")), None, files)
     _refuse_gone_keys(config, files)
     _refuse_idle_keys(config, files)
+    if not given:
+        _refuse_misspelt_keys(workflow, files)
     for key, value in changes.items():
         logger.info("--%s is read as %r", key, value)
         parser.set(value, key)
@@ -250,27 +252,41 @@ def _refuse_gone_keys(config: Mapping[str, Any], files: Sequence[Mapping[str, An
 
 
 def _refuse_idle_keys(config: Mapping[str, Any], files: Sequence[Any]) -> None:
-    """Refuse keys, also of the sections ``train`` and ``validate``, that no config of the bundle has and nothing uses.
-
-    Keys that begin with an underscore are remarks, as MONAI has them.
-    """
+    """Refuse keys of the sections ``train`` and ``validate`` that no config of the bundle has and nothing refers to."""
     text = json.dumps(config, default=str).replace("::", "#")
-    known = {_top_level(key) for file in files for key in file}
-    _refuse_idle(config, known | _RUN_ARGUMENTS if known else known, "", text)
     for section in ("train", "validate"):
+        part = config.get(section)
         known = {key for file in files if isinstance(found := _at(file, (section,)), dict) for key in found}
         known |= {key.split("#")[1] for file in files for key in file if _id(key).startswith(f"{section}#")}
-        _refuse_idle(config.get(section) or {}, known, f"{section}#", text)
+        idle = [
+            key for key in part or {} if key not in known and not re.search(rf"@{section}#{re.escape(key)}\b", text)
+        ]
+        if idle and known:
+            near = difflib.get_close_matches(idle[0], sorted(known), n=1)
+            hint = f" (did you mean --{section}#{near[0]}?)" if near else ""
+            raise UnknownOverrideError(f"--{section}#{idle[0]}{hint}: not in the bundle's configs, and nothing uses it")
 
 
-def _refuse_idle(part: Mapping[str, Any], known: set[str], section: str, text: str) -> None:
-    """Refuse the first key of a part of the config that is not known and that the config's text does not refer to."""
-    for key in map(_top_level, part):
-        if not known or key in known or key[:1] == "_" or re.search(rf"@{section}{re.escape(key)}\b", text):
+def _refuse_misspelt_keys(workflow: ConfigWorkflow, files: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a top-level key that nothing uses and that is nearly one of the bundle's; warn of others.
+
+    A workflow does not tell which keys were given as arguments and which stand in a config file of the user's own, where
+    a key may be a note, be used by a macro, or serve another program. So only what looks like a slip is refused.
+    """
+    if not (workflow.config_root_path / "metadata.json").is_file():
+        return  # the first config file is none of a bundle's, so that the bundle's keys are not known here
+    content: Any = workflow.parser.config
+    text = json.dumps(content, default=str).replace("::", "#")
+    known = {_top_level(key) for file in files for key in file}
+    own = _RUN_ARGUMENTS | {workflow.init_id, workflow.run_id, workflow.final_id}
+    for key in map(_top_level, content):
+        if key in known | own or key[:1] == "_" or re.search(rf"[@%#]{re.escape(key)}\b", text):
             continue
-        near = difflib.get_close_matches(key, sorted(known), n=1)
-        hint = f" (did you mean --{section}{near[0]}?)" if near else ""
-        raise UnknownOverrideError(f"--{section}{key}{hint}: not in the bundle's configs, and nothing uses it")
+        if near := difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.8):
+            raise UnknownOverrideError(
+                f"{key} (did you mean {near[0]}?): not in the bundle's configs, and nothing uses it"
+            )
+        logger.warning("%s is not in the bundle's configs, and nothing of the config uses it", key)
 
 
 def _options(arguments: Sequence[str]) -> dict[str, str | None]:

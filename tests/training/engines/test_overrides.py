@@ -148,13 +148,46 @@ def test_a_nested_key_that_nothing_uses_is_refused():
     convert_settings(workflow(LITS, **{"train#own": 4, "batch_size": "@train#own"}))
 
 
-def test_so_is_a_key_given_to_a_workflow_in_python():
+def test_so_is_a_misspelt_key_given_to_a_workflow_in_python():
     """MONAI accepts it silently: the default number of epochs would be trained."""
     typo = workflow(LITS, "train", epoch=1)
-    with pytest.raises(UnknownOverrideError, match=r"--epoch \(did you mean --epochs\?\): .*nothing uses it"):
+    with pytest.raises(UnknownOverrideError, match=r"epoch \(did you mean epochs\?\): .*nothing uses it"):
         convert_settings(typo)
-    convert_settings(workflow(LITS, "train", my_rate=0.1, learning_rate="@my_rate", _why_="a remark"))
-    convert_settings(workflow(LITS, "inference", epochs=1))  # a key of the bundle, if not of this stage
+
+
+@pytest.mark.parametrize(
+    ("overlay", "options"),
+    [
+        ({"my_rate": 0.1, "learning_rate": "@my_rate"}, {}),
+        ({"my_wd": 0.1, "optimizer#weight_decay": "%my_wd"}, {}),
+        ({"initialize": ["$print(@epoch_)"], "epoch_": 1}, {}),
+        ({"my_init": ["$print(1)"]}, {"init_id": "my_init"}),
+        ({"_epoch": "a remark"}, {}),
+        ({}, {"tracking": "mlflow"}),
+    ],
+)
+def test_keys_of_the_users_own_are_accepted(overlay, options, tmp_path):
+    overlay_file = tmp_path / "overlay.json"
+    overlay_file.write_text(json.dumps(overlay))
+    files = [str(BUNDLES / LITS / "configs" / "train.json"), str(overlay_file)]
+    own = ConfigWorkflow(files, logging_file=False, bundle_root=str(BUNDLES / LITS), **options)
+    own.parser.parse(True)  # as a workflow is when its run begins: macros are in place
+    convert_settings(own)
+
+
+def test_a_note_is_warned_of_and_a_key_of_another_stage_is_not(caplog):
+    convert_settings(workflow(LITS, "train", description="my liver run"))
+    assert "description is not in the bundle's configs, and nothing of the config uses it" in caplog.text
+    caplog.clear()
+    convert_settings(workflow(LITS, "inference", epochs=1))
+    assert "nothing of the config uses it" not in caplog.text
+
+
+def test_the_users_config_may_come_first(tmp_path):
+    overlay_file = tmp_path / "mine.json"
+    overlay_file.write_text(json.dumps({"epochs": 1}))
+    files = [str(overlay_file), str(BUNDLES / LITS / "configs" / "train.json")]
+    convert_settings(ConfigWorkflow(files, logging_file=False))
 
 
 def test_none_which_monai_drops_is_set_or_refused():
