@@ -270,8 +270,8 @@ def _refuse_idle_keys(config: Mapping[str, Any], files: Sequence[Any]) -> None:
 def _refuse_misspelt_keys(workflow: ConfigWorkflow, files: Sequence[Mapping[str, Any]]) -> None:
     """Refuse a top-level key that nothing uses and that is nearly one of the bundle's; warn of others.
 
-    A workflow does not tell which keys were given as arguments and which stand in a config file of the user's own, where
-    a key may be a note, be used by a macro, or serve another program. So only what looks like a slip is refused.
+    A workflow does not tell which keys were given as arguments and which stand in a config file of the user's own,
+    where a key may be a note, be used by a macro, or serve another program. So only what looks like a slip is refused.
     """
     if not (workflow.config_root_path / "metadata.json").is_file():
         return  # the first config file is none of a bundle's, so that the bundle's keys are not known here

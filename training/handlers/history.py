@@ -40,7 +40,8 @@ _TIMED_STEPS = (5, 25)
 class TrainingHistory:
     """Keep ``history.csv`` and ``history.png``, and log each epoch with what comes next and the time that is left.
 
-    The first epoch's time is estimated from its first steps, so that one sees at once how long a training will take.
+    If an epoch has 50 steps or more, its time is estimated from the first ones, so that one sees at once how long a
+    training will take. All such times are for the epochs that were asked for; early stopping may end it before.
 
     A resumed run keeps the lines of the epochs before it: those that ``last_epoch.pt`` holds, where ``history.csv`` is
     damaged or was edited. The first line of a run that was resumed with other settings says which (``changed``). It
@@ -111,6 +112,7 @@ class TrainingHistory:
         if self.probe is not None:
             self.probe.attach(engine)  # before the epoch's line is written
         engine.add_event_handler(Events.STARTED, self._hold)
+        engine.add_event_handler(Events.STARTED, self._start_clock)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._estimate)
@@ -131,8 +133,10 @@ class TrainingHistory:
             # the run before may have had a probe where this one has none, or the other way round
             self._rows = [{name: row.get(name, "") for name in self.columns} for row in rows]
         self._loss_sum, self._cubes, self._begin = 0.0, 0, time.monotonic()
-        if self._remaining is None:
-            self._remaining = RemainingTime(self.val_interval, engine.state.max_epochs)
+
+    def _start_clock(self, engine: Engine) -> None:
+        self._remaining = RemainingTime(self.val_interval, engine.state.max_epochs)
+        self._estimated = False
 
     def _estimate(self, engine: Engine) -> None:
         """Say after some steps of this session's first epoch how long the training will take."""
@@ -149,11 +153,12 @@ class TrainingHistory:
         seconds = (time.monotonic() - self._timed_from) / (last - first) * steps
         epochs = engine.state.max_epochs - engine.state.epoch + 1
         logger.info(
-            "epoch %d/%d: about %s an epoch, %s in all without validation",
+            "epoch %d/%d: about %s an epoch, %s for the %d epochs to do, without validation",
             engine.state.epoch,
             engine.state.max_epochs,
             _duration(seconds),
             _duration(epochs * seconds),
+            epochs,
         )
 
     def _count(self, engine: Engine) -> None:

@@ -52,11 +52,10 @@ class RemainingTime:
         Args:
             epoch: the last epoch that is done.
         """
-        return float(sum(map(self._expected, range(epoch + 1, self.max_epochs + 1))))
-
-    def _expected(self, epoch: int) -> float:
-        kind = self.validated(epoch)
-        return median(self._seconds[kind] or self._seconds[not kind])
+        left = self.max_epochs - epoch
+        validations = self.max_epochs // self.val_interval - epoch // self.val_interval
+        plain, validated = self._seconds[False], self._seconds[True]
+        return (left - validations) * median(plain or validated) + validations * median(validated or plain)
 
     def next_validation(self, epoch: int) -> int | None:
         """Give the next epoch that is validated, None where there is none.

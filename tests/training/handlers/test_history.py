@@ -51,7 +51,37 @@ def test_the_first_steps_tell_how_long_the_training_takes(make_run, monkeypatch,
     with caplog.at_level(logging.INFO):
         run.trainer.run()
     estimates = [line for line in caplog.messages if "an epoch" in line]
-    assert estimates == ["epoch 1/3: about 0:00:30 an epoch, 0:01:30 in all without validation"]
+    assert estimates == ["epoch 1/3: about 0:00:30 an epoch, 0:01:30 for the 3 epochs to do, without validation"]
+
+
+def test_a_resumed_training_tells_the_time_of_the_epochs_to_do(make_run, caplog, monkeypatch):
+    cube = torch.rand(1, 8, 8, 4)
+    data = 50 * [{"image": cube, "label": cube, "scan": 0}]
+    make_run(epochs=2, data=data, batch_size=1).trainer.run()
+    clock = [1000.0]
+    again = make_run(epochs=4, data=data, batch_size=1, resume=True)
+    again.trainer.add_event_handler(Events.ITERATION_STARTED, lambda: clock.__setitem__(0, clock[0] + 1.0))
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with caplog.at_level(logging.INFO):
+        again.trainer.run()
+    assert "epoch 3/4: about 0:00:50 an epoch, 0:01:40 for the 2 epochs to do" in caplog.text
+    assert "0:00:50 left" in caplog.text
+
+
+def test_short_epochs_have_no_estimate(make_run, caplog):
+    cube = torch.rand(1, 8, 8, 4)
+    with caplog.at_level(logging.INFO):
+        make_run(epochs=2, data=49 * [{"image": cube, "label": cube, "scan": 0}], batch_size=1).trainer.run()
+    assert "an epoch," not in caplog.text
+
+
+def test_ten_thousand_epochs_cost_no_time():
+    remaining = RemainingTime(1, 10_000)
+    for epoch in range(1, 5_001):
+        remaining.add(epoch, 2.0)
+    start = time.perf_counter()
+    assert remaining.seconds_after(5_000) == 10_000
+    assert time.perf_counter() - start < 0.1
 
 
 @pytest.mark.parametrize(
