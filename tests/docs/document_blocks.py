@@ -51,12 +51,14 @@ def blocks_in(document: str, text: str) -> list[Block]:
         text: Markdown.
 
     Raises:
-        ValueError: when the last block is not closed.
+        ValueError: when the last block is not closed, or one stands in a quotation.
     """
     blocks: list[Block] = []
     opened: tuple[int, re.Match[str]] | None = None
     lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
+        if re.match(r"\s*>\s*(`{3,}|~{3,})", line):
+            raise ValueError(f"{document}:{number}: expected blocks outside of quotations, where they are not found")
         fence = FENCE.match(line.rstrip("\n"))
         if opened is None:
             opened = (number, fence) if fence else None

@@ -95,11 +95,13 @@ def _check_program(program: str | Path, words: Sequence[str], incomplete: bool) 
     parse, error = argparse.ArgumentParser.parse_args, argparse.ArgumentParser.error
 
     def parse_args(self: argparse.ArgumentParser, *arguments: Any) -> None:
+        if incomplete:
+            _require_nothing(self)
         parse(self, *arguments)
         raise _Parsed
 
     def report(self: argparse.ArgumentParser, message: str) -> None:
-        if incomplete and re.search(r"required|invalid \w+ value: '[A-Z]+'", message):
+        if incomplete and re.search(r"invalid \w+ value: '[A-Z]+'", message):
             raise _Parsed
         error(self, message)
 
@@ -124,6 +126,17 @@ def _check_program(program: str | Path, words: Sequence[str], incomplete: bool) 
     for name in set(sys.modules) - before:  # scripts that import their neighbours under names such as "build"
         if str(getattr(sys.modules[name], "__file__", "")).startswith(folder) and "." not in name:
             del sys.modules[name]
+
+
+def _require_nothing(parser: argparse.ArgumentParser) -> None:
+    """Let options and arguments be missing, of subcommands too, so that what is given is still compared."""
+    for group in parser._mutually_exclusive_groups:
+        group.required = False
+    for action in parser._actions:
+        action.required = False
+        if isinstance(action, argparse._SubParsersAction):
+            for each in set(action.choices.values()):
+                _require_nothing(each)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ waits for its status. Nothing is run that the function does not run.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -37,6 +38,12 @@ __command() {
 command_not_found_handle() { __command "$@"; }
 source() { __command source "$@"; }
 """
+END_OF_BLOCK = "__end_of_block"
+"""The word that bash sends after each block, so that a block which ends bash early is noticed."""
+
+BRANCH = re.compile(r"(^|[;&|]|\bdo\b|\bthen\b)\s*(exit|return|exec|if|case)\b|\|\|", re.MULTILINE)
+"""What leaves commands of a block unread, since each command here succeeds."""
+
 NO_FOLDERS = 'cd() { __command cd "$@"; }\n'
 """For blocks that are read only: the folders they go to are not there."""
 
@@ -89,15 +96,19 @@ def read_blocks(
         paths: programs that are called by a path, such as ``./run.sh``, which bash does not look up.
 
     Raises:
-        RuntimeError: when bash does not get through: a word that it cannot read, a variable that is not set, or a
-            command whose status is not 0.
+        RuntimeError: when bash does not get through: a word that it cannot read, a variable that is not set, a command
+            whose status is not 0, or a block whose end is not reached.
+        ValueError: when a block has a branch, of which bash would read one side only.
     """
+    for block in blocks:
+        if block.language == "bash" and (found := BRANCH.search(block.text)):
+            raise ValueError(f"{block.place}: expected commands one after the other, found {found[0].strip()!r}")
     lines = [PRELUDE, "" if change_folders else NO_FOLDERS]
     lines += [f'function {name} {{ __command {name} "$@"; }}\n' for name in paths]
     for number, block in enumerate(blocks):
         script = scratch / f"{number}.sh"
         script.write_text(block.text if block.language == "bash" else "__command\n", encoding="utf-8")
-        lines.append(f"__block={number}\nbuiltin source {shlex.quote(str(script))}\n")
+        lines.append(f"__block={number}\nbuiltin source {shlex.quote(str(script))}\n__ask '' {END_OF_BLOCK}\n")
     (scratch / "all.sh").write_text("".join(lines), encoding="utf-8")
     bash = shutil.which("bash")
     if bash is None:
@@ -120,18 +131,23 @@ def read_blocks(
     ):
         os.close(sends)
         os.close(receives)
-        place = blocks[0].place
+        place, ended = blocks[0].place, 0
         try:
             for number, directory, stdin, *words in _messages(incoming):
                 block = blocks[int(number)]
                 place = block.place
+                if words == [END_OF_BLOCK]:
+                    ended += 1
+                    outgoing.write("0\n")
+                    outgoing.flush()
+                    continue
                 answer = call(block, Command(tuple(words), Path(directory), stdin))
                 outgoing.write(f"{answer.status} {answer.output or ''}\n")
                 outgoing.flush()
         except BaseException:
             process.kill()
             raise
-    if process.returncode != 0:
+    if process.returncode != 0 or ended != len(blocks):
         raise RuntimeError(f"{place} or after it: {(scratch / 'stderr').read_text()[-2000:]}")
 
 

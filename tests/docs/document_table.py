@@ -77,7 +77,7 @@ ELSEWHERE = {
     "monailabel start_server": Elsewhere("make test-label", "tests/label/conftest.py", '"start_server"'),
     "monailabel.client": Elsewhere("make test-label", _STOCK, "MONAILabelClient"),
     "nnUNetv2_plan_and_preprocess": Elsewhere("make test-nnunet", _NNUNET, '"nnUNetv2_plan_and_preprocess"'),
-    "nnUNetv2_train ": Elsewhere("make test-nnunet", _NNUNET, '"nnUNetv2_train"'),
+    "nnUNetv2_train": Elsewhere("make test-nnunet", _NNUNET, '"nnUNetv2_train"'),
     "nnUNetv2_evaluate_folder": Elsewhere("make test-nnunet", _NNUNET, '"nnUNetv2_evaluate_folder"'),
     "nnUNetv2_preprocess_like_nnssl": Elsewhere("where it is installed", _NNUNET, '"nnUNetv2_preprocess_like_nnssl"'),
     "nnUNetv2_train_pretrained": Elsewhere("where it is installed", _NNUNET, '"nnUNetv2_train_pretrained"'),

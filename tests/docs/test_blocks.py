@@ -52,7 +52,8 @@ def checked(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Checked:
 
 def elsewhere_of(text: str) -> str:
     """Find the table's entry for a command or a module, the longest that fits."""
-    return max((first for first in table.ELSEWHERE if text.startswith(first)), key=len, default="")
+    fits = [first for first in table.ELSEWHERE if re.match(rf"{re.escape(first)}($|[ /?]|(?<=/))", text)]
+    return max(fits, key=len, default="")
 
 
 def as_here(command: Command) -> Command:
@@ -179,6 +180,10 @@ FAULTS = {
     ),
     "a command of MONAI that is gone": ("bash", "python -m monai.bundle gone", "monai.bundle has no command gone"),
     "an argument of MONAI that is gone": ("bash", "python -m monai.bundle download --names a", "unexpected|names"),
+    "a block that ends the shell": ("bash", "make demo && exit", "expected commands one after the other"),
+    "a command that is not reached": ("bash", "make demo || python -m models_genesis.gone", "one after the other"),
+    "a branch": ("bash", "if make demo; then make gone; fi", "one after the other"),
+    "a program whose name begins like another's": ("bash", "gitx push", "no check for this program"),
     "code that does not compile": ("python", "x = (", "was never closed"),
     "a name that is gone": ("python", "from models_genesis.networks import Gone", "cannot import name 'Gone'"),
     "an attribute that is gone": ("python", "import numpy\nnumpy.gone(1)", "has no gone"),
@@ -195,11 +200,23 @@ def test_a_fault_is_found_and_its_place_told(name: str, folder: Path, tmp_path: 
     blocks = blocks_in("page.md", f"# Page\n\n```bash\nmake test\n```\n\n```{language}\n{text}\n```\n")
     try:
         faults = faults_of(blocks, folder, tmp_path, set())
-    except RuntimeError as error:  # of bash itself
+    except (RuntimeError, ValueError) as error:  # of bash itself, or of a block that it is not given
         faults = [str(error)]
     (fault,) = faults
     assert re.search(message, fault)
     assert fault.startswith("page.md:")
+
+
+def test_a_block_in_a_quotation_is_not_passed_over() -> None:
+    with pytest.raises(ValueError, match=r"page\.md:2: expected blocks outside of quotations"):
+        blocks_in("page.md", "> note\n> ```bash\n> make gone\n> ```\n")
+
+
+def test_an_option_in_a_sentence_is_compared_though_required_ones_are_missing(folder: Path) -> None:
+    words = ("python", "-m", "models_genesis.datasets", "lits")
+    check(Command(words, folder, ""), incomplete=True)
+    with pytest.raises(CommandError, match="unrecognized arguments: --gone"):
+        check(Command((*words, "--gone"), folder, ""), incomplete=True)
 
 
 def test_bash_hands_over_what_a_reader_means(tmp_path: Path) -> None:

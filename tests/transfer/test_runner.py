@@ -96,9 +96,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_table(make_study, tmp_pa
     generator, kills = random.Random(0), 0
     context = multiprocessing.get_context("fork")
     for _ in range(200):
+        # by what is done, not by the clock, so that a machine that gets faster or slower does not matter
+        goal = len(cases(tmp_path / "killed")) + generator.randrange(4)
         process = context.Process(target=_child, args=(path, tmp_path / "killed", tmp_path / "child.log"))
         process.start()
-        process.join(generator.uniform(0, 4 * each))  # two of 18 runs on average, whatever the machine
+        while process.is_alive() and len(cases(tmp_path / "killed")) < goal:
+            time.sleep(0.005)
+        process.join(generator.uniform(0, each))  # somewhere in the next run
         if process.exitcode is not None:
             break
         os.kill(process.pid, signal.SIGKILL)
@@ -107,7 +111,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_table(make_study, tmp_pa
         if (tmp_path / "killed" / "runs.csv").exists():
             table(tmp_path / "killed")  # whole at any time
     assert process.exitcode == 0, (tmp_path / "child.log").read_text()
-    assert kills >= 4
+    assert kills >= 3
     assert table(tmp_path / "killed") == table(tmp_path / "whole")
     assert cases(tmp_path / "killed") == cases(tmp_path / "whole")
     assert not list((tmp_path / "killed" / "work").iterdir())
