@@ -16,7 +16,7 @@ LABEL_VENV ?= .venv-label
 # nnU-Net v2 needs torchvision and much else (8 GB, some 5 minutes).
 NNUNET_VENV ?= .venv-nnunet
 
-.PHONY: help setup demo test docs fuzz gpu lint format clean zips test-zip label-env test-label nnunet-env test-nnunet
+.PHONY: help setup demo test docs fuzz gpu lint format clean zips test-zip label-env test-label viewer nnunet-env test-nnunet
 
 help:
 	@echo "make demo    pretrain on the built-in phantom, fine-tune on its livers, write a report to $(DEMO_DIR)/"
@@ -26,6 +26,7 @@ help:
 	@echo "make test-zip  the tests of the packed bundles in a fresh environment with nothing but what their metadata pin"
 	@echo "make label-env   the environment of MONAI Label, in $(LABEL_VENV)/"
 	@echo "make test-label  the bundles and the app label/ in running MONAI Label servers, in that environment"
+	@echo "make viewer      a phantom CT and MR in Orthanc (Debian packages orthanc, orthanc-dicomweb), MONAI Label on it, OHIF in your browser"
 	@echo "make nnunet-env  the environment of nnU-Net v2, in $(NNUNET_VENV)/"
 	@echo "make test-nnunet  nnU-Net trains on from weights pretrained here, in that environment"
 	@echo "make gpu     what is to be verified and measured on a GPU, in 8 minutes, to gpu_check/"
@@ -90,6 +91,9 @@ $(LABEL_VENV)/.installed: requirements-label.txt setup.cfg pyproject.toml
 
 test-label: label-env
 	$(LABEL_VENV)/bin/python -m pytest tests/label --durations 15
+
+viewer: label-env
+	$(LABEL_VENV)/bin/python tools/viewer.py
 
 nnunet-env: $(NNUNET_VENV)/.installed
 

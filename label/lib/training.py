@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
+from lib.archive_labels import fetch_cases, kept_scan
+from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.tasks.train.bundle import BundleTrainTask
@@ -64,6 +67,19 @@ class GenesisTrainTask(BundleTrainTask):
             )
         return super().__call__({**request, "pretrained": self.start_from == "model"}, datastore)
 
+    def _fetch_datalist(self, request: dict[str, Any], datastore: Datastore) -> Cases:
+        """List the labelled scans; those of an archive by the names of the bundle's labels."""
+        if not isinstance(datastore, DICOMWebDatastore):
+            cases: Cases = super()._fetch_datalist(request, datastore)
+            return cases
+        return fetch_cases(datastore, self._label_values(), Path(self.bundle_path).name)
+
+    def _label_values(self) -> dict[str, int]:
+        """Values of the label map by name, as MONAI Label shows them."""
+        metadata = json.loads(Path(self.bundle_metadata_path).read_text(encoding="utf-8"))
+        channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+        return {name: int(value) for value, name in channels.items() if name != "background"}
+
     def _partition_datalist(
         self, datalist: Cases, request: dict[str, Any], shuffle: bool = False
     ) -> tuple[Cases, Cases]:
@@ -118,7 +134,13 @@ class PretrainTask(GenesisTrainTask):
         return super().__call__({"max_epochs": 100, **request}, datastore)
 
     def _fetch_datalist(self, request: dict[str, Any], datastore: Datastore) -> Cases:
-        return [{"image": datastore.get_image_uri(name)} for name in sorted(datastore.list_images())]
+        cases: Cases = []
+        for name in sorted(datastore.list_images()):
+            try:
+                cases.append({"image": kept_scan(datastore, name)})
+            except Exception:  # of an archive's scans, which are downloaded and converted here
+                logger.exception("%s: left out, for it could not be read", name)
+        return cases
 
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
         overrides.update(self._width_of_model(), on_bad_scan="skip", cubes_per_scan=self.cubes_per_scan)

@@ -105,7 +105,9 @@ def start_server(environment: None, tmp_path_factory: pytest.TempPathFactory) ->
     """Start the server of an app as a user does; it is stopped, with all its children, when the block ends."""
 
     @contextmanager
-    def start(app: Path, studies: Path, timeout: float = 180, **conf: str) -> Iterator[Server]:
+    def start(
+        app: Path, studies: Path | str, timeout: float = 180, variables: Mapping[str, str] | None = None, **conf: str
+    ) -> Iterator[Server]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -119,7 +121,8 @@ def start_server(environment: None, tmp_path_factory: pytest.TempPathFactory) ->
         with log.open("wb") as stream:
             process = subprocess.Popen(
                 [*map(str, line), "-i", "127.0.0.1", "-p", str(port)],
-                cwd=folder, stdout=stream, stderr=subprocess.STDOUT, env={**ENVIRONMENT, **own}, start_new_session=True,
+                cwd=folder, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
+                env={**ENVIRONMENT, **own, **(variables or {})},
             )  # fmt: skip
         server = Server(f"http://127.0.0.1:{port}", process, log)
         try:

@@ -7,14 +7,18 @@ import doctest
 import importlib
 import json
 import sys
+import zipfile
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("inference", "points", "training", "uncertainty")
+PARTS = ("archive_labels", "inference", "points", "training", "uncertainty")
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +143,93 @@ def test_weights_that_would_segment_everything_as_background_are_refused(damage,
         torch.save({name: value * float("nan") for name, value in state.items()}, path)
     else:
         content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 16
+        with zipfile.ZipFile(path) as archive:  # between its members are bytes that nobody reads
+            largest = max(archive.infolist(), key=lambda each: each.file_size)
+            place = content.index(archive.read(largest)) + largest.file_size // 2
+        content[place] ^= 16
         path.write_bytes(content if damage == "a bit" else b"")
     with pytest.raises(MONAILabelException) as error:
         task.check_weights()
     assert str(path) in str(error.value.msg)
+
+
+def segmentation(label: np.ndarray, affine: np.ndarray, names: dict[int, str], extra: tuple[str, ...] = ()) -> Any:
+    """A DICOM segmentation in memory: the slices that have something of each value, numbered from 1, and empty ones."""
+    from pydicom.dataset import Dataset
+
+    place = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    spacing = np.linalg.norm(place[:3, :3], axis=0)
+
+    def of(**elements: Any) -> Dataset:
+        made = Dataset()
+        for keyword, value in elements.items():
+            setattr(made, keyword, value)
+        return made
+
+    plane = of(ImageOrientationPatient=[float(value) for value in (place[:3, :2] / spacing[:2]).T.ravel()])
+    measures = of(PixelSpacing=[float(spacing[1]), float(spacing[0])])
+    shared = of(PlaneOrientationSequence=[plane], PixelMeasuresSequence=[measures])
+    frames, groups = [], []
+    for number, value in enumerate(names, 1):
+        for z in np.flatnonzero((label == value).any(axis=(0, 1))):
+            frames.append((label[:, :, z] == value).T)
+            position = of(ImagePositionPatient=[float(each) for each in (place @ [0, 0, z, 1])[:3]])
+            segment = of(ReferencedSegmentNumber=number)
+            groups.append(of(PlanePositionSequence=[position], SegmentIdentificationSequence=[segment]))
+    numbered = enumerate([*names.values(), *extra], 1)
+    made = SimpleNamespace(SegmentSequence=[of(SegmentNumber=number, SegmentLabel=name) for number, name in numbered])
+    made.pixel_array = np.squeeze(np.array(frames, np.uint8), 0) if len(frames) == 1 else np.array(frames, np.uint8)
+    made.Rows, made.Columns = label.shape[1], label.shape[0]
+    made.SharedFunctionalGroupsSequence, made.PerFrameFunctionalGroupsSequence = [shared], groups
+    return made
+
+
+def scan_and_label() -> tuple[Any, np.ndarray]:
+    """An oblique scan of three different extents and spacings, and a label map with the values 2 and 4."""
+    from models_genesis.datasets import ScanHeader
+
+    turn = np.array([[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = turn @ np.diag([0.7, 0.9, 2.5]), (-30, 12, 5)
+    label = np.zeros((9, 8, 7), np.uint8)
+    label[2:5, 1:7, 1:3], label[6:, 5:, 2:6] = 2, 4
+    return ScanHeader(label.shape, (0.7, 0.9, 2.5), affine), label
+
+
+def test_segments_of_an_archive_are_placed_by_name(lib):
+    """Whatever number they have, whatever else there is, and where the scan's axes are turned the other way."""
+    place = lib["archive_labels"].place_segments
+    header, label = scan_and_label()
+    stored = segmentation(label, header.affine, {2: "Liver", 4: "bone"}, extra=("nodule",))
+    np.testing.assert_array_equal(place(stored, header, {"liver": 1}), label == 2)
+    both = place(stored, header, {"bone": 3, "LIVER": 1, "nodule": 2})
+    np.testing.assert_array_equal(both, np.select([label == 2, label == 4], [1, 3], 0))
+    flip = np.diag([-1.0, 1.0, -1.0, 1.0])
+    flip[:3, 3] = (label.shape[0] - 1, 0, label.shape[2] - 1)
+    turned = replace(header, affine=header.affine @ flip)
+    np.testing.assert_array_equal(place(stored, turned, {"liver": 1}), (label == 2)[::-1, :, ::-1])
+    one = np.zeros_like(label)
+    one[3, 2, 4] = 2
+    np.testing.assert_array_equal(place(segmentation(one, header.affine, {2: "liver"}), header, {"liver": 1}), one == 2)
+
+
+def test_segments_that_say_nothing_or_fit_nowhere_are_refused(lib):
+    place = lib["archive_labels"].place_segments
+    header, label = scan_and_label()
+    stored = segmentation(label, header.affine, {2: "liver", 4: "bone"}, extra=("nodule",))
+    for unknown in ("spleen", "nodule"):  # of no segment, and of an empty one
+        with pytest.raises(ValueError, match=rf"names \['{unknown}'\], found segments \['bone', 'liver', 'nodule'\]"):
+            place(stored, header, {unknown: 1})
+    shifted = header.affine.copy()
+    shifted[:3, 3] += header.affine[:3, 2] / 2
+    with pytest.raises(ValueError, match="expected frame 1 to lie on voxels of its scan"):
+        place(stored, replace(header, affine=shifted), {"liver": 1})
+    with pytest.raises(ValueError, match="expected frame 1 to lie on voxels of its scan"):
+        place(stored, replace(header, shape=(4, 8, 7)), {"liver": 1})
+    stored.PerFrameFunctionalGroupsSequence += stored.PerFrameFunctionalGroupsSequence[:1]
+    stored.pixel_array = np.concatenate([stored.pixel_array, stored.pixel_array[:1]])
+    with pytest.raises(ValueError, match="expected segments that do not overlap"):
+        place(stored, header, {"liver": 1})
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from models_genesis.datasets import Label, make_phantom
-from models_genesis.networks import save_weights
+from models_genesis.training import save_trained_weights
 
 LITS, LIDC = "genesis_lits_liver_ct_segmentation", "genesis_lidc_nodule_ct_segmentation"
 BRATS, MSD = "genesis_brats_mri_segmentation", "genesis_msd_segmentation"
@@ -97,7 +97,11 @@ def write_balanced_weights(bundle: Path, scan: Path) -> None:
         # of different values, for all the air has one, which would be on the edge as a whole
         shift = torch.stack([channel.unique().quantile(0.8) for channel in logits.as_tensor()])
         list(network.parameters())[-1].sub_(shift)
-    save_weights(network.state_dict(), bundle / "models" / "model.pt")
+    training = ConfigParser()
+    training.read_config(bundle / "configs" / "train.json")
+    training.update({"bundle_root": str(bundle)})
+    settings = training.get_parsed_content("model_settings")
+    save_trained_weights(network.state_dict(), bundle / "models" / "model.pt", settings)
 
 
 @dataclass

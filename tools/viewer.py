@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Look at scans in a real viewer: an Orthanc archive, MONAI Label with the app in ``label/``, and its OHIF.
+
+``make viewer``, or in MONAI Label's environment ``python tools/viewer.py``, stores a phantom CT and a phantom MR in a
+fresh archive; ``--dicom FOLDER`` stores the DICOM files below a folder instead. Ctrl-C ends both servers. The bundles
+are copies, so what is trained in the viewer does not change those of this repository. ``docs/monai-label.md`` shows
+what to click.
+
+MONAI Label listens on 127.0.0.1 alone. Debian's Orthanc cannot be told an address: it listens on all of them, and
+refuses whatever does not come from this machine. Neither has a password.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from models_genesis.datasets import make_brain_phantom, make_phantom
+
+ROOT = Path(__file__).resolve().parents[1]
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+MODALITIES = ("CT", "MR")
+
+
+class NotInstalledError(RuntimeError):
+    """A program that the viewer needs is missing."""
+
+
+def find_orthanc() -> Path:
+    """Find Orthanc and its DICOMweb plugin where Debian's packages put them.
+
+    Returns:
+        The program.
+
+    Raises:
+        NotInstalledError: when one is missing.
+    """
+    program = shutil.which("Orthanc", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    missing = ([] if program else ["Orthanc on the PATH or in /usr/sbin"]) + ([] if PLUGIN.is_file() else [str(PLUGIN)])
+    if program is None or missing:
+        wanted = "apt-get install orthanc orthanc-dicomweb"
+        raise NotInstalledError(f"expected {' and '.join(missing)}, found no such file: {wanted}")
+    return Path(program)
+
+
+def free_port() -> int:
+    """Find a port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def run_server(line: Sequence[str | Path], url: str, log: Path, environment: Mapping[str, str]) -> Iterator[None]:
+    """Run a server until the block ends, and then its children, too.
+
+    Args:
+        line: the command line.
+        url: what is answered with 200 as soon as it is ready.
+        log: file of what it prints.
+        environment: variables besides those of this process.
+
+    Raises:
+        RuntimeError: when it ends before it is ready, or is not ready after five minutes.
+    """
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [str(part) for part in line],
+            cwd=log.parent, stdout=stream, stderr=subprocess.STDOUT,
+            env={**os.environ, **environment}, start_new_session=True,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 300
+        while not _answers(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                tail = log.read_text(errors="replace")[-3000:]
+                raise RuntimeError(f"{line[0]}: expected an answer from {url}, found none. The end of {log}:\n{tail}")
+            time.sleep(0.5)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            pass
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            return int(answer.status) == 200
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+@contextmanager
+def run_orthanc(folder: Path) -> Iterator[str]:
+    """Run an archive until the block ends.
+
+    Args:
+        folder: of its database, which is made if it does not exist.
+
+    Yields:
+        Its address; DICOMweb is below ``/dicom-web``.
+
+    Raises:
+        NotInstalledError: see :func:`find_orthanc`.
+    """
+    program, port = find_orthanc(), free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "Name": "Models Genesis",
+        "StorageDirectory": str(folder / "database"),
+        "IndexDirectory": str(folder / "database"),
+        "Plugins": [str(PLUGIN)],
+        "HttpPort": port,
+        "RemoteAccessAllowed": False,
+        "DicomServerEnabled": False,
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (folder / "orthanc.json").write_text(json.dumps(settings, indent=4) + "\n", encoding="utf-8")
+    url = f"http://127.0.0.1:{port}"
+    with run_server([program, folder / "orthanc.json"], f"{url}/system", folder / "orthanc.log", {}):
+        yield url
+
+
+def store_folder(orthanc: str, folder: Path) -> int:
+    """Store all DICOM files below a folder.
+
+    Args:
+        orthanc: address of the archive.
+        folder: the folder.
+
+    Returns:
+        Their number.
+
+    Raises:
+        ValueError: when the archive refuses a file, or there is none.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for file in files:
+        request = urllib.request.Request(f"{orthanc}/instances", file.read_bytes(), method="POST")
+        try:
+            urllib.request.urlopen(request, timeout=60).close()
+        except urllib.error.HTTPError as error:
+            found = error.read().decode(errors="replace")
+            raise ValueError(f"{file}: expected a DICOM file, found what Orthanc refuses: {found}") from error
+    if not files:
+        raise ValueError(f"{folder}: expected DICOM files, found none")
+    return len(files)
+
+
+def write_phantoms(folder: Path) -> None:
+    """Write, as DICOM, a CT around a nodule and a FLAIR image of a brain with a tumour, both made up.
+
+    The CT ends where the nodule ends, as the enclosed weights for nodules want it.
+    """
+    write_series = runpy.run_path(str(ROOT / "tools" / "write_dicom.py"))["write_series"]
+    chest, brain = make_phantom(0, "chest"), make_brain_phantom(0)
+    nodule = chest.nodules[0]
+    middle = np.linalg.solve(chest.affine, [*nodule.center_mm, 1])[:3]
+    reach = np.array([25.0, 25.0, nodule.diameter_mm / 2 + 1]) / chest.spacing
+    first, last = (np.rint(middle + sign * reach).astype(int) for sign in (-1, 1))
+    place = chest.affine @ [[1, 0, 0, first[0]], [0, 1, 0, first[1]], [0, 0, 1, first[2]], [0, 0, 0, 1]]
+    crop = chest.image[tuple(slice(*ends) for ends in zip(first, last + 1, strict=True))]
+    write_series(folder / "ct", crop, place, "CT", "PHANTOM-CT", "Phantom CT, nodule")
+    write_series(folder / "mr", brain.images["flair"], brain.affine, "MR", "PHANTOM-MR", "Phantom brain FLAIR")
+
+
+def copy_bundles(folder: Path) -> None:
+    """Copy this repository's bundles, with their weights and the labels of these, unless there are copies already."""
+    copy_bundle = runpy.run_path(str(ROOT / "label" / "copy_bundle.py"))["copy_bundle"]
+    for metadata in sorted((ROOT / "bundles").glob("*/configs/metadata.json")):
+        bundle = metadata.parents[1]
+        if not (folder / bundle.name).exists():
+            copy_bundle(bundle, folder / bundle.name, {})
+
+
+def dicomweb_environment(folder: Path, modalities: Sequence[str] = MODALITIES) -> dict[str, str]:
+    """Give what MONAI Label must be told to work on an archive.
+
+    Args:
+        folder: of what it downloads.
+        modalities: of the series that count as scans.
+
+    Returns:
+        Variables of the environment.
+    """
+    return {
+        # the launcher calls a bare `python`, and the server `itkimage2segimage`, which it downloads if it finds none
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+        "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "cache"),
+        "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
+        # CT alone by default; without any filter segmentations would count as scans. A comma is what Orthanc's
+        # DICOMweb takes for an alternative; other archives may want a backslash
+        "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": ",".join(modalities)}),
+        # by default it asks the archive every two hours, and offers a scan again that has been labelled
+        "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "0",
+    }
+
+
+@contextmanager
+def run_monailabel(
+    folder: Path, orthanc: str, port: int, conf: Mapping[str, str], modalities: Sequence[str] = MODALITIES
+) -> Iterator[str]:
+    """Run MONAI Label with the app in ``label/`` on an archive until the block ends.
+
+    Args:
+        folder: of the copies of app and bundles, of what is downloaded, and of the log.
+        orthanc: address of the archive.
+        port: of 127.0.0.1.
+        conf: settings of the app.
+        modalities: of the series that count as scans.
+
+    Yields:
+        Its address.
+
+    Raises:
+        NotInstalledError: when MONAI Label is not in this environment.
+        RuntimeError: when somebody listens on the port already, or the server does not start.
+    """
+    program = Path(sys.executable).with_name("monailabel")
+    if not program.is_file():
+        raise NotInstalledError(
+            f"expected {program}, found no such file: run `make viewer`, or see docs/monai-label.md"
+        )
+    with socket.socket() as taken:
+        if taken.connect_ex(("127.0.0.1", port)) == 0:
+            raise RuntimeError(f"--port {port}: expected a free port, found that another program listens on it")
+    copy_bundles(folder / "bundles")
+    left_out = shutil.ignore_patterns("bin", "logs", "model", "__pycache__")
+    shutil.copytree(ROOT / "label", folder / "app", ignore=left_out, dirs_exist_ok=True)
+    settings = {"bundles": str(folder / "bundles"), **conf}
+    options = [part for key, value in settings.items() for part in ("--conf", key, value)]
+    line = [program, "start_server", "--app", folder / "app", "--studies", f"{orthanc}/dicom-web", *options]
+    url = f"http://127.0.0.1:{port}"
+    environment = dicomweb_environment(folder, modalities)
+    at = ["--host", "127.0.0.1", "--port", str(port)]
+    with run_server([*line, *at], f"{url}/info/", folder / "monailabel.log", environment):
+        yield url
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: the command line; None takes that of this process.
+
+    Returns:
+        0 when it was ended by Ctrl-C, 1 when a server does not start or a file cannot be stored.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dicom", type=Path, action="append", default=[], metavar="FOLDER", help="what is stored")
+    parser.add_argument("--storage", type=Path, metavar="FOLDER", help="keep archive and trained bundles here")
+    parser.add_argument(
+        "--modality", choices=MODALITIES, help="what counts as a scan; both by default, but pretraining wants CT alone"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="of MONAI Label; OHIF's panel asks for 8000 by default")
+    parser.add_argument(
+        "--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="a setting of the app"
+    )
+    given = parser.parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores the first
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with ExitStack() as stack:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="viewer-")))
+            folder = (given.storage or scratch / "storage").resolve()
+            orthanc = stack.enter_context(run_orthanc(folder / "orthanc"))
+            if not given.dicom:
+                write_phantoms(scratch / "phantoms")
+            for source in given.dicom or [scratch / "phantoms"]:
+                print(f"{source}: {store_folder(orthanc, source)} files stored", flush=True)
+            modalities = [given.modality] if given.modality else MODALITIES
+            server = stack.enter_context(run_monailabel(folder, orthanc, given.port, dict(given.conf), modalities))
+            print(f"archive      {orthanc}/app/explorer.html\nMONAI Label  {server}", flush=True)
+            print(f"OHIF         {server}/ohif/\nCtrl-C ends all of it. Logs and data: {folder}", flush=True)
+            signal.pause()
+    except KeyboardInterrupt:
+        print("ended")
+        return 0
+    except (RuntimeError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
