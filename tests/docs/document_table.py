@@ -13,7 +13,7 @@ from dataclasses import dataclass
 VARIABLES = {
     "docs/data-lists.md": {"nnUNet_raw": "/data/nnUNet_raw", "nnUNet_preprocessed": "/data/nnUNet_preprocessed"},
     "docs/formats.md": {"nnUNet_preprocessed": "/data/nnUNet_preprocessed"},
-    "docs/monai-label.md": {"WEIGHTS": "models/model.pt", "CASE": "case"},
+    "docs/monai-label.md": {"WEIGHTS": "models/model.pt", "CASE": "case", "SERIES": "1.2.3"},
     "docs/publishing.md": {
         "B": "bundles/genesis_lits_liver_ct_segmentation",
         "DATA": "--dataset_dir /data/lits --datalist /data/lits/datalist.json",
@@ -73,6 +73,10 @@ ELSEWHERE = {
     ),
     "curl --fail http://127.0.0.1:8123/scoring/": Elsewhere("make test-label", _GENESIS, '"/scoring/'),
     "curl -LO https://example.org/": Elsewhere("an address that stands for the reader's own"),
+    "commandsManager.runCommand('storeSegmentation'": Elsewhere(
+        "make test-label, in OHIF", "tests/label/test_viewer.py", "storeSegmentation"
+    ),
+    "apt-get install orthanc": Elsewhere("make test-label needs them", "tools/viewer.py", "orthanc-dicomweb"),
     "monailabel apps --download": Elsewhere("make test-label", _STOCK, '"apps", "--download"'),
     "monailabel start_server": Elsewhere("make test-label", "tests/label/conftest.py", '"start_server"'),
     "monailabel.client": Elsewhere("make test-label", _STOCK, "MONAILabelClient"),
@@ -137,7 +141,7 @@ _CARD = "bundles/genesis_{}/docs/README.md".format
 _RECORD = "how the enclosed weights or the numbers came about, on data that are not part of the project"
 
 BLOCKS_LEFT_OUT = {
-    (_CARD("chest_ct_pretraining"), "docs/evidence/ct_wider.pretraining.json"): Elsewhere(_RECORD),
+    (_CARD("chest_ct_pretraining"), "docs/evidence/ct_longer.pretraining.json"): Elsewhere(_RECORD),
     (_CARD("chest_ct_pretraining"), "docs/real_ct_datalist.json"): Elsewhere(_RECORD),
     (_CARD("chest_ct_pretraining"), "models_genesis.datasets phantom"): Elsewhere(
         "from the same small weights", "tests/bundles/test_built_zips.py", "phantom_pretrained.pt"

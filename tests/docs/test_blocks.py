@@ -52,7 +52,7 @@ def checked(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Checked:
 
 def elsewhere_of(text: str) -> str:
     """Find the table's entry for a command or a module, the longest that fits."""
-    fits = [first for first in table.ELSEWHERE if re.match(rf"{re.escape(first)}($|[ /?]|(?<=/))", text)]
+    fits = [first for first in table.ELSEWHERE if re.match(rf"{re.escape(first)}($|[ /?,]|(?<=/))", text)]
     return max(fits, key=len, default="")
 
 
@@ -103,6 +103,8 @@ def check_one(block: Block, command: Command, folder: Path, used: set[str]) -> N
         used.add(block.language)
         json.loads(block.text)
         (folder / table.FILES[block.document, block.language]).write_text(block.text, encoding="utf-8")
+    elif first := elsewhere_of(block.text):
+        used.add(first)
     elif block.language.split(" ")[0] in table.SITE_LANGUAGES:
         used.add(block.language.split(" ")[0])
     else:
