@@ -56,7 +56,7 @@ def stored(tool) -> NotebookNode:
 @pytest.fixture(scope="module")
 def run(tool, stored, tmp_path_factory) -> Run:
     work = tmp_path_factory.mktemp("tutorial")
-    return Run(tool.execute(tool.with_parameters(stored, SMALL), tool.TUTORIAL.parent, work), work)
+    return Run(tool.execute(tool.with_parameters(stored, SMALL), tool.TUTORIAL.parent, work), work / "genesis_tutorial")
 
 
 def printed(notebook: NotebookNode) -> str:
