@@ -88,7 +88,11 @@ def test_a_third_of_the_rate():
 
 @pytest.mark.parametrize(
     ("study", "heading"),
-    [("candidates", "## Lung nodules or other bright spots"), ("candidates_confirm", "### Five new seeds")],
+    [
+        ("candidates", "## Lung nodules or other bright spots"),
+        ("candidates_confirm", "### Five new seeds"),
+        ("candidates_longer", "### A pretraining seven times longer"),
+    ],
 )
 def test_candidates_by_fold_and_seed(study, heading):
     with (RESULTS / study / "runs.csv").open(newline="", encoding="utf-8") as file:

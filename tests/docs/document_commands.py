@@ -105,7 +105,8 @@ def _check_program(program: str | Path, words: Sequence[str], incomplete: bool) 
             raise _Parsed
         error(self, message)
 
-    if isinstance(program, str) and importlib.util.find_spec(program) is None:
+    spec = importlib.util.find_spec(program) if isinstance(program, str) else None
+    if isinstance(program, str) and spec is None:
         raise CommandError(f"No module named {program}")
     folder = str(program.parent) if isinstance(program, Path) else str(ROOT)
     before = set(sys.modules)
@@ -120,8 +121,14 @@ def _check_program(program: str | Path, words: Sequence[str], incomplete: bool) 
         if isinstance(program, Path):
             runpy.run_path(str(program), run_name="__main__")
         else:
-            sys.modules.pop(program, None)
-            runpy.run_module(program, run_name="__main__", alter_sys=True)
+            # a module that is there already would be run a second time, with a warning; of a package, its __main__ is run
+            module = (
+                sys.modules.pop(program, None) if spec is not None and not spec.submodule_search_locations else None
+            )
+            try:
+                runpy.run_module(program, run_name="__main__", alter_sys=True)
+            finally:
+                sys.modules.update({} if module is None else {program: module})
         raise CommandError("it has parsed no arguments")
     for name in set(sys.modules) - before:  # scripts that import their neighbours under names such as "build"
         if str(getattr(sys.modules[name], "__file__", "")).startswith(folder) and "." not in name:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -219,6 +220,16 @@ def test_an_option_in_a_sentence_is_compared_though_required_ones_are_missing(fo
     check(Command(words, folder, ""), incomplete=True)
     with pytest.raises(CommandError, match="unrecognized arguments: --gone"):
         check(Command((*words, "--gone"), folder, ""), incomplete=True)
+
+
+def test_a_check_leaves_the_modules_of_the_other_tests_alone(folder: Path) -> None:
+    import models_genesis.networks.weight_files
+
+    before = {name: module for name, module in sys.modules.items() if name.startswith("models_genesis")}
+    for module in ("models_genesis.networks", "models_genesis.training", "benchmarks.deformations"):
+        check(Command(("python", "-m", module, "--help"), folder, ""))
+    assert {name: sys.modules.get(name) for name in before} == before
+    assert models_genesis.networks.weight_files is before["models_genesis.networks.weight_files"]
 
 
 def test_bash_hands_over_what_a_reader_means(tmp_path: Path) -> None:

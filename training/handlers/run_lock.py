@@ -174,8 +174,12 @@ class FolderLock:
         os.close(self._file)
 
     def _forget(self) -> None:
-        """Leave the lock to the parent, in a process that was forked from it."""
+        """Leave the lock to the parent, in a process that was forked from it.
+
+        The file's number is free then, and may be another file's when this process forks in its turn.
+        """
         self._stop.set()
+        _held.discard(self)
         os.close(self._file)
 
 

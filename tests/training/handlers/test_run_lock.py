@@ -83,11 +83,31 @@ def test_forked_loader_processes_do_not_keep_the_lock(tmp_path):
         os._exit(0)
     try:
         assert os.read(ready, 1) == b"1"
-        os.close(lock._file)  # what the system does when the training is killed
+        lock._forget()  # closes the file, as the system does when the training is killed
         FolderLock(tmp_path).release()
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_a_forked_process_that_forks_keeps_its_files(tmp_path):
+    """A loader's process has closed the lock's file; the number is the next file's, which its own child must keep."""
+    lock = FolderLock(tmp_path)
+    child = os.fork()
+    if child == 0:
+        file = os.open(os.devnull, os.O_RDONLY)
+        grandchild = os.fork()
+        if grandchild == 0:
+            try:
+                os.fstat(file)
+            except OSError:
+                os._exit(4)  # it was closed
+            os._exit(0 if file == lock._file else 3)
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]))
+    try:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        lock.release()
 
 
 def other_machine(folder, heartbeat=0.1):
