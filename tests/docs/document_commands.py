@@ -121,10 +121,9 @@ def _check_program(program: str | Path, words: Sequence[str], incomplete: bool) 
         if isinstance(program, Path):
             runpy.run_path(str(program), run_name="__main__")
         else:
-            # a module that is there already would be run a second time, with a warning; of a package, its __main__ is run
-            module = (
-                sys.modules.pop(program, None) if spec is not None and not spec.submodule_search_locations else None
-            )
+            # running a module that is imported already is warned of; of a package its __main__ is run, and it stays
+            package = spec is not None and bool(spec.submodule_search_locations)
+            module = None if package else sys.modules.pop(program, None)
             try:
                 runpy.run_module(program, run_name="__main__", alter_sys=True)
             finally:
