@@ -124,3 +124,28 @@ def test_differences_and_intervals(study, heading):
     for row in rows:
         difference, low, high = (f"{float(row[key]):+.3f}" for key in ("difference", "low", "high"))
         assert f"{difference} ({low} to {high}" in part, f"{row['arm']} against {row['against']}"
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/evidence.md", "bundles/genesis_chest_ct_pretraining/docs/README.md"]
+)
+def test_what_is_quoted_of_the_gain_is_the_primary_contrast(page):
+    with (RESULTS / "candidates_longer" / "contrasts.csv").open(newline="", encoding="utf-8") as file:
+        (row,) = [row for row in csv.DictReader(file) if row["primary"] == "True"]
+    text = (DOCS.parent / page).read_text(encoding="utf-8")
+    difference, low, high = (f"{float(row[key]):.3f}" for key in ("difference", "low", "high"))
+    assert re.search(rf"AUC of {difference}\b[^.]*", text)
+    assert f"95 % interval {low} to {high}" in text
+
+
+@pytest.mark.parametrize("study", ["candidates_confirm", "candidates_longer"])
+def test_differences_by_seed(study):
+    with (RESULTS / study / "runs.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    mean = {
+        (arm, seed): sum(float(row["score"]) for row in rows if (row["arm"], row["seed"]) == (arm, str(seed))) / 5
+        for arm in ("scratch", "rescaled")
+        for seed in range(2, 7)
+    }
+    by_seed = ", ".join(f"{mean['rescaled', seed] - mean['scratch', seed]:+.3f}" for seed in range(2, 7))
+    assert f"By seed {by_seed}" in TEXT
