@@ -13,16 +13,18 @@ from packaging.requirements import Requirement
 
 
 def closure(requirements: Iterable[str]) -> set[str]:
-    """Give the names of packages and of all that they require, as their own metadata say it."""
-    found: set[str] = set()
-    waiting = [Requirement(text) for text in requirements]
+    """Give the names of packages and of all that they and their extras require, as their own metadata say it."""
+    found: set[tuple[str, str]] = set()  # with the extra, "" for none
+    waiting = [(Requirement(text), "") for text in requirements]
     while waiting:
-        requirement = waiting.pop()
-        if requirement.name.lower() in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+        requirement, extra = waiting.pop()
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
             continue
-        found.add(requirement.name.lower())
-        waiting += [Requirement(text) for text in distribution(requirement.name).requires or []]
-    return found
+        for part in {"", *requirement.extras}:
+            if (requirement.name.lower(), part) not in found:
+                found.add((requirement.name.lower(), part))
+                waiting += [(Requirement(text), part) for text in distribution(requirement.name).requires or []]
+    return {name for name, _ in found}
 
 
 def others(requirements: Iterable[str]) -> list[str]:
