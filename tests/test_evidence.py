@@ -100,7 +100,7 @@ def test_candidates_by_fold_and_seed(study, heading):
     found = {
         (row["arm"].replace("_", " and "), int(row["seed"]), int(row["fold"])): float(row["score"]) for row in rows
     }
-    lines = {line[0]: line[1:] for line in lines_of(heading)[2:]}
+    lines = {line[0]: line[1:] for line in lines_of(heading)[2:] if len(line) == 7}
     assert set(lines) == {f"{arm}, {seed}" for arm, seed, _ in found}
     for name, cells in lines.items():
         arm, seed = name.split(", ")
@@ -149,3 +149,14 @@ def test_differences_by_seed(study):
     }
     by_seed = ", ".join(f"{mean['rescaled', seed] - mean['scratch', seed]:+.3f}" for seed in range(2, 7))
     assert f"By seed {by_seed}" in TEXT
+
+
+def test_rates_of_the_longer_pretraining():
+    lines = {line[0]: line[1:] for line in lines_of("### A pretraining seven times longer") if len(line) == 4}
+    for study, rate in (("", "0.001"), ("_slow", "0.0003"), ("_fast", "0.003")):
+        with (RESULTS / f"candidates_longer{study}" / "runs.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for arm in ("scratch", "rescaled"):
+            for place, seed in enumerate("234"):
+                values = [float(row["score"]) for row in rows if (row["arm"], row["seed"]) == (arm, seed)]
+                assert values == [] or lines[f"{arm}, {rate}"][place] == f"{sum(values) / 5:.3f}"
