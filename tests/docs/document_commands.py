@@ -129,9 +129,11 @@ def _check_program(program: str | Path, words: Sequence[str], incomplete: bool) 
             finally:
                 sys.modules.update({} if module is None else {program: module})
         raise CommandError("it has parsed no arguments")
-    for name in set(sys.modules) - before:  # scripts that import their neighbours under names such as "build"
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(folder) and "." not in name:
-            del sys.modules[name]
+    if isinstance(program, Path):  # scripts import their neighbours under names such as "build"
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file is not None and Path(file).parent == program.parent:
+                del sys.modules[name]
 
 
 def _require_nothing(parser: argparse.ArgumentParser) -> None:

@@ -225,9 +225,11 @@ def test_an_option_in_a_sentence_is_compared_though_required_ones_are_missing(fo
 def test_a_check_leaves_the_modules_of_the_other_tests_alone(folder: Path) -> None:
     import models_genesis.networks.weight_files
 
-    before = {name: module for name, module in sys.modules.items() if name.startswith("models_genesis")}
+    before = dict(sys.modules)
     for module in ("models_genesis.networks", "models_genesis.training", "benchmarks.deformations"):
         check(Command(("python", "-m", module, "--help"), folder, ""))
+    for name in {name.partition(".")[0] for name in sys.modules}:  # a parent that was taken out would be made anew
+        assert name in sys.modules
     assert {name: sys.modules.get(name) for name in before} == before
     assert models_genesis.networks.weight_files is before["models_genesis.networks.weight_files"]
 
