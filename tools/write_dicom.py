@@ -19,9 +19,9 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from models_genesis.datasets import ScanReader
+from models_genesis.datasets.io.scan_geometry import LPS_TO_RAS
 
 SOP_CLASSES = {"CT": CTImageStorage, "MR": MRImageStorage}
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def write_series(
@@ -50,7 +50,7 @@ def write_series(
     if not np.array_equal(values, volume):
         found = f"{volume.dtype} from {volume.min()} to {volume.max()}"
         raise ValueError(f"{description}: expected whole numbers that int16 can hold, found {found}")
-    place = RAS_TO_LPS @ affine
+    place = LPS_TO_RAS @ affine  # the same both ways
     spacing = np.linalg.norm(place[:3, :3], axis=0)
     axes = place[:3, :3] / spacing
     if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-4):

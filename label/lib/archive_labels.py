@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from models_genesis.datasets import ScanHeader, read_scan_header
+from models_genesis.datasets.io.scan_geometry import LPS_TO_RAS
 
 logger = logging.getLogger(__name__)
-
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def fetch_cases(datastore: DICOMWebDatastore, values: Mapping[str, int], bundle: str) -> list[dict[str, str]]:
@@ -151,7 +150,7 @@ def _frame_affine(groups: tuple[Any, ...]) -> NDArray[np.float64]:
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = axes[0] * spacing[1], axes[1] * spacing[0]
     affine[:3, 3] = np.array(_group(groups, "PlanePositionSequence").ImagePositionPatient, np.float64)
-    return RAS_TO_LPS @ affine
+    return np.asarray(LPS_TO_RAS @ affine, np.float64)
 
 
 def _homogeneous(columns: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
