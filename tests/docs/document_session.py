@@ -93,7 +93,7 @@ class Session:
 
     def _run(self, block: Block, command: Command, scratch: Path) -> Answer:
         program = command.words[0]
-        if program in table.NOT_RUN or any(str(command).startswith(first) for first in table.ELSEWHERE):
+        if program in table.NOT_RUN or table.elsewhere_of(" ".join(command.words)):
             return Answer()
         words = tuple(DATA.sub(f"{self.data}/", word) for word in command.words)
         if words not in self.said or command.stdin:

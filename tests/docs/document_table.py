@@ -8,6 +8,7 @@ an entry here that nothing needs any more.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 VARIABLES = {
@@ -98,6 +99,13 @@ ELSEWHERE = {
     "ngc": _BY_HAND,
 }
 """Commands by their first words, and modules, that need what is not installed here."""
+
+
+def elsewhere_of(text: str) -> str:
+    """Find the entry of :data:`ELSEWHERE` for a command, a module or a block, the longest that fits in whole words."""
+    fits = [first for first in ELSEWHERE if re.match(rf"{re.escape(first)}($|[ /?,]|(?<=/))", text)]
+    return max(fits, key=len, default="")
+
 
 SITE_LANGUAGES = {"{eval-rst}", "{glossary}", "{image}", "{toctree}"}
 """Blocks that lay out the site; ``tests/tools/test_build_docs.py`` builds it, where a warning is an error."""

@@ -51,12 +51,6 @@ def checked(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Checked:
     return Checked(faults, used)
 
 
-def elsewhere_of(text: str) -> str:
-    """Find the table's entry for a command or a module, the longest that fits."""
-    fits = [first for first in table.ELSEWHERE if re.match(rf"{re.escape(first)}($|[ /?,]|(?<=/))", text)]
-    return max(fits, key=len, default="")
-
-
 def as_here(command: Command) -> Command:
     """Put the project's scripts in place of copies, and leave out config files that are not there."""
     words = [table.SCRIPTS.get(word, word) for word in command.words]
@@ -90,13 +84,13 @@ def check_one(block: Block, command: Command, folder: Path, used: set[str]) -> N
             word for word in (*command.words, command.words[0]) if word in table.SCRIPTS or word in table.SHELL_TOOLS
         }
         used |= {name for name in table.ABSENT if name in text}
-        if first := elsewhere_of(text):
+        if first := table.elsewhere_of(text):
             used.add(first)
         elif command.words[0] not in table.SHELL_TOOLS:
             check(as_here(command))
     elif block.language == "python":
         modules = re.findall(r"^(?:from|import) ([\w.]+)", block.text, re.MULTILINE)
-        away = set(filter(None, map(elsewhere_of, modules)))
+        away = set(filter(None, map(table.elsewhere_of, modules)))
         used |= away
         if not away:
             check_code(block.text)
@@ -104,7 +98,7 @@ def check_one(block: Block, command: Command, folder: Path, used: set[str]) -> N
         used.add(block.language)
         json.loads(block.text)
         (folder / table.FILES[block.document, block.language]).write_text(block.text, encoding="utf-8")
-    elif first := elsewhere_of(block.text):
+    elif first := table.elsewhere_of(block.text):
         used.add(first)
     elif block.language.split(" ")[0] in table.SITE_LANGUAGES:
         used.add(block.language.split(" ")[0])
@@ -147,7 +141,7 @@ def test_what_is_run_elsewhere_is(key: str | tuple[str, str]) -> None:
 def test_commands_in_sentences_exist(document: str, folder: Path) -> None:
     """They may leave out arguments, and say in capitals or by dots what the reader has to put there."""
     for span in spans_of(document):
-        if re.match(r"(python|torchrun|make|pip) [^=]*$", span.text) and not elsewhere_of(span.text):
+        if re.match(r"(python|torchrun|make|pip) [^=]*$", span.text) and not table.elsewhere_of(span.text):
             words = [word for word in shlex.split(span.text) if word.strip(".")]
             placeholder = next((i for i, word in enumerate(words) if PLACEHOLDER.fullmatch(word)), len(words))
             complete = words[:placeholder] if placeholder == 3 else words
