@@ -14,10 +14,23 @@ TEXT = (DOCS / "evidence.md").read_text(encoding="utf-8")
 RESULTS = DOCS / "evidence" / "results"
 
 
+def rows_of(study: str, name: str = "runs.csv") -> list[dict[str, str]]:
+    """Rows of a study's table."""
+    with (RESULTS / study / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def mean_over_folds(study: str) -> dict[tuple[str, str], float]:
+    """Mean score of five folds by arm and seed."""
+    scores_of: dict[tuple[str, str], list[float]] = {}
+    for row in rows_of(study):
+        scores_of.setdefault((row["arm"], row["seed"]), []).append(float(row["score"]))
+    return {run: sum(found) / len(found) for run, found in scores_of.items() if len(found) == 5}
+
+
 def scores(study: str) -> dict[tuple[str, int, str], float]:
     """Dice by arm, seed and learning rate."""
-    with (RESULTS / study / "runs.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["stage"] == "main"]
+    rows = [row for row in rows_of(study) if row["stage"] == "main"]
     assert all(row["status"] == "done" for row in rows)
     return {(row["arm"], int(row["seed"]), row["rate"]): float(row["score"]) for row in rows}
 
@@ -95,10 +108,9 @@ def test_a_third_of_the_rate():
     ],
 )
 def test_candidates_by_fold_and_seed(study, heading):
-    with (RESULTS / study / "runs.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     found = {
-        (row["arm"].replace("_", " and "), int(row["seed"]), int(row["fold"])): float(row["score"]) for row in rows
+        (row["arm"].replace("_", " and "), int(row["seed"]), int(row["fold"])): float(row["score"])
+        for row in rows_of(study)
     }
     lines = {line[0]: line[1:] for line in lines_of(heading)[2:] if len(line) == 7}
     assert set(lines) == {f"{arm}, {seed}" for arm, seed, _ in found}
@@ -118,8 +130,7 @@ def test_candidates_by_fold_and_seed(study, heading):
 )
 def test_differences_and_intervals(study, heading):
     part = TEXT.split(heading, 1)[1].split("\n#", 1)[0].replace("95 % interval ", "").replace(" over patients", "")
-    with (RESULTS / study / "contrasts.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["rate_kind"] == "common" and row["difference"]]
+    rows = [row for row in rows_of(study, "contrasts.csv") if row["rate_kind"] == "common" and row["difference"]]
     assert len(rows) == 3
     for row in rows:
         difference, low, high = (f"{float(row[key]):+.3f}" for key in ("difference", "low", "high"))
@@ -130,8 +141,7 @@ def test_differences_and_intervals(study, heading):
     "page", ["README.md", "docs/evidence.md", "bundles/genesis_chest_ct_pretraining/docs/README.md"]
 )
 def test_what_is_quoted_of_the_gain_is_the_primary_contrast(page):
-    with (RESULTS / "candidates_longer" / "contrasts.csv").open(newline="", encoding="utf-8") as file:
-        (row,) = [row for row in csv.DictReader(file) if row["primary"] == "True"]
+    (row,) = [row for row in rows_of("candidates_longer", "contrasts.csv") if row["primary"] == "True"]
     text = (DOCS.parent / page).read_text(encoding="utf-8")
     difference, low, high = (f"{float(row[key]):.3f}" for key in ("difference", "low", "high"))
     assert re.search(rf"AUC of {difference}\b[^.]*", text)
@@ -140,23 +150,22 @@ def test_what_is_quoted_of_the_gain_is_the_primary_contrast(page):
 
 @pytest.mark.parametrize("study", ["candidates_confirm", "candidates_longer"])
 def test_differences_by_seed(study):
-    with (RESULTS / study / "runs.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    mean = {
-        (arm, seed): sum(float(row["score"]) for row in rows if (row["arm"], row["seed"]) == (arm, str(seed))) / 5
-        for arm in ("scratch", "rescaled")
-        for seed in range(2, 7)
-    }
-    by_seed = ", ".join(f"{mean['rescaled', seed] - mean['scratch', seed]:+.3f}" for seed in range(2, 7))
+    mean = mean_over_folds(study)
+    by_seed = ", ".join(f"{mean['rescaled', seed] - mean['scratch', seed]:+.3f}" for seed in "23456")
     assert f"By seed {by_seed}" in TEXT
 
 
 def test_rates_of_the_longer_pretraining():
     lines = {line[0]: line[1:] for line in lines_of("### A pretraining seven times longer") if len(line) == 4}
-    for study, rate in (("", "0.001"), ("_slow", "0.0003"), ("_fast", "0.003")):
-        with (RESULTS / f"candidates_longer{study}" / "runs.csv").open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        for arm in ("scratch", "rescaled"):
-            for place, seed in enumerate("234"):
-                values = [float(row["score"]) for row in rows if (row["arm"], row["seed"]) == (arm, seed)]
-                assert values == [] or lines[f"{arm}, {rate}"][place] == f"{sum(values) / 5:.3f}"
+    means = {
+        f"{arm}, {rate}": {seed: mean for (each, seed), mean in mean_over_folds(study).items() if each == arm}
+        for study, rate in (
+            ("candidates_longer", "0.001"),
+            ("candidates_longer_slow", "0.0003"),
+            ("candidates_longer_fast", "0.003"),
+        )
+        for arm in ("scratch", "rescaled")
+    }
+    for run, by_seed in means.items():
+        if by_seed:
+            assert lines[run] == [f"{by_seed[seed]:.3f}" for seed in "234"]
