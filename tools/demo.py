@@ -16,10 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from demo_report import Run, StageRecord, restoration_errors, write_report
-
-from models_genesis.networks.weight_inspection import genesis_architecture
+from demo_report import Run, StageRecord, write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINING = ROOT / "bundles" / "genesis_chest_ct_pretraining"
@@ -35,9 +32,6 @@ ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
 }
-
-# Shipped weights that would take longer to restore the demo's scans are left out.
-SHIPPED_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -133,65 +127,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.patients < 5:
         parser.error(f"--patients: expected 5 or more, of which a fifth validates, found {parsed.patients}")
     settings = Settings(parsed.out.resolve(), parsed.patients, epochs=parsed.epochs, liver_epochs=parsed.liver_epochs)
-    shipped = shipped_weights(PRETRAINING / "models")
     print("Timing a few steps on this machine ...", flush=True)
-    timing = measure_machine(settings, shipped)
-    first = pretraining(settings)
-    for name, (weights, features) in list(shipped.items()):
-        stages = restoring(settings, name, weights, features)
-        if sum(stage.work(timing) for stage in stages) > SHIPPED_SECONDS:
-            print(f"{name}: its network would take more than {SHIPPED_SECONDS} s to restore here, left out", flush=True)
-            del shipped[name]
-        else:
-            first += stages
-    left = first + fine_tuning(settings, settings.out / "models" / "model.pt")
-    total = sum(stage.estimate(timing) for stage in left)
-    print(f"On this {timing['device']} the demo will take about {readable(total)}, in {len(left)} stages.", flush=True)
-    if (status := run_stages(first, timing)) != 0:
+    timing = measure_machine(settings)
+    stages = pretraining(settings) + fine_tuning(settings)
+    total = sum(stage.estimate(timing) for stage in stages)
+    print(
+        f"On this {timing['device']} the demo will take about {readable(total)}, in {len(stages)} stages.", flush=True
+    )
+    if (status := run_stages(stages, timing)) != 0:
         return status
-    start_name, start = best_start(settings, shipped)
-    last = fine_tuning(settings, start)
-    if (status := run_stages(last, timing)) != 0:
-        return status
-    stages = first + last
     records = [StageRecord(stage.title, stage.command, stage.estimate(timing), stage.seconds) for stage in stages]
-    run = Run(ROOT, records, list(shipped), start_name, timing["device"], settings.cube_size[1], settings.as_text())
+    run = Run(ROOT, records, timing["device"], settings.cube_size[1], settings.as_text())
     report = write_report(settings.out, run)
     print(f"\nreport: {report}")
     return 0
 
 
-def shipped_weights(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
-    """Find the pretrained weights that come with the project.
-
-    Args:
-        folder: the pretraining bundle's ``models/``.
-
-    Returns:
-        File and channels of each U-Net that restores one channel, by the file's name; without ``model.pt`` and
-        ``last_epoch.pt``, which are a user's own.
-    """
-    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
-    for path in sorted(folder.glob("*.pt")):
-        if path.stem in ("model", "last_epoch"):
-            continue
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-        architecture = genesis_architecture(tensors)
-        if architecture is None:
-            continue
-        kind, network = architecture
-        one_channel = {"spatial_dims": 3, "in_channels": 1, "out_channels": 1}
-        if kind == "GenesisUNet" and one_channel.items() <= network.items():
-            found[path.stem] = (path, network["features"])
-    return found
-
-
-def measure_machine(settings: Settings, shipped: Mapping[str, tuple[Path, tuple[int, ...]]]) -> dict[str, Any]:
+def measure_machine(settings: Settings) -> dict[str, Any]:
     """Time the parts of the stages on this machine, in a process like theirs.
 
     Args:
         settings: what will be run.
-        shipped: the weights that will restore, see :func:`shipped_weights`.
 
     Returns:
         What ``demo_timing.measure`` gives, and ``start``, the seconds that a process needs before it works.
@@ -203,7 +159,6 @@ def measure_machine(settings: Settings, shipped: Mapping[str, tuple[Path, tuple[
             "pretraining": [settings.pretraining_batch, settings.pretraining_cube],
             "fine_tuning": [settings.batch_size, settings.cube_size],
         },
-        "shipped": {name: features for name, (_, features) in shipped.items()},
     }
     command = [sys.executable, str(ROOT / "tools" / "demo_timing.py"), json.dumps(request)]
     begin = time.monotonic()
@@ -315,66 +270,39 @@ def pretraining(settings: Settings) -> list[Stage]:
             lambda t: steps * t["pretraining_step"] + restored * t["window"],
         ),
     ]
-    return stages + restoring(settings, "demo", out / "models" / "model.pt", settings.features)
+    return stages + restoring(settings)
 
 
-def restoring(settings: Settings, name: str, weights: Path, features: Sequence[int]) -> list[Stage]:
-    """The stages in which a network restores cubes, for the errors, and whole scans, for the pictures.
+def restoring(settings: Settings) -> list[Stage]:
+    """The stages in which the pretrained network restores cubes, for the errors, and whole scans, for the pictures.
 
     Args:
         settings: what to run.
-        name: of the weights, ``"demo"`` for the demo's own.
-        weights: their file.
-        features: channels of their network.
 
     Returns:
         The stages.
     """
     out, configs = settings.out, PRETRAINING / "configs"
-    common = common_keys(settings, PRETRAINING, features)
+    common = common_keys(settings, PRETRAINING, settings.features)
     # larger cubes than those of the pretraining
-    common += ["--ckpt_dir", str(weights.parent), "--allow_changed_settings", "True"]
+    common += ["--ckpt_dir", str(out / "models"), "--allow_changed_settings", "True"]
     evaluate = ["--config_file", f"['{configs}/train.json','{configs}/evaluate.json']", *common]
-    evaluate += ["--validate#handlers#0#load_path", str(weights), "--output_dir", str(out / "restoration" / name)]
-    evaluate += ["--tissue_threshold", "$None", "--val_cubes_per_scan", str(settings.val_cubes_per_scan)]
-    restore = ["--config_file", f"{configs}/inference.json", *common, "--handlers#0#load_path", str(weights)]
-    restore += ["--output_dir", str(out / "restored" / name)]
-    whose = "the network" if name == "demo" else f"the shipped {name}"
+    evaluate += ["--output_dir", str(out / "restoration"), "--tissue_threshold", "$None"]
+    evaluate += ["--val_cubes_per_scan", str(settings.val_cubes_per_scan)]
+    restore = ["--config_file", f"{configs}/inference.json", *common, "--output_dir", str(out / "restored")]
     cubes = settings.validation_patients * settings.val_cubes_per_scan
     windows = settings.validation_patients * 3 * 3 * 4
-
-    def window(timing: Mapping[str, Any]) -> float:
-        return timing["window"] if name == "demo" else timing["shipped_window"][name]
-
     return [
-        Stage(f"Measure how well {whose} restores cubes", [*RUN, *evaluate], lambda t: cubes * window(t)),
-        Stage(f"Deform whole scans, restore them by {whose}", [*RUN, *restore], lambda t: windows * window(t)),
+        Stage("Measure how well the network restores cubes", [*RUN, *evaluate], lambda t: cubes * t["window"]),
+        Stage("Deform whole scans, restore them by the network", [*RUN, *restore], lambda t: windows * t["window"]),
     ]
 
 
-def best_start(settings: Settings, shipped: Mapping[str, tuple[Path, tuple[int, ...]]]) -> tuple[str, Path]:
-    """Choose the weights that fine-tuning starts from: of those that fit its network, those that restore best.
-
-    Args:
-        settings: what was run.
-        shipped: see :func:`shipped_weights`.
-
-    Returns:
-        Name, ``"demo"`` for the demo's own, and file.
-    """
-    candidates = {"demo": settings.out / "models" / "model.pt"}
-    candidates |= {name: path for name, (path, features) in shipped.items() if features == settings.features}
-    errors = {name: restoration_errors(settings.out, name) for name in candidates}
-    name = min((name for name, error in errors.items() if error), key=lambda name: errors[name]["restored"])
-    return name, candidates[name]
-
-
-def fine_tuning(settings: Settings, start: Path) -> list[Stage]:
+def fine_tuning(settings: Settings) -> list[Stage]:
     """The stages that fine-tune the pretrained network to segment livers.
 
     Args:
         settings: what to run.
-        start: the weights to start from.
 
     Returns:
         The stages.
@@ -393,7 +321,7 @@ def fine_tuning(settings: Settings, start: Path) -> list[Stage]:
         "--batch_size",
         str(settings.batch_size),
     ]
-    keys += ["--cubes_per_case", str(settings.cubes_per_case), "--pretrained", str(start)]
+    keys += ["--cubes_per_case", str(settings.cubes_per_case), "--pretrained", str(out / "models" / "model.pt")]
     train = ["--config_file", f"{configs}/train.json", *common, "--output_dir", str(out / "liver_training"), *keys]
     evaluate = ["--config_file", f"['{configs}/train.json','{configs}/evaluate.json']", *common]
     predict = ["--config_file", f"{configs}/inference.json", *common, "--split", "validation"]

@@ -77,8 +77,6 @@ class Run:
     Args:
         root: the project's folder.
         stages: the commands.
-        shipped: names of the shipped weights that restored as well.
-        start: name of the weights that fine-tuning started from, ``"demo"`` for those of this run.
         device: what it ran on.
         cube_side: voxels of the blocks in which scans are deformed and restored, from back to front.
         settings: name and value of each, as text.
@@ -86,24 +84,21 @@ class Run:
 
     root: Path
     stages: Sequence[StageRecord]
-    shipped: Sequence[str]
-    start: str
     device: str
     cube_side: int
     settings: dict[str, str]
 
 
-def restoration_errors(out: Path, name: str) -> dict[str, float]:
+def restoration_errors(out: Path) -> dict[str, float]:
     """Read the mean squared errors of all validation cubes.
 
     Args:
         out: folder of the demo.
-        name: of the weights that restored.
 
     Returns:
         ``restored``, and its baselines ``deformed`` and ``mean_image``.
     """
-    with (out / "restoration" / name / "restoration.csv").open(newline="") as file:
+    with (out / "restoration" / "restoration.csv").open(newline="") as file:
         rows = {row["scan"]: row for row in csv.DictReader(file)}
     return {kind: float(rows["all"][f"mse_{kind}"]) for kind in ("restored", "deformed", "mean_image")}
 
@@ -131,7 +126,7 @@ def write_report(out: Path, run: Run) -> Path:
     Returns:
         The file.
     """
-    body = "".join((answers(out, run), restored_scans(out, run), livers(out, run), folded(out, run)))
+    body = "".join((answers(out, run), restored_scans(out, run), livers(out), folded(out, run)))
     page = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Models Genesis, tried out</title><style>{STYLE}</style></head><body><main>
@@ -153,7 +148,7 @@ def answers(out: Path, run: Run) -> str:
     Returns:
         HTML.
     """
-    errors = restoration_errors(out, "demo")
+    errors = restoration_errors(out)
     share = errors["restored"] / errors["mean_image"]
     dices = [float(row["dice"] or "nan") for row in liver_scores(out)]
     dice = statistics.mean(dices)
@@ -210,7 +205,7 @@ def _a(device: str) -> str:
 
 
 def restored_scans(out: Path, run: Run) -> str:
-    """Each validation scan: original, deformed, and restored by each network.
+    """Each validation scan: original, deformed, and restored.
 
     Args:
         out: folder of the demo.
@@ -219,17 +214,16 @@ def restored_scans(out: Path, run: Run) -> str:
     Returns:
         HTML.
     """
+    error = restoration_errors(out)["restored"]
     rows = []
     for original in validation_scans(out):
-        pictures = [_scan_figure(original, "original", run.cube_side)]
-        deformed = written_scan(out, "demo", original, "deformed")
-        pictures.append(_scan_figure(deformed, "deformed: what the network sees", run.cube_side))
-        for name in ("demo", *run.shipped):
-            error = restoration_errors(out, name)["restored"]
-            whose = "restored after this run" if name == "demo" else f"restored by the shipped {name}"
-            caption = f"{whose} (error of all cubes: {error:.4f})"
-            pictures.append(_scan_figure(written_scan(out, name, original, "restored"), caption, run.cube_side))
-        rows.append(f'<div class="row">{"".join(pictures)}</div>')
+        pictures = {
+            original: "original",
+            written_scan(out, original, "deformed"): "deformed: what the network sees",
+            written_scan(out, original, "restored"): f"restored (error of all cubes: {error:.4f})",
+        }
+        figures = [_scan_figure(path, caption, run.cube_side) for path, caption in pictures.items()]
+        rows.append(f'<div class="row">{"".join(figures)}</div>')
     return (
         "<h2>What it restores</h2><p>Whole scans that the network had not seen, from the front. They are deformed and "
         "restored block by block: grey values bent or inverted, voxels shuffled, parts overwritten with noise.</p>"
@@ -244,12 +238,11 @@ def validation_scans(out: Path) -> list[Path]:
     return [data / entry["image"] for entry in entries]
 
 
-def written_scan(out: Path, name: str, original: Path, kind: str) -> Path:
+def written_scan(out: Path, original: Path, kind: str) -> Path:
     """The file that a stage wrote for a scan.
 
     Args:
         out: folder of the demo.
-        name: of the weights that restored.
         original: the scan.
         kind: ``"deformed"`` or ``"restored"``.
 
@@ -257,7 +250,7 @@ def written_scan(out: Path, name: str, original: Path, kind: str) -> Path:
         Its path.
     """
     case = original.name.removesuffix(".nii.gz")
-    return out / "restored" / name / case / f"{case}_{kind}.nii.gz"
+    return out / "restored" / case / f"{case}_{kind}.nii.gz"
 
 
 def _scan_figure(path: Path, caption: str, cube_side: int) -> str:
@@ -290,17 +283,15 @@ def front_view(path: Path, cube_side: int) -> tuple[np.ndarray, tuple[float, flo
     return np.ascontiguousarray(plane), (float(x * plane.shape[1]), float(z * plane.shape[0]))
 
 
-def livers(out: Path, run: Run) -> str:
+def livers(out: Path) -> str:
     """The livers that the fine-tuned network found.
 
     Args:
         out: folder of the demo.
-        run: what else there is to tell.
 
     Returns:
         HTML.
     """
-    start = "this run's pretraining" if run.start == "demo" else f"the shipped {run.start}, which restore better"
     scores = {Path(row["case"]).name.removesuffix(".nii.gz"): row for row in liver_scores(out)}
     figures = []
     for name, row in scores.items():
@@ -312,8 +303,8 @@ def livers(out: Path, run: Run) -> str:
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
     return (
-        f"<h2>The livers it finds</h2><p>The same network, fine-tuned from {html.escape(start)}, in scans that it had "
-        f'not seen.</p><div class="wide">{"".join(figures)}</div>'
+        "<h2>The livers it finds</h2><p>The same network, fine-tuned from these weights, in scans that it had not "
+        f'seen.</p><div class="wide">{"".join(figures)}</div>'
     )
 
 
@@ -327,17 +318,8 @@ def folded(out: Path, run: Run) -> str:
     Returns:
         HTML.
     """
-    names = ("demo", *run.shipped)
-    titles = {name: "this run" if name == "demo" else f"shipped {name}" for name in names}
-    cubes = "".join(
-        f"<p>{html.escape(titles[name])}</p>{_file_figure(out / 'restoration' / name / 'restoration.png')}"
-        for name in names
-    )
-    numbers = "".join(
-        f"<p>Restored by {html.escape(titles[name])}, mean squared errors</p>"
-        + table(out / "restoration" / name / "restoration.csv")
-        for name in names
-    )
+    cubes = _file_figure(out / "restoration" / "restoration.png")
+    numbers = f"<p>Restored cubes, mean squared errors</p>{table(out / 'restoration' / 'restoration.csv')}"
     numbers += f"<p>Livers</p>{table(out / 'liver_evaluation' / 'segmentation.csv')}"
     curves = "".join(_file_figure(out / name / "history.png") for name in ("pretraining", "liver_training"))
     commands = "".join(

@@ -27,7 +27,6 @@ def measure(
     features: Sequence[int],
     cube_size: Sequence[int],
     trainings: dict[str, tuple[int, Sequence[int]]],
-    shipped: dict[str, Sequence[int]],
 ) -> dict[str, Any]:
     """Time the parts of which the demo's stages consist.
 
@@ -35,11 +34,10 @@ def measure(
         features: channels of the demo's network.
         cube_size: of all windows.
         trainings: batch size and cube size of each training, by name.
-        shipped: channels of further networks that restore, by name.
 
     Returns:
         ``device``, and seconds: ``<training>_step`` of one batch, ``window`` of a forward pass over one cube,
-        ``shipped_window`` of the other networks, ``phantom_voxel`` of painting a scan, ``measuring`` of this function.
+        ``phantom_voxel`` of painting a scan, ``measuring`` of this function.
     """
     begin = time.monotonic()
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -47,9 +45,6 @@ def measure(
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "processor",
         **{f"{name}_step": time_step(features, cube, batch, device, True) for name, (batch, cube) in trainings.items()},
         "window": time_step(features, cube_size, 4, device, train=False) / 4,
-        "shipped_window": {
-            name: time_step(other, cube_size, 1, device, train=False) for name, other in shipped.items()
-        },
         "phantom_voxel": time_phantom(),
     }
     return timing | {"measuring": time.monotonic() - begin}

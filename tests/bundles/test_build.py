@@ -210,13 +210,6 @@ def test_metadata_tell_where_the_package_comes_from(build, tree):
     assert build.provenance(tree)["models_genesis_commit"] == f"{commit}-dirty"
 
 
-def test_small_weights_of_our_own_go_with_the_pretraining_bundle(build):
-    content = build.contents(BUNDLES / PRETRAINING, {})["models/phantom_pretrained.pt"]
-    assert len(content) < 1.5e6
-    state = torch.load(BUNDLES / PRETRAINING / "models" / "phantom_pretrained.pt", weights_only=True)
-    GenesisUNet(features=(8, 16, 32, 64)).load_state_dict(state, strict=True)
-
-
 def test_weights_that_fit_go_with_the_package(build, tmp_path):
     save_weights(GenesisUNet(features=SMALL["features"]).state_dict(), tmp_path / "model.pt")
     archive = packed(build, tmp_path / "out", weights=build.Weights(tmp_path / "model.pt"), settings=SMALL)

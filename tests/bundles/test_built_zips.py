@@ -236,14 +236,13 @@ def test_a_downloaded_bundle_segments_a_real_hippocampus_at_once(downloaded, run
         assert 2 * (a & b).sum() / (a.sum() + b.sum()) == pytest.approx(certified[name], abs=0.02)
 
 
-def test_downloaded_segmentation_starts_from_the_small_weights(downloaded, nodule_cubes, run):
+def test_downloaded_segmentation_starts_from_the_weights_next_to_it(downloaded, nodule_cubes, run):
     """What a first user has at once: both packages side by side, and weights to fine-tune."""
-    weights = downloaded(PRETRAINING) / "models" / "phantom_pretrained.pt"
+    downloaded(PRETRAINING)
     root = downloaded("genesis_lidc_nodule_ct_segmentation")
     data = {"dataset_dir": str(nodule_cubes), "datalist": str(nodule_cubes / "datalist.json")}
-    small = ["--features", "[8,16,32,64]", "--cube_size", "[32,32,16]", "--device", "cpu", "--amp", "False"]
-    start = ["--pretrained", f"../{PRETRAINING}/models/{weights.name}", "--epochs", "1", "--warmup_epochs", "0"]
-    said = run(*readme_command(root, "train", data), *small, *start, cwd=root)
+    small = ["--cube_size", "[32,32,16]", "--device", "cpu", "--amp", "False"]
+    said = run(*readme_command(root, "train", data), *small, "--epochs", "1", "--warmup_epochs", "0", cwd=root)
     # all of the pretrained network but the head, which has other classes here
     assert re.search(r"104 matched, 0 adapted, 2 skipped", said), said[-3000:]
     run(*readme_command(root, "predict", data), *small, cwd=root)
@@ -257,11 +256,11 @@ def test_downloaded_segmentation_starts_from_the_small_weights(downloaded, nodul
 
 
 def test_downloaded_classification_scores_candidates(downloaded, nodule_candidates, run, tmp_path):
-    """Training from the small weights, then the probabilities of one scan's candidates."""
-    weights = downloaded(PRETRAINING) / "models" / "phantom_pretrained.pt"
+    """Training from the pretrained weights, then the probabilities of one scan's candidates."""
+    weights = downloaded(PRETRAINING) / "models" / "model.pt"
     root = downloaded("genesis_luna16_nodule_ct_classification")
     data = {"dataset_dir": str(nodule_candidates), "datalist": str(nodule_candidates / "datalist.json")}
-    small = ["--features", "[8,16,32,64]", "--cube_size", "[16,16,16]", "--device", "cpu", "--amp", "False"]
+    small = ["--features", "[16,32,64,128]", "--cube_size", "[16,16,16]", "--device", "cpu", "--amp", "False"]
     start = ["--pretrained", str(weights), "--epochs", "1", "--warmup_epochs", "0"]
     said = run(*readme_command(root, "train", data), *small, *start, cwd=root)
     # the encoder: four levels of two convolutions with bias and of two norms with five tensors each

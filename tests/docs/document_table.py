@@ -151,9 +151,6 @@ _RECORD = "how the enclosed weights or the numbers came about, on data that are 
 BLOCKS_LEFT_OUT = {
     (_CARD("chest_ct_pretraining"), "docs/evidence/ct_longer.pretraining.json"): Elsewhere(_RECORD),
     (_CARD("chest_ct_pretraining"), "docs/real_ct_datalist.json"): Elsewhere(_RECORD),
-    (_CARD("chest_ct_pretraining"), "models_genesis.datasets phantom"): Elsewhere(
-        "from the same small weights", "tests/bundles/test_built_zips.py", "phantom_pretrained.pt"
-    ),
     (_CARD("lits_liver_ct_segmentation"), "--pretrained WEIGHTS"): Elsewhere(_RECORD),
     (_CARD("luna16_nodule_ct_classification"), "tools/small_nodule_set.py"): Elsewhere(_RECORD),
     ("docs/formats.md", "onnx_export"): Elsewhere("as documented", "tests/networks/test_onnx.py", "onnx_export"),

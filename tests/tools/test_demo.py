@@ -18,7 +18,6 @@ import pytest
 from matplotlib.image import imread, imsave
 from monai.bundle import ConfigParser
 
-from models_genesis.networks import GenesisUNet, save_weights
 from models_genesis.training import refuse_unknown_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +27,6 @@ TIMING = {
     "fine_tuning_step": 0.25,
     "window": 0.01,
     "phantom_voxel": 1e-6,
-    "shipped_window": {"other": 0.02},
     "device": "processor",
 }
 
@@ -47,8 +45,7 @@ def demo_report(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def all_stages(demo: Any, out: Path) -> list[Any]:
     settings = demo.Settings(out)
-    stages = demo.pretraining(settings) + demo.restoring(settings, "other", Path("other.pt"), (4, 8))
-    return stages + demo.fine_tuning(settings, Path("other.pt"))
+    return demo.pretraining(settings) + demo.fine_tuning(settings)
 
 
 def test_every_key_of_every_stage_is_one_of_its_bundle(demo, tmp_path):
@@ -59,16 +56,19 @@ def test_every_key_of_every_stage_is_one_of_its_bundle(demo, tmp_path):
         refuse_unknown_overrides(["monai/bundle/__main__.py", "run", *arguments])
 
 
-def test_weights_are_given_to_the_handler_that_loads_them(demo, tmp_path):
-    """An override of a handler by its number would else go to another one when the list changes."""
-    configs = demo.PRETRAINING / "configs"
-    evaluate = ConfigParser.load_config_files([str(configs / "train.json"), str(configs / "evaluate.json")])
-    inference = ConfigParser.load_config_file(configs / "inference.json")
-    for handlers in (evaluate["validate"]["handlers"], inference["handlers"]):
+def test_every_stage_goes_on_from_the_pretrained_weights(demo, tmp_path):
+    """The restoring ones by the configs' own default, fine-tuning by its key."""
+    restoring = demo.restoring(demo.Settings(tmp_path))
+    train, inference = (demo.PRETRAINING / "configs" / f"{name}.json" for name in ("train", "inference"))
+    for stage, files in zip(restoring, ([train, train.with_name("evaluate.json")], [inference]), strict=True):
+        parser = ConfigParser(ConfigParser.load_config_files([str(file) for file in files]))
+        parser["ckpt_dir"] = stage.command[stage.command.index("--ckpt_dir") + 1]
+        handlers = parser["handlers" if files == [inference] else "validate#handlers"]
         assert handlers[0]["_target_"] == "models_genesis.training.WeightLoader"
-    commands = [stage.command for stage in demo.restoring(demo.Settings(tmp_path), "other", Path("other.pt"), (4, 8))]
-    keys = ["--validate#handlers#0#load_path", "--handlers#0#load_path"]
-    assert [command[command.index(key) + 1] for command, key in zip(commands, keys, strict=True)] == ["other.pt"] * 2
+        prefix = "" if files == [inference] else "validate#"
+        assert parser.get_parsed_content(f"{prefix}handlers#0#load_path") == str(tmp_path / "models" / "model.pt")
+    train_livers = demo.fine_tuning(demo.Settings(tmp_path))[0].command
+    assert train_livers[train_livers.index("--pretrained") + 1] == str(tmp_path / "models" / "model.pt")
 
 
 def test_estimates_count_the_steps_that_the_stages_take(demo, tmp_path):
@@ -79,8 +79,6 @@ def test_estimates_count_the_steps_that_the_stages_take(demo, tmp_path):
     # 8 scans of 10 cubes are 27 batches of 3; two validations (every third epoch) of 2 scans with 5 cubes
     assert stages["Pretrain"] == pytest.approx(10 + 6 * 27 * 0.5 + 2 * 10 * 0.01)
     assert stages["Measure"] == pytest.approx(10 + 10 * 0.01)
-    measured = demo.restoring(settings, "other", Path("other.pt"), (4, 8))[0]
-    assert measured.estimate(TIMING) == pytest.approx(10 + 10 * 0.02)
 
 
 def test_the_last_epoch_is_validated_and_examples_hold(demo):
@@ -97,34 +95,13 @@ def test_the_allocator_is_set_where_the_user_did_not(demo, monkeypatch):
     assert demo.environment()["MALLOC_MMAP_MAX_"] == "7"
 
 
-def test_shipped_weights_are_those_of_networks_that_restore(demo, tmp_path):
-    for name, arguments in {
-        "chest": {"features": (4, 8)},
-        "model": {"features": (4, 8)},
-        "two_classes": {"features": (4, 8), "out_channels": 2},
-        "flat": {"features": (4, 8), "spatial_dims": 2},
-    }.items():
-        save_weights(GenesisUNet(**arguments).state_dict(), tmp_path / f"{name}.pt")
-    assert demo.shipped_weights(tmp_path) == {"chest": (tmp_path / "chest.pt", (4, 8))}
-    assert "phantom_pretrained" in demo.shipped_weights(demo.PRETRAINING / "models")
-
-
-def write_errors(out: Path, name: str, restored: float) -> None:
-    folder = out / "restoration" / name
-    folder.mkdir(parents=True)
+def write_errors(out: Path, restored: float) -> None:
+    folder = out / "restoration"
+    folder.mkdir()
     header = "scan,cubes,mse_restored,mse_deformed,mse_mean_image\n"
     rows = f"{out}/phantom/imagesTr/a.nii.gz,5,{restored},0.13,0.04\nall,5,{restored},0.13,0.04\n"
     (folder / "restoration.csv").write_text(header + rows)
     imsave(folder / "restoration.png", np.zeros((4, 4)))
-
-
-def test_fine_tuning_starts_from_the_fitting_weights_that_restore_best(demo, tmp_path):
-    for name, error in {"demo": 0.02, "better": 0.01, "other_network": 0.001}.items():
-        write_errors(tmp_path, name, error)
-    settings = demo.Settings(tmp_path, features=(4, 8))
-    shipped = {"better": (Path("better.pt"), (4, 8)), "other_network": (Path("wide.pt"), (8, 16))}
-    assert demo.best_start(settings, shipped) == ("better", Path("better.pt"))
-    assert demo.best_start(settings, {"other_network": shipped["other_network"]})[0] == "demo"
 
 
 def write_results(out: Path, restored: float, dice: str) -> None:
@@ -134,12 +111,11 @@ def write_results(out: Path, restored: float, dice: str) -> None:
     (out / "phantom" / "imagesTr").mkdir(parents=True)
     nib.save(nib.Nifti1Image(image, affine), out / "phantom" / "imagesTr" / "a.nii.gz")
     (out / "phantom" / "dataset.json").write_text(json.dumps({"validation": [{"image": "./imagesTr/a.nii.gz"}]}))
-    for name in ("demo", "shipped_one"):
-        write_errors(out, name, restored)
-        folder = out / "restored" / name / "a"
-        folder.mkdir(parents=True)
-        for kind in ("deformed", "restored"):
-            nib.save(nib.Nifti1Image(image, affine), folder / f"a_{kind}.nii.gz")
+    write_errors(out, restored)
+    folder = out / "restored" / "a"
+    folder.mkdir(parents=True)
+    for kind in ("deformed", "restored"):
+        nib.save(nib.Nifti1Image(image, affine), folder / f"a_{kind}.nii.gz")
     for name in ("pretraining", "liver_training", "liver_evaluation"):
         (out / name).mkdir()
         imsave(out / name / ("a.png" if name == "liver_evaluation" else "history.png"), np.zeros((4, 4)))
@@ -154,7 +130,7 @@ def page_of(demo: Any, demo_report: Any, out: Path, restored: float, dice: str) 
         demo_report.StageRecord(stage.title, stage.command, stage.estimate(TIMING), 60.0)
         for stage in all_stages(demo, out)
     ]
-    run = demo_report.Run(ROOT, stages, ["shipped_one"], "demo", "processor", 4, demo.Settings(out).as_text())
+    run = demo_report.Run(ROOT, stages, "processor", 4, demo.Settings(out).as_text())
     return demo_report.write_report(out, run).read_text()
 
 
@@ -166,8 +142,8 @@ def test_the_report_is_one_file_without_folders_of_the_machine(demo, demo_report
     evaluation = "\"['bundles/genesis_chest_ct_pretraining/configs/train.json'"
     assert html.escape(evaluation) in page
     sources = re.findall(r'src="([^"]*)"', page)
-    # a scan four ways, a liver, two pictures of cubes, two curves
-    assert len(sources) == 4 + 1 + 2 + 2
+    # a scan three ways, a liver, a picture of cubes, two curves
+    assert len(sources) == 3 + 1 + 1 + 2
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert 'name="viewport"' in page
 

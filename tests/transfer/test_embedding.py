@@ -221,7 +221,7 @@ def test_the_nearest_neighbour_of_a_changed_copy_is_its_original(shared: Path, t
     folder = shared / "data" / "lidc" / "voi" / "image"
     if not folder.is_dir():
         pytest.skip(f"real scans are not on this machine (expected at {folder})")
-    network = GenesisUNet.from_pretrained(BUNDLES / "genesis_chest_ct_pretraining" / "models" / "phantom_pretrained.pt")
+    network = GenesisUNet.from_pretrained(BUNDLES / "genesis_chest_ct_pretraining" / "models" / "model.pt")
     settings = {"cube_size": [32, 32, 16], "intensity_range": [-1000, 1000]}
     originals = sorted(folder.glob("*.nii.gz"))[:10]
     R = np.random.default_rng(0)
