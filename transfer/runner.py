@@ -105,7 +105,7 @@ class Runner:
         self.done_here = 0
 
     def _weights(self) -> dict[str, str | None]:
-        """Hash the weight files, and refuse those that are missing or have changed since runs were made of them."""
+        """Hash the weight files, and refuse missing ones, and those that the study or its finished runs do not mean."""
         arms = self.study.arms if self.options.arms is None else self.options.arms
         if unknown := [arm for arm in arms if arm not in self.study.arms]:
             raise StudyError(f"--arms: expected some of {', '.join(self.study.arms)}, found {', '.join(unknown)}")
@@ -115,6 +115,12 @@ class Runner:
                 f"{self.study.path}: expected weight files, found none at:\n  " + "\n  ".join(missing)
             )
         hashes = {arm: None if path is None else sha256_of(path) for arm, path in paths.items()}
+        for arm, found in hashes.items():
+            expected = self.study.arms[arm].sha256
+            if expected not in (None, found):
+                raise StudyError(
+                    f"{self.study.path}: arms#{arm}#sha256: expected {paths[arm]} with sha256 {expected}, found {found}"
+                )
         for name, row in self.rows.items():
             arm = str(row["arm"])
             if arm in hashes and row["weights_sha256"] != hashes[arm]:

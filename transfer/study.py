@@ -18,6 +18,7 @@ Labels = int | Literal["all"]
 RateKind = Literal["best", "common"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]*")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 SCORES = ("dice", "iou", "surface_dice", "auc")
 TOOL_KEYS = (
     "bundle_root", "dataset_dir", "datalist", "output_dir", "ckpt_dir", "seed", "learning_rate", "epochs", "device",
@@ -37,6 +38,7 @@ class Arm:
     Attributes:
         name: its name in tables.
         weights: weight file, relative to the study's file; None trains from scratch.
+        sha256: of the weight file, in hexadecimal; a file with another one is refused. None takes any.
         permute: whether each run starts from these weights with each tensor's values shuffled, by the run's seed.
         overrides: keys of ``train.json`` that this arm sets differently.
         dose: share of the pretraining budget behind the weights, for the dose-response curve.
@@ -45,6 +47,7 @@ class Arm:
 
     name: str
     weights: str | None = None
+    sha256: str | None = None
     permute: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
     dose: float | None = None
@@ -366,11 +369,14 @@ class _Reader:
     def arm(self, name: str, content: Mapping[str, Any]) -> Arm:
         if not isinstance(content, Mapping):
             self.fail(f"arms#{name}", "an object", content)
-        self.only(content, ("pretrained", "permute", "overrides", "dose", "description"), f"arms#{name}#")
+        self.only(content, ("pretrained", "sha256", "permute", "overrides", "dose", "description"), f"arms#{name}#")
         weights = content.get("pretrained")
         if not isinstance(weights, str):
             self.fail(f"arms#{name}#pretrained", 'a weight file, or "none"', weights)
         scratch = str(weights).lower() == "none"
+        sha256 = content.get("sha256")
+        if sha256 is not None and (scratch or not isinstance(sha256, str) or not SHA256.fullmatch(sha256)):
+            self.fail(f"arms#{name}#sha256", "64 digits 0-9a-f, with a weight file only", sha256)
         permute = content.get("permute", False)
         if type(permute) is not bool or (permute and scratch):
             self.fail(f"arms#{name}#permute", "true or false, true with a weight file only", permute)
@@ -379,7 +385,7 @@ class _Reader:
             self.fail(f"arms#{name}#dose", "a number of 0 or more", dose)
         overrides = self.checked_overrides(f"arms#{name}#overrides", content.get("overrides", {}))
         description = str(content.get("description", ""))
-        return Arm(name, None if scratch else str(weights), permute, overrides, dose, description)
+        return Arm(name, None if scratch else str(weights), sha256, permute, overrides, dose, description)
 
     def contrast(self, key: str, content: Any, arms: Mapping[str, Arm], labels: tuple[Labels, ...]) -> Contrast:
         if not isinstance(content, Mapping):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import multiprocessing
 import os
@@ -203,6 +204,18 @@ def test_weights_that_changed_are_not_mixed_in(make_study, tmp_path):
     (tmp_path / "weights.pt").unlink()
     with pytest.raises(FileNotFoundError, match=r"weights.pt \(arm pretrained\)"):
         run(path, tmp_path / "out")
+    run(path, tmp_path / "out", arms=("scratch",))  # needs none
+
+
+def test_weights_are_those_that_the_study_names_by_their_hash(make_study, tmp_path):
+    study = make_study(rates={"common": 0.01}, labels=[2])
+    weights = hashlib.sha256((tmp_path / "weights.pt").read_bytes()).hexdigest()
+    arms = {"scratch": {"pretrained": "none"}, "pretrained": {"pretrained": "weights.pt", "sha256": weights}}
+    path = make_study(**json.loads(study.read_text()) | {"arms": arms})
+    torch.save({"a.weight": torch.zeros(2, 3, 4)}, tmp_path / "weights.pt")
+    with pytest.raises(StudyError, match=f"arms#pretrained#sha256: expected .*weights.pt with sha256 {weights}, found"):
+        run(path, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("runs/*"))
     run(path, tmp_path / "out", arms=("scratch",))  # needs none
 
 

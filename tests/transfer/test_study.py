@@ -60,6 +60,8 @@ def test_the_hash_is_that_of_the_content(make_study):
         ({"arms": {"a b": {"pretrained": "none"}, "c": {"pretrained": "none"}}}, "letters, digits"),
         ({"arms": {"scratch": {"pretrained": "none", "permute": True}, "c": {"pretrained": "none"}}}, "permute"),
         ({"arms": {"scratch": {"pretrained": None}, "c": {"pretrained": "none"}}}, "weight file"),
+        ({"arms": {"scratch": {"pretrained": "none", "sha256": "a" * 64}, "c": {"pretrained": "none"}}}, "sha256"),
+        ({"arms": {"scratch": {"pretrained": "none"}, "c": {"pretrained": "w.pt", "sha256": "de84f6a3"}}}, "64 digits"),
         ({"primary": {"arm": "pretrained", "against": "pretrained"}}, "two different arms"),
         ({"primary": {"arm": "other", "against": "scratch"}}, "one of the arms"),
         ({"primary": {"arm": "pretrained", "against": "scratch", "labels": [3]}}, "label counts of the study"),
