@@ -3,16 +3,22 @@
 
 from __future__ import annotations
 
+import email
 import importlib.util
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+PACKAGES = ("transforms", "networks", "datasets", "training", "transfer")
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +52,79 @@ def forked_python(
     forked = load_script(Path(__file__).with_name("forked_python.py")).ForkedPython(tmp_path_factory.mktemp("output"))
     yield forked.run
     forked.close()
+
+
+@pytest.fixture(scope="session")
+def package_index(load_script: Callable[[Path], ModuleType]) -> ModuleType:
+    """The helper of that name, which asks pip."""
+    return load_script(Path(__file__).with_name("package_index.py"))
+
+
+@pytest.fixture(scope="module")
+def index_answers() -> list[bool]:
+    """Whether the package index answered, each time that :func:`bare_environment` asked it."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def bare_environment(
+    load_script: Callable[[Path], ModuleType], package_index: ModuleType, index_answers: list[bool]
+) -> Callable[[Path, list[str]], Path]:
+    """Make an environment of pinned packages and nothing else; gives its Python."""
+
+    def install(site: Path, pins: list[str]) -> bool:
+        if not pins:  # all of them are installed here
+            return True
+        try:
+            package_index.pip("install", "--no-deps", "--only-binary=:all:", "--target", str(site), *pins)
+        except package_index.IndexUnreachableError:
+            index_answers.append(False)
+        else:
+            index_answers.append(True)
+        return index_answers[-1]
+
+    script = load_script(Path(__file__).with_name("bare_environment.py"))
+    return lambda folder, requirements: script.make(folder, requirements, install)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this project, alone in a folder that pip can take for an index (``--find-links``)."""
+    folder, tree = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("tree")
+    # Built from a copy: setuptools keeps old modules in build/ and would pack them again.
+    for name in (*PACKAGES, "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tree / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--wheel-dir", str(folder), str(tree)], check=True, cwd=folder, timeout=300)
+    (path,) = folder.glob("models_genesis-*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel_environment(wheel: Path, bare_environment: Callable[[Path, list[str]], Path]) -> Callable[..., Path]:
+    """Make an environment with the wheel and what its metadata require; gives its Python.
+
+    What is made takes the folder; ``extras`` of the wheel, such as ``("hub",)``; and ``pins`` of what is required.
+    """
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+
+    def required(text: str, extras: Iterable[str]) -> str | None:
+        requirement = Requirement(text)
+        marker, requirement.marker = requirement.marker, None
+        wanted = marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
+        return str(requirement) if wanted else None
+
+    def make(folder: Path, extras: Iterable[str] = (), pins: Iterable[str] = ()) -> Path:
+        needed = [required(text, extras) for text in metadata.get_all("Requires-Dist", [])]
+        python = bare_environment(folder, [*pins, *filter(None, needed)])
+        # by name and version from an index that has nothing else: what the wheel requires must be there already
+        options = ["--quiet", "--no-index", "--find-links", str(wheel.parent)]
+        package = f"{metadata['Name']}[{','.join(extras)}]=={metadata['Version']}"
+        line = [sys.executable, "-m", "pip", "--python", str(python), "install", *options, package]
+        subprocess.run(line, check=True, timeout=300)
+        return python
+
+    return make

@@ -19,7 +19,7 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,32 +30,41 @@ PRELOADED = ("monai.bundle", "monai.engines", "monai.handlers", "models_genesis.
 
 
 class ForkedPython:
-    """Three processes that wait with MONAI imported, and the way to run modules in their children.
+    """Processes that wait with MONAI imported, and the way to run modules in their children.
 
     Args:
         folder: where the output of the commands is kept.
+        executable: the Python that they are run with.
+        environment: its variables.
+        processes: how many wait.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        executable: str = sys.executable,
+        environment: Mapping[str, str] = os.environ,
+        processes: int = 3,
+    ) -> None:
         self.folder = folder
         self.count = 0
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"}
+        variables = {name: value for name, value in environment.items() if name != "PYTHONHASHSEED"}
         self.processes = [
             subprocess.Popen(
-                [sys.executable, __file__],
+                [executable, __file__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**environment, "OMP_NUM_THREADS": "1"},
+                env={**variables, "OMP_NUM_THREADS": "1"},
             )
-            for _ in range(3)
+            for _ in range(processes)
         ]
 
     def run(self, line: Sequence[str], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
         """Run a command line, as ``subprocess.run`` does with ``capture_output=True, text=True``.
 
         Args:
-            line: ``[sys.executable, "-m", MODULE, *arguments]``.
+            line: ``[sys.executable, "-m", MODULE, *arguments]``, whichever the executable.
             cwd: folder to run it in.
             timeout: seconds after which it is killed.
 

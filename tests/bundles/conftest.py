@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import nibabel as nib
@@ -36,39 +35,6 @@ def report():
 """
 
 RunBundle = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture(scope="session")
-def package_index(load_script: Callable[[Path], ModuleType]) -> ModuleType:
-    """The helper of that name, which asks pip."""
-    return load_script(Path(__file__).with_name("package_index.py"))
-
-
-@pytest.fixture(scope="module")
-def index_answers() -> list[bool]:
-    """Whether the package index answered, each time that :func:`bare_environment` asked it."""
-    return []
-
-
-@pytest.fixture(scope="module")
-def bare_environment(
-    load_script: Callable[[Path], ModuleType], package_index: ModuleType, index_answers: list[bool]
-) -> Callable[[Path, list[str]], Path]:
-    """Make an environment of pinned packages and nothing else; gives its Python."""
-
-    def install(site: Path, pins: list[str]) -> bool:
-        if not pins:  # all of them are installed here
-            return True
-        try:
-            package_index.pip("install", "--no-deps", "--only-binary=:all:", "--target", str(site), *pins)
-        except package_index.IndexUnreachableError:
-            index_answers.append(False)
-        else:
-            index_answers.append(True)
-        return index_answers[-1]
-
-    script = load_script(Path(__file__).with_name("bare_environment.py"))
-    return lambda folder, requirements: script.make(folder, requirements, install)
 
 
 @pytest.fixture(scope="session")

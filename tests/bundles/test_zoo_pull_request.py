@@ -8,12 +8,10 @@ index, and not this checkout.
 from __future__ import annotations
 
 import ast
-import configparser
 import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -22,7 +20,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from packaging.requirements import Requirement
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -50,31 +47,10 @@ def zoo(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def python(bare_environment, tmp_path_factory) -> str:
+def python(wheel_environment, tmp_path_factory) -> str:
     """A Python with the pinned packages, what the wheel needs, and the wheel, installed by pip from a local index."""
-    folder = tmp_path_factory.mktemp("clean")
-    tree = folder / "tree"
-    for name in ("transforms", "networks", "datasets", "training", "transfer"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
-    pip = [sys.executable, "-m", "pip"]
-    wheel = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder / "index")]
-    subprocess.run([*wheel, str(tree)], check=True, timeout=300)
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    needed = [str(Requirement(line)) for line in setup["options"]["install_requires"].split("\n") if line]
     pins = [pin for pin in build("--all", "--pins").split() if not pin.startswith("models-genesis")]
-    made = bare_environment(folder / "environment", [*pins, *needed])
-    # by name and version, as the zoo does; what the wheel requires must be there already
-    index = ["--no-index", "--find-links", str(folder / "index")]
-    version = setup["metadata"]["version"]
-    subprocess.run(
-        [*pip, "--python", str(made), "install", "--quiet", *index, f"models-genesis=={version}"],
-        check=True,
-        timeout=300,
-    )
-    return str(made)
+    return str(wheel_environment(tmp_path_factory.mktemp("clean") / "environment", pins=pins))
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import nibabel as nib
 import numpy as np
@@ -104,14 +106,35 @@ def write_new_scans(folder: Path, chest: Phantom) -> None:
 
 
 @pytest.fixture
-def session(
-    data: Path,
-    forked_python: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path: Path,
-) -> Session:
-    """A working folder for documents."""
+def project(tmp_path: Path) -> Path:
+    """A working folder for documents: of the project it has the bundles and the documents, and no package."""
     folder = tmp_path / "project"
     shutil.copytree(ROOT / "bundles", folder / "bundles", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "docs").symlink_to(ROOT / "docs")
     (tmp_path / "scratch").mkdir()
-    return Session(folder, data, forked_python, tmp_path / "scratch")
+    return folder
+
+
+@pytest.fixture
+def session(data: Path, forked_python: Callable[..., subprocess.CompletedProcess[str]], project: Path) -> Session:
+    """Documents run in this environment."""
+    return Session(project, data, forked_python, project.parent / "scratch")
+
+
+@pytest.fixture
+def reader(
+    data: Path,
+    project: Path,
+    wheel_environment: Callable[..., Path],
+    load_script: Callable[[Path], ModuleType],
+) -> Iterator[Session]:
+    """Documents run by a reader who has installed the wheel and no extras."""
+    executable = wheel_environment(project.parent / "environment")
+    for name in ("home", "output"):
+        (project.parent / name).mkdir()
+    environment = {"HOME": str(project.parent / "home"), "PATH": os.environ["PATH"]}
+    environment |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    script = load_script(ROOT / "tests" / "forked_python.py")
+    forked = script.ForkedPython(project.parent / "output", str(executable), environment, processes=1)
+    yield Session(project, data, forked.run, project.parent / "scratch", executable, environment)
+    forked.close()

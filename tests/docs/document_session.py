@@ -3,19 +3,19 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import document_table as table
 from document_blocks import Block, blocks_of
+from document_interpreter import Interpreter
 from document_shell import Answer, Command, read_blocks
 from monai.bundle import ConfigParser
 
@@ -25,22 +25,28 @@ DATA = re.compile(r"(?<![\w.])/data/")
 
 @dataclass
 class Session:
-    """A folder in which documents are run one after another, each in a shell of its own.
+    """A folder in which documents are run one after another, each in a shell and an interpreter of its own.
 
     Args:
         folder: the working folder.
         data: the folder that stands for ``/data``.
         python: runs ``python -m MODULE``; see ``tests/forked_python.py``.
         scratch: for files of this class.
+        executable: the Python that runs the blocks in Python.
+        environment: its variables.
     """
 
     folder: Path
     data: Path
     python: Callable[..., subprocess.CompletedProcess[str]]
     scratch: Path
+    executable: Path = Path(sys.executable)
+    environment: Mapping[str, str] = field(default_factory=lambda: {**os.environ, "OMP_NUM_THREADS": "1"})
     said: dict[tuple[str, ...], str] = field(default_factory=dict)
 
-    def run(self, document: str, variables: Mapping[str, str] | None = None, **names: Any) -> dict[str, Any]:
+    def run(
+        self, document: str, asked: Sequence[str] = (), variables: Mapping[str, str] | None = None, given: str = ""
+    ) -> list[Any]:
         """Run the blocks of a document in their order.
 
         A command that this session has run already is not run again. Blocks and commands that the table has elsewhere
@@ -48,43 +54,42 @@ class Session:
 
         Args:
             document: its path below the project's folder.
+            asked: expressions of names that the Python blocks have made.
             variables: what the reader has set in the shell.
-            names: what the Python blocks take for given.
+            given: Python code that makes what the Python blocks take for given.
 
         Returns:
-            The names of the Python blocks when they have ended.
+            The values of what was asked for, when all blocks have ended; tuples as lists.
 
         Raises:
             RuntimeError: naming the block and the command that failed, with what it said.
         """
         scratch = self.scratch / str(len(list(self.scratch.iterdir())))
         scratch.mkdir()
-
-        def call(block: Block, command: Command) -> Answer:
-            if command.words:
-                return self._run(block, command, scratch)
-            self._run_code(block, names)
-            return Answer()
-
         blocks = [block for block in blocks_of(document) if not _is_left_out(block)]
-        read_blocks(blocks, self.folder, scratch, call, variables or {}, change_folders=True)
-        return names
+        with closing(Interpreter(self.executable, self.folder, self.environment, scratch / "python.txt")) as python:
+            if given:
+                python.run(given, "given")
 
-    def _run_code(self, block: Block, names: dict[str, Any]) -> None:
+            def call(block: Block, command: Command) -> Answer:
+                if command.words:
+                    return self._run(block, command, scratch)
+                self._run_code(block, python)
+                return Answer()
+
+            read_blocks(blocks, self.folder, scratch, call, variables or {}, change_folders=True)
+            return [python.value(expression) for expression in asked]
+
+    def _run_code(self, block: Block, python: Interpreter) -> None:
         if (block.document, block.language) in table.FILES:
             (self.folder / table.FILES[block.document, block.language]).write_text(block.text, encoding="utf-8")
         elif block.language == "python":
             lines = [line for line in block.text.splitlines() if not any(part in line for part in table.LINES_LEFT_OUT)]
             text = self._with_data_and_sizes("\n".join(lines))
-            before = Path.cwd()
-            os.chdir(self.folder)
             try:
-                with redirect_stdout(io.StringIO()):
-                    exec(compile("\n" * (block.line - 1) + text, block.document, "exec"), names)
-            except Exception as error:
-                raise RuntimeError(f"{block.place}: {type(error).__name__}: {error}") from error
-            finally:
-                os.chdir(before)
+                python.run("\n" * (block.line - 1) + text, block.document)
+            except RuntimeError as error:
+                raise RuntimeError(f"{block.place}: {error}") from error
 
     def _with_data_and_sizes(self, code: str) -> str:
         for full, small in table.CODE_SIZES.items():

@@ -7,14 +7,16 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import nibabel as nib
 import numpy as np
 import pydicom
+import pytest
 import torch
-from document_blocks import ROOT
+from document_blocks import ROOT, spans_of
 from document_session import Session
 
 from models_genesis.networks import GenesisUNet
@@ -61,12 +63,20 @@ def write_original(path: Path) -> None:
     torch.save({"state_dict": {names[name]: value for name, value in state.items()}}, path)
 
 
-def test_a_new_reader_s_pages(session: Session, data: Path) -> None:
-    """README, get-started, own scans and loading, one after another in one folder."""
-    folder = session.folder
+@pytest.mark.timeout(1200)  # the environments are made here too
+def test_a_new_reader_s_pages(reader: Session, wheel_environment: Callable[..., Path], data: Path) -> None:
+    """README, get-started, own scans and loading, one after another in one folder, with the wheel and nothing else."""
+    folder, session = reader.folder, reader
     write_original(folder / "Genesis_Chest_CT.pt")
     cube = np.random.default_rng(0).integers(-1000, 1000, (1, 32, 32, 16)).astype(np.int16)
-    names = session.run("README.md", cube=cube)
+    np.save(folder / "cube.npy", cube)
+    in_sentences = [span.text for span in spans_of("README.md") if span.text.startswith("GenesisUNet.from_pretrained(")]
+    asked = ["deformed.shape", "original.shape", "[float(original.min()), float(original.max())]"]
+    given = "import numpy\ncube = numpy.load('cube.npy')\nfrom models_genesis.networks import GenesisUNet\n"
+    deformed, original, (least, most), channels = session.run(
+        "README.md", [*asked, *(f"{text}.head.out_channels" for text in in_sentences)], given=given
+    )
+    assert channels == 2
     assert sum(entries(data / "my_ct" / "datalist.json").values()) == 4
     assert entries(data / "lits" / "datalist.json") == {"training": 3, "validation": 1, "testing": 1}
     assert epochs(folder / "eval") == epochs(folder / "liver_eval") == 2
@@ -76,21 +86,22 @@ def test_a_new_reader_s_pages(session: Session, data: Path) -> None:
     assert "0 adapted, 2 skipped" in said  # all but the head
     scan = data / "mr_around_the_hippocampus" / "one.nii.gz"
     assert_same_space(folder / "predicted" / "one" / "one_seg.nii.gz", scan)
-    assert names["deformed"].shape == names["original"].shape == cube.shape
-    assert 0 <= names["original"].min() < names["original"].max() <= 1
+    assert deformed == original == list(cube.shape)
+    assert 0 <= least < most <= 1
     torch.load(folder / "model.pt", weights_only=True)["head.weight"]
 
     commands = len(session.said)
-    names = session.run("docs/get-started.md")
+    assert session.run("docs/get-started.md", ["network.head.out_channels"]) == [2]
     session.run("docs/how-to/own-scans.md")
     assert len(session.said) == commands  # they are the README's
-    assert names["network"].head.out_channels == 2
 
     (folder / "scans").symlink_to(data / "my_ct")
-    names = session.run("docs/loading.md")
-    assert names["network"].model_settings["cube_size"] == [16, 16, 16]
+    asked = ["network.model_settings['cube_size']", "file['features'].shape"]
+    assert session.run("docs/loading.md", asked) == [[16, 16, 16], [4, 8]]
+    assert {path.name for path in (folder / "folder").iterdir()} == {"model.safetensors", "config.json"}
+    with_hub = wheel_environment(folder.parent / "with_hub", ["hub"])
+    assert replace(session, executable=with_hub).run("docs/loading.md", asked) == [[16, 16, 16], [4, 8]]
     assert {path.name for path in (folder / "folder").iterdir()} == {"model.safetensors", "config.json", "README.md"}
-    assert names["file"]["features"].shape == (4, 8)
 
 
 def test_pages_on_other_data(session: Session, data: Path) -> None:
@@ -98,7 +109,8 @@ def test_pages_on_other_data(session: Session, data: Path) -> None:
     session.run("docs/how-to/mr.md")
     assert epochs(folder / "eval") == 2
     assert json.loads((folder / "models" / "model.json").read_text())["settings"]["normalise"] == "zscore"
-    session.run("docs/data-lists.md", {name: str(data / name) for name in ("nnUNet_raw", "nnUNet_preprocessed")})
+    variables = {name: str(data / name) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
+    session.run("docs/data-lists.md", variables=variables)
     assert entries(data / "lidc_voi" / "datalist.json") == {"training": 4, "validation": 2, "testing": 0}
     raw = data / "nnUNet_raw" / "Dataset004_Hippocampus"
     assert_same_space(folder / "predicted" / "case_5.nii.gz", raw / "imagesTs" / "case_5_0000.nii.gz")
@@ -136,7 +148,7 @@ def test_the_card_of_a_segmentation_and_other_formats(
     scan = nib.load(data / "lits" / "volume-115.nii")
     series = load_script(ROOT / "tests" / "datasets" / "io" / "test_dicom_seg.py")
     series.write_series(folder / "dicom" / "case1", np.asarray(scan.dataobj), scan.affine)
-    session.run("docs/formats.md", {"nnUNet_preprocessed": "/nowhere"})
+    session.run("docs/formats.md", variables={"nnUNet_preprocessed": "/nowhere"})
     predicted, by_torchscript = (
         nib.load(folder / name / "case1" / "case1_seg.nii.gz") for name in ("predicted", "predicted_ts")
     )
@@ -147,11 +159,12 @@ def test_the_card_of_a_segmentation_and_other_formats(
 
 def test_the_card_of_a_classification(session: Session, data: Path) -> None:
     folder = session.folder
-    names = session.run(f"bundles/{LUNA}/docs/README.md")
+    asked = ["float(found.probability[0])", "list(found.reason)"]
+    probability, reasons = session.run(f"bundles/{LUNA}/docs/README.md", asked)
     assert entries(data / "luna16" / "datalist.json") == {"training": 5, "validation": 2, "testing": 3}
     given, scored = (
         (place / "candidates.csv").read_text().splitlines()[1:] for place in (data / "new", folder / "scored")
     )
     assert [row.rpartition(",")[0] for row in scored] == given
     assert all(0 <= float(row.rpartition(",")[2]) <= 1 for row in scored)
-    assert 0 <= names["found"].probability[0] <= 1 and list(names["found"].reason) == [""]
+    assert 0 <= probability <= 1 and reasons == [""]
