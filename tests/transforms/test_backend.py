@@ -45,10 +45,12 @@ def test_without_numba_numpy_serves_and_the_log_says_so_once(
 def test_kernels_compile_where_no_cache_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     real = numba.njit
 
-    def without_cache(**options: Any) -> Any:
+    def without_cache(*functions: Any, **options: Any) -> Any:
         if options.get("cache"):
             raise RuntimeError("cannot cache function: no locator available")  # what numba raises
-        return real(**options)
+        return real(
+            *functions, **options
+        )  # numba's own modules, imported when it first compiles, decorate without options
 
     monkeypatch.setattr(numba, "njit", without_cache)
     assert random_bits.compile_loop(lambda value: value + 1)(2) == 3

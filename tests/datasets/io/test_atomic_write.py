@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import time
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +13,13 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
 
-from models_genesis.datasets.io.atomic_write import atomic_path, atomic_text, atomic_write
+from models_genesis.datasets.io.atomic_write import (
+    STALE_SECONDS,
+    atomic_path,
+    atomic_text,
+    atomic_write,
+    sweep_temporary,
+)
 
 
 @pytest.mark.parametrize("writer", [atomic_write, atomic_text, atomic_path])
@@ -48,6 +57,51 @@ def test_text_is_written_as_it_is(tmp_path):
 def test_a_block_that_writes_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "scan.nii.gz"):
         pass
+    assert not list(tmp_path.iterdir())
+
+
+LEFTOVERS = (".tmp.0123abcd.a.csv", ".a.csv.4711.tmp", ".tmp.89abcdef.b.csv")
+OTHERS = ("a.csv", ".tmp.mine.csv", ".tmp.0123abcd.", ".a.csv.tmp", "x.tmp.0123abcd.a.csv")
+
+
+@pytest.mark.parametrize(("names", "removed"), [(None, LEFTOVERS), (["a.csv"], LEFTOVERS[:2]), ([], ())])
+def test_only_stale_files_of_the_given_names_are_swept(names, removed, tmp_path):
+    now = time.time()
+    for name in (*LEFTOVERS, *OTHERS):
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (now, now - STALE_SECONDS + 60))
+    assert sweep_temporary(tmp_path, names) == []
+    for name in (*LEFTOVERS, *OTHERS):
+        os.utime(tmp_path / name, (now, now - STALE_SECONDS - 60))
+    assert {path.name for path in sweep_temporary(tmp_path, names)} == set(removed)
+    assert {path.name for path in tmp_path.iterdir()} == {*LEFTOVERS, *OTHERS} - set(removed)
+
+
+def test_a_folder_that_cannot_be_read_is_not_swept(tmp_path):
+    assert sweep_temporary(tmp_path / "nowhere") == []
+
+
+def test_the_first_write_to_a_folder_sweeps_it(tmp_path):
+    stale, fresh = (tmp_path / f".tmp.{number:08x}.a.csv" for number in range(2))
+    for path in (stale, fresh):
+        path.write_bytes(b"half")
+    os.utime(stale, (0, 0))
+    with atomic_text(tmp_path / "b.csv") as file:
+        file.write("whole")
+    assert sorted(tmp_path.iterdir()) == [fresh, tmp_path / "b.csv"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_named_with_the_file_and_the_bytes(number, tmp_path):
+    path = tmp_path / "a.csv"
+    with pytest.raises(
+        OSError, match=rf"{path} needs more than the 4 bytes that were written; \d+ bytes are free"
+    ) as error:
+        with atomic_write(path) as file:
+            file.write(b"half")
+            file.flush()
+            raise OSError(number, "full")
+    assert error.value.errno == number
     assert not list(tmp_path.iterdir())
 
 

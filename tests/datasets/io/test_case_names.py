@@ -10,6 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
 from models_genesis.datasets import CaseDataset, OutputName, output_names
+from models_genesis.datasets.io.case_names import PredictionLayout
 
 
 def test_a_scan_alone_of_its_name_gives_its_name():
@@ -111,3 +112,11 @@ def test_without_a_data_set_the_name_is_the_scans():
     name = OutputName()
     assert name({"filename_or_obj": "/d/1.2.467.4"}, None)["subject"] == "1.2.467.4.nii.gz"
     assert name({"filename_or_obj": "/d/ct.mhd"}, None)["subject"] == "ct.nii.gz"
+
+
+@pytest.mark.parametrize("file", ["case.nii.gz", "fold/case.nii.gz", "task/fold/case.nii.gz"])
+def test_a_file_of_the_data_list_gets_its_folders(file, tmp_path):
+    layout = PredictionLayout(tmp_path / "out")
+    for _ in range(2):  # the second file of a folder finds it made
+        assert layout.filename("case.nii.gz", file=file) == str(tmp_path / "out" / file)
+    assert (tmp_path / "out" / file).parent.is_dir()

@@ -283,6 +283,23 @@ def test_compressed_slices_are_decoded(scan, tmp_path, tools):
     refused(tmp_path / "s", f"too short: {path.name}: expected compressed pixels to their end")
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_pixels_that_are_lost_after_the_headers_were_read_are_named(compressed, scan, tmp_path, tools):
+    def edit(each, number):
+        if compressed:
+            each.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+
+    tools.write_series(tmp_path / "s", scan, edit=edit)
+    load = open_scan(str(tmp_path / "s"))[1]
+    path = next((tmp_path / "s").glob("*_004.dcm"))
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(BadScanError, match=rf"s: unreadable: {path.name}: expected pixels, found"):
+        load()
+    path.unlink()
+    with pytest.raises(BadScanError, match=rf"s: unreadable: {path.name}: expected pixels, found"):
+        load()
+
+
 @pytest.mark.parametrize("transfer", ["ImplicitVRLittleEndian", "ExplicitVRBigEndian"])
 def test_other_encodings_of_the_header(transfer, scan, tmp_path, tools):
     tools.write_series(tmp_path / "s", scan)

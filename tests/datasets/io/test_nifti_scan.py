@@ -14,6 +14,7 @@ import pytest
 from monai.transforms import LoadImage, SaveImage
 
 from models_genesis.datasets import BadScanError, ScanReader, ScanWriter, open_scan, read_scan_header
+from models_genesis.datasets.io import nifti_scan
 
 SHAPE = (6, 5, 4)
 VOXELS = np.arange(math.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
@@ -210,6 +211,16 @@ def test_truncated_files_are_refused_before_they_are_read(cut, tmp_path):
     for name in ("a.nii", "b.nii.gz", "c.nii.gz"):
         with pytest.raises(BadScanError, match=f"{name}: (unreadable|too short)"):
             open_scan(str(tmp_path / name))
+
+
+def test_a_whole_file_of_one_member_is_not_decompressed_to_be_measured(tmp_path, monkeypatch):
+    nib.save(nib.Nifti1Image(VOXELS, PLAIN), tmp_path / "scan.nii.gz")
+
+    def refuse(scan, needed):
+        raise AssertionError("decompressed")
+
+    monkeypatch.setattr(nifti_scan, "_uncompressed_size", refuse)
+    np.testing.assert_array_equal(open_scan(str(tmp_path / "scan.nii.gz"))[1](), VOXELS)
 
 
 def test_a_gzip_file_of_several_members_is_whole(tmp_path):

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from models_genesis.datasets.io.segment_terms import SEGMENT_TERMS, segment_term
+from models_genesis.datasets.io.segment_terms import SEGMENT_TERMS, read_terms, segment_term
 
 pytest.importorskip("pydicom")
 from pydicom.sr.codedict import codes
@@ -43,3 +45,36 @@ def test_spelling_and_case_do_not_matter() -> None:
     assert segment_term("liver", {"Liver": segment_term("spleen")}) == segment_term("spleen")
     with pytest.raises(ValueError, match="no DICOM codes are known for the label 'kidney', only for liver, spleen"):
         segment_term("kidney")
+
+
+KIDNEY = ["SCT:AnatomicalStructure", "SCT:Kidney"]
+
+
+def test_terms_of_a_file_are_keywords_or_codes_of_three_parts(tmp_path) -> None:
+    written = {"kidney": KIDNEY, "cyst": [*KIDNEY, ["T-71000", "SRT", "Kidney"]]}
+    (tmp_path / "terms.json").write_text(json.dumps(written))
+    terms = read_terms(tmp_path / "terms.json")
+    assert terms["kidney"].category == codes.SCT.AnatomicalStructure
+    assert terms["kidney"].type == codes.SCT.Kidney and terms["kidney"].region is None
+    region = terms["cyst"].region
+    assert (region.value, region.scheme_designator, region.meaning) == ("T-71000", "SRT", "Kidney")
+    assert segment_term("Kidney", terms) == terms["kidney"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (KIDNEY[:1], "kidney: expected category, type and perhaps region, found"),
+        ([*KIDNEY, *KIDNEY], "kidney: expected category, type and perhaps region, found"),
+        ("SCT:Kidney", "kidney: expected category, type and perhaps region, found"),
+        ([*KIDNEY[:1], "SCT:Kidnee"], "kidney: expected scheme:Keyword .*, found 'SCT:Kidnee'"),
+        ([*KIDNEY[:1], "Kidney"], "kidney: expected scheme:Keyword .*, found 'Kidney'"),
+        ([*KIDNEY[:1], ["T-71000", "SRT"]], "kidney: expected scheme:Keyword"),
+        ([*KIDNEY[:1], ["T-71000", "SRT", "Kidney", "2020"]], "kidney: expected scheme:Keyword"),
+        ([*KIDNEY[:1], [71000, "SRT", "Kidney"]], "kidney: expected scheme:Keyword"),
+    ],
+)
+def test_terms_of_a_file_that_say_something_else_are_refused(entry, message, tmp_path) -> None:
+    (tmp_path / "terms.json").write_text(json.dumps({"kidney": entry}))
+    with pytest.raises(ValueError, match=message):
+        read_terms(tmp_path / "terms.json")

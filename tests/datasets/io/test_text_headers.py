@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 import zlib
 
 import itk
@@ -96,6 +97,52 @@ def test_metaimage_fields_mean_what_they_mean_to_itk(fields, folder):
     agrees_with_itk(write_meta(folder, **fields))
 
 
+FOUR = {
+    "NDims": "4",
+    "DimSize": "7 8 3 3",
+    "ElementSpacing": "2 2.5 3 0.1",
+    "Offset": "1 2 3 0",
+    "TransformMatrix": "0 1 0 0 -1 0 0 0 0 0 1 0 0 0 0 1",
+    "CenterOfRotation": None,
+    "AnatomicalOrientation": None,
+}
+
+
+@pytest.mark.parametrize("fields", [{}, {"TransformMatrix": None}, {"Offset": "4 5 6 7"}])
+def test_a_fourth_axis_of_a_metaimage_holds_volumes(fields, folder):
+    path = write_meta(folder, **{**FOUR, **fields})
+    header, load = open_scan(path)
+    image = itk.imread(path)
+    assert header.shape == (7, 8, 3) and header.components == 3
+    affine = np.eye(4)
+    affine[:3, :3] = itk.array_from_matrix(image.GetDirection())[:3, :3] * np.array(image.GetSpacing())[:3]
+    affine[:3, 3] = np.array(image.GetOrigin())[:3]
+    np.testing.assert_allclose(header.affine, np.diag([-1, -1, 1, 1]) @ affine, atol=1e-9)
+    np.testing.assert_array_equal(load(), itk.array_from_image(image).T)
+
+
+@pytest.mark.parametrize("fields", [{}, {"TransformMatrix": None, "Offset": None}])
+def test_a_fourth_axis_of_length_one_is_dropped(fields, folder):
+    header, load = open_scan(write_meta(folder, **{**FOUR, "DimSize": "7 8 9 1", **fields}))
+    assert header.shape == SHAPE and header.components == 1
+    np.testing.assert_array_equal(load(), VOXELS)
+    header, load = open_scan(write_nrrd(folder, dimension="4", sizes="7 8 9 1", **NRRD_FOUR))
+    assert header.shape == SHAPE
+    np.testing.assert_array_equal(load(), VOXELS)
+    np.testing.assert_allclose(header.affine, open_scan(write_nrrd(folder))[0].affine)
+
+
+NRRD_FOUR = {"space directions": "(2,0,0) (0,2.5,0) (0,0,3) none", "kinds": "domain domain domain list"}
+
+
+@pytest.mark.parametrize("place", [(3, 0), (3, 1), (3, 2), (0, 3), (1, 3), (2, 3), (3, 3)])
+def test_a_fourth_axis_that_is_mixed_with_the_others_is_refused(place, folder):
+    matrix = np.eye(4)
+    matrix[place] = 2 if place == (3, 3) else 0.5
+    with pytest.raises(BadScanError, match=r"scan\.mhd: bad affine: expected a separate fourth axis"):
+        open_scan(write_meta(folder, **{**FOUR, "TransformMatrix": " ".join(map(str, matrix.ravel()))}))
+
+
 def test_metaimage_encodings(folder):
     agrees_with_itk(write_meta(folder, "LOCAL", VOXELS.tobytes("F")))
     packed = zlib.compress(VOXELS.tobytes("F"))
@@ -146,6 +193,9 @@ def test_whatever_itk_writes_is_read(kind, suffix, compressed, tmp_path):
     [
         ({"NDims": "99"}, "not 3D: expected three axes"),
         ({"NDims": "2", "DimSize": "7 8"}, "not 3D"),
+        ({"NDims": "5", "DimSize": "7 8 3 3 1"}, "not 3D"),
+        ({"NDims": "4"}, "bad header: expected 4 sizes"),
+        ({"NDims": "4", "DimSize": "7 8 9 1"}, "expected 4 numbers in ElementSpacing"),
         ({"DimSize": "7 8"}, "bad header: expected 3 sizes"),
         ({"DimSize": "7 8 -9"}, "bad header"),
         ({"DimSize": "7 8 99999999999999"}, "bad header"),
@@ -227,6 +277,8 @@ def test_nrrd_fields_mean_what_they_mean_to_itk(fields, folder):
         ({"space origin": None}, "bad affine"),
         ({"dimension": "16"}, "not 3D"),
         ({"dimension": "4", "sizes": "3 7 8 9"}, "not 3D"),
+        ({"dimension": "4", "sizes": "7 8 3 3"}, "not 3D: expected three axes, one value a voxel, found 7 x 8 x 3 x 3"),
+        ({"dimension": "4"}, "bad header: expected 4 sizes"),
         ({"sizes": "7000 8000 9000"}, "too short"),
         ({"sizes": "7 8 0"}, "bad header"),
         ({"type": "block"}, "expected a type"),
@@ -249,6 +301,20 @@ def test_a_deflated_file_that_ends_early_or_lies(folder):
     path = write_meta(folder, "LOCAL", packed, CompressedData="True", DimSize="700 800 900")
     with pytest.raises(BadScanError, match="too short"):
         open_scan(path)
+
+
+def test_what_follows_the_voxels_is_not_decompressed(folder):
+    """A stream that goes on for 64 MiB takes the memory of the 1,008 bytes that the header announces."""
+    path = write_meta(folder, "LOCAL", zlib.compress(VOXELS.tobytes("F") + bytes(2**26)), CompressedData="True")
+    load = open_scan(path)[1]
+    tracemalloc.start()
+    try:
+        voxels = load()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(voxels, VOXELS)
+    assert peak < 2**22  # a block of the file, 1 MiB at most, and what zlib has not used of it
 
 
 def test_the_files_that_ended_the_process(shared, tmp_path):

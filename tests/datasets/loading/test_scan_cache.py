@@ -257,6 +257,57 @@ def test_the_budget_is_half_of_what_is_free_shared_by_processes(monkeypatch):
         cache_budget(-1)
 
 
+@pytest.mark.parametrize(("bad", "more"), [(1, 0), (10, 0), (11, 1), (13, 3)])
+def test_ten_scans_left_out_are_named_and_the_others_counted(bad, more, make, scan_folder, tmp_path, caplog):
+    data = [*entries(scan_folder), *({"image": str(tmp_path / f"none{number}.nii")} for number in range(bad))]
+    with caplog.at_level(logging.WARNING):
+        make(data=data, on_bad_scan="skip")
+    report = next(record.getMessage() for record in caplog.records if "scans are left out" in record.message)
+    lines = report.splitlines()
+    assert lines[0] == f"{bad} of {bad + 5} scans are left out:"
+    assert [f"none{number}.nii" in line for number, line in enumerate(lines[1:11])] == [True] * min(bad, 10)
+    assert lines[11:] == ([f"  and {more} more"] if more else [])
+
+
+@pytest.mark.parametrize("gib", [1, 0])
+def test_the_log_tells_how_much_the_scans_take(gib, make, caplog):
+    with caplog.at_level(logging.INFO):
+        cache = make(cache_gib=gib)
+    first, last = (record.args for record in caplog.records if "MB a scan" in record.msg)
+    # five scans of 24 x 20 x 16 voxels, at 2 bytes a voxel
+    sizes = {"all": 76_800 / 2**30, "each": 15_360 / 1e6, "budget": gib}
+    assert [number for number in first if not isinstance(number, os.PathLike)] == pytest.approx([5, *sizes.values()])
+    assert last[0] == 5 and last[2:] == pytest.approx((cache.nbytes / 2**30, cache.nbytes / 5 / 1e6))
+    assert last[1] == ("in memory" if gib else f"in {cache.cache_dir}")
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "cpus", "expected"), [(None, None, 1), (None, 2, 2), (None, 64, 4), (1, 64, 1), (7, 2, 7)]
+)
+def test_as_many_threads_decode_as_are_asked_for_or_as_there_are_processors(
+    num_workers, cpus, expected, make, monkeypatch
+):
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    assert make(num_workers=num_workers).num_workers == expected
+
+
+def test_no_more_threads_decode_than_are_asked_for(make, scan_folder):
+    class Count(MapTransform):
+        lock, now, most = threading.Lock(), 0, 0
+
+        def __call__(self, data):
+            with Count.lock:
+                Count.now += 1
+                Count.most = max(Count.most, Count.now)
+            time.sleep(0.1)
+            with Count.lock:
+                Count.now -= 1
+            return {"image": np.zeros(1)}
+
+    make(preprocessing=[Count("image")], num_workers=2)
+    assert Count.most == 2  # of five scans, each of which takes longer than a thread takes to start
+
+
 def test_arguments(make, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="empty data list"):
         ScanCache([], [])

@@ -25,6 +25,13 @@ def detections(found: list[float], false: list[float]) -> ScanDetections:
     return ScanDetections(np.array(found, dtype=float), np.array(false, dtype=float))
 
 
+def test_nothing_is_ignored_repeated_or_dropped_where_nothing_is_said():
+    plain = detections([0.7], [0.2])
+    assert (plain.ignored, plain.repeated, plain.dropped) == (0, 0, 0)
+    matched = match_scan_detections([[0, 0, 1], [0, 0, 9]], [0.7, 0.2], NODULE, [6])
+    assert (matched.ignored, matched.repeated, matched.dropped) == (0, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("distance", "hit"), [(0.0, True), (2.999, True), (3.0, False), (3.001, False)], ids=["0", "below", "at", "above"]
 )

@@ -73,6 +73,22 @@ def test_the_bootstrap_draws_whole_scans():
     assert (ranking.average_precision_low, ranking.average_precision_high) == pytest.approx((low[1], high[1]))
 
 
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_resamples_without_one_of_the_classes_are_left_out(lacking):
+    """Of two scans one has candidates of both classes; the other's alone, a quarter of the resamples, has one class."""
+    scans = np.array([0, 0, 0, 1, 1])
+    labels = np.array([1, 0, 1, 1 - lacking, 1 - lacking])
+    scores = np.array([0.9, 0.5, 0.2, 0.95, 0.7])
+    ranking = roc_auc_with_ci(scores, labels, scans)
+    # each of the three kinds of resample comes 250 times of 1,000, or 500 times, so that the ends are the outermost
+    defined = [roc_auc_with_ci(scores[rows], labels[rows]) for rows in (np.arange(3), np.arange(5))]
+    areas = sorted(each.auc for each in defined)
+    precisions = sorted(each.average_precision for each in defined)
+    assert areas[0] < areas[1]
+    assert (ranking.auc_scans_low, ranking.auc_scans_high) == pytest.approx(areas)
+    assert (ranking.average_precision_low, ranking.average_precision_high) == pytest.approx(precisions)
+
+
 def test_candidates_of_one_scan_make_the_interval_wider_where_scans_differ():
     """Ten scans with a shift of their own: the scans, not the candidates, are what is independent."""
     generator = np.random.default_rng(4)
