@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -476,6 +478,45 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], words: str) -> Non
 def test_wrong_batches_are_named(arguments: dict[str, Any], shape: tuple[int, ...], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         BatchGenesisDeform(**arguments)(torch.zeros(shape))
+
+
+def test_the_deformation_of_a_device_is_made_once() -> None:
+    transform = RandGenesisDeformOnDeviced("image", "label", num_blocks=10, **HOUNSFIELD).set_random_state(0)
+    made = transform.deform
+    for _ in range(2):
+        transform({"image": torch.zeros(1, 20, 20, dtype=torch.int16)})
+    assert transform.deform is made
+
+
+@pytest.mark.parametrize(
+    ("cuda", "block", "triton", "hip", "capability", "expected"),
+    [
+        (True, 4096, True, None, (7, 0), True),
+        (True, 1, True, None, (9, 0), True),
+        (False, 4096, True, None, (7, 0), False),
+        (True, 4097, True, None, (7, 0), False),
+        (True, 4096, False, None, (7, 0), False),
+        (True, 4096, True, "6.4", (7, 0), False),
+        (True, 4096, True, None, (6, 1), False),
+    ],
+)
+def test_kernels_work_on_a_gpu_that_has_them_and_for_blocks_that_fit(
+    cuda: bool,
+    block: int,
+    triton: bool,
+    hip: str | None,
+    capability: tuple[int, int],
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a machine that is described here, for it needs no GPU to be asked."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if triton else None)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    batch: Any = SimpleNamespace(is_cuda=cuda, device="cuda:0")
+    assert BatchGenesisDeform()._by_kernels(batch, (block, 1, 1)) == expected
+    assert BatchGenesisDeform(backend="triton")._by_kernels(batch, (block, 1, 1))
+    assert not BatchGenesisDeform(backend="torch")._by_kernels(batch, (block, 1, 1))
 
 
 def test_small_images_are_fine_without_large_boxes() -> None:

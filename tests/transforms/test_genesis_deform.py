@@ -139,6 +139,22 @@ def test_chain_is_flip_shuffle_curve_paint(backend: str, image_dtype: Any, flips
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.uint32, np.int64])
+def test_values_beyond_the_range_are_clipped_whatever_the_data_type(dtype: type[np.integer], backend: str) -> None:
+    """None wraps around on its way to the 16 bits of the compiled loops."""
+    ends = np.iinfo(dtype)
+    values = np.array([-(2**31), -70_000, -32_769, -1001, -1000, -1, 0, 1, 100, 1000, 1001, 32_768, 65_535, 2**31 - 1])
+    image = np.tile(np.clip(values, ends.min, ends.max), 320).reshape(1, 14, 16, 20)
+    clipped = np.clip(image, -1000, 1000).astype(np.int16)
+    for seed in range(4):
+        deform = RandGenesisDeform(**HOUNSFIELD, num_blocks=20, backend=backend)
+        found = deform.set_random_state(seed)(image.astype(dtype))
+        expected = deform.set_random_state(seed)(clipped)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("out_painting", [False, True])
 def test_painting_shows_the_shuffled_image(backend: str, out_painting: bool) -> None:
     shape = (40, 50, 60)
@@ -367,7 +383,7 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], words: str) -> Non
 def test_wrong_calls_are_named() -> None:
     with pytest.raises(ValueError, match="target_keys: expected one key for each of"):
         RandGenesisDeformd(["a", "b"], "label")
-    with pytest.raises(ValueError, match="b: expected the spatial shape of a"):
+    with pytest.raises(ValueError, match=r"b: expected the spatial shape of a, \(20, 20\), found \(20, 21\)"):
         RandGenesisDeformd(["a", "b"], ["c", "d"])({"a": np.zeros((1, 20, 20)), "b": np.zeros((1, 20, 21))})
     with pytest.raises(ValueError, match="img: out-painting expected axes that hold boxes"):
         RandGenesisDeform("out_painting", paint_prob=1.0)(np.zeros((1, 64, 13)))

@@ -40,6 +40,22 @@ def test_every_window_scores_as_the_rule_says(cube, border):
         assert scores[index] == score_by_the_rule(volume, start, sides)
 
 
+@pytest.mark.parametrize(
+    ("cube", "border", "shape"),
+    [
+        (2, 3, (0, 0, 1)),
+        (2, 1, (1, 3, 5)),
+        (4, None, (1, 3, 5)),
+        (5, None, (0, 2, 4)),
+        ((4, 9, 8), None, (1, 0, 1)),
+        (2, ((0, 0), (0, 0), (3, 4)), (3, 5, 0)),
+    ],
+)
+def test_an_axis_without_a_start_has_no_scores(cube, border, shape):
+    scores = tissue_window_scores(np.zeros((1, 4, 6, 8), np.int16), cube, border=border)
+    assert scores.shape == shape and scores.dtype == np.float64 and (scores == 1).all()
+
+
 def test_windows_of_a_real_scan(shared):
     volume = np.asarray(nib.load(shared / "data/ct/lidc_idri_0314.nii.gz").dataobj)[40:120, 40:110, 30:80]
     cube = (16, 16, 8)
@@ -150,6 +166,15 @@ def test_a_scan_smaller_than_the_cube_is_named():
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         TissueWindows(2, **arguments)(np.zeros((1, 4, 4, 4)))
+
+
+@pytest.mark.parametrize(("first", "dtype"), [(2**11 - 1, np.int32), (2**11, np.int64), (2**12, np.int64)])
+def test_starts_of_scans_with_more_voxels_than_int32_counts(first, dtype):
+    """2**31 voxels and more, of which none is read: the rule is off."""
+    shape = (first, 2**10, 2**10)
+    starts = admissible_starts(np.broadcast_to(np.int16(0), (1, *shape)), (1, 2**10, 2**10), None, border=None)
+    assert starts.dtype == dtype
+    np.testing.assert_array_equal(starts, np.arange(first, dtype=np.int64) * 2**20)
 
 
 def test_the_rule_needs_slices_and_one_scan():

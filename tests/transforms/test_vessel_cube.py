@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from models_genesis.transforms import RandVesselCubed, VesselCubed, turn_to, turned_cube, vessel_axis
 
@@ -67,6 +68,44 @@ def test_axis_ignores_a_vessel_that_does_not_come_near() -> None:
     assert degrees(axis, np.array([0, 0, 1])) < 2.0
 
 
+def axis_of_all_voxels(volume: NDArray, center: NDArray, affine: NDArray, radius: float, reach: float) -> NDArray | None:
+    """The same from every voxel of the scan, part by part, without a box around the ball."""
+    offset = (np.stack(np.indices(volume.shape), -1) - center) @ affine[:3, :3].T
+    distance = np.linalg.norm(offset, axis=-1)
+    parts, count = ndimage.label((volume >= 150) & (distance <= radius), np.ones((3, 3, 3)))
+    near = [part for part in range(1, count + 1) if distance[parts == part].min() <= reach]
+    chosen = np.isin(parts, near)
+    if chosen.sum() < 10:
+        return None
+    covariance = np.cov(offset[chosen].T, aweights=1 - (distance[chosen] / (1.001 * radius)) ** 2, ddof=0)
+    return np.linalg.eigh(covariance)[1][:, -1]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_axis_is_that_of_all_voxels_of_the_ball(seed: int) -> None:
+    """Everywhere in the scan and beyond its border, for any voxels; a whole radius has voxels on the very surface."""
+    R = np.random.RandomState(seed)
+    volume = np.where(R.random_sample((12, 11, 10)) < R.choice([0.02, 0.1, 0.5]), 150, 149)
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag(R.choice([0.5, 1.0, 1.25], 3)) if seed % 2 else R.uniform(-0.4, 0.4, (3, 3)) + np.eye(3)
+    center = R.uniform(-1, 12, 3).round(0 if seed % 4 < 2 else 2)
+    radius, reach = R.choice([2.0, 3.0, 3.7]), R.choice([0.0, 1.0, 1.9])
+    found = vessel_axis(volume, center, affine, 150, radius, reach)
+    expected = axis_of_all_voxels(volume, center, affine, radius, reach)
+    assert (found is None) == (expected is None)
+    if found is not None and expected is not None:
+        assert found[2] >= 0
+        assert abs(found @ expected) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(("voxels", "found"), [(9, False), (10, True)])
+def test_an_axis_needs_ten_voxels_of_contrast(voxels: int, found: bool) -> None:
+    volume = np.full((20, 20, 20), 149)
+    volume[10, 10, 5 : 5 + voxels] = 150
+    assert (vessel_axis(volume, (10, 10, 10), np.eye(4)) is not None) == found
+    assert vessel_axis(volume, (10, 10, 10), np.eye(4), min_hu=151) is None
+
+
 def test_no_contrast_has_no_axis() -> None:
     volume = np.full(SHAPE, 40, np.int16)
     assert vessel_axis(volume, (30, 30, 20), np.eye(4)) is None
@@ -107,6 +146,10 @@ def test_cube_beyond_the_scan_is_air() -> None:
     assert (cube[3:, 3:, 3:] == 0).all()
     far = turned_cube(scan, (99, 0, 0), np.eye(4), np.eye(3), (6, 6, 6), (1.0, 1.0, 1.0))
     assert (far == -1000).all()
+    for make in (VesselCubed, RandVesselCubed):
+        item = {"image": scan, "center": (0, 0, 0), "image_affine": np.eye(4)}
+        assert make("image", 6, voxel_mm=1.0)(item)["image"].min() == -1000
+        assert make("image", 6, voxel_mm=1.0, fill=7.0)(item)["image"].max() == 7
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -91,6 +91,15 @@ def test_broken_tables_are_named_with_the_line(tmp_path):
     assert list(read_csv(path, ("a",), "rows")) == [{"a": "1", "b": ""}, {"a": "1", "b": "2"}]
 
 
+@pytest.mark.parametrize("header", ["a,b,b", "b,a,b", "b,b,b,a"])
+def test_a_column_that_is_there_several_times_is_refused_where_it_is_read(header, tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text(f"{header}\n1,2,3,4\n")
+    with pytest.raises(ValueError, match=rf"^{path}: expected one column b, found several of this name"):
+        list(read_csv(path, ("a", "b"), "rows"))
+    assert [row["a"] for row in read_csv(path, ("a",), "rows")] == [str(header.split(",").index("a") + 1)]
+
+
 def test_a_name_that_is_not_utf_8_is_left_out_and_the_rest_goes_on(tmp_path, capsys):
     """As a directory of an old Windows share gives it."""
     import nibabel as nib

@@ -217,9 +217,23 @@ def test_what_lies_next_to_a_series_is_not_a_scan(scan, tmp_path, tools):
 
 
 @pytest.mark.parametrize(
-    ("signed", "padding", "limit"), [(0, 63536, None), (1, -2000, None), (1, 63536, None), (0, 0, 20)]
+    ("signed", "padding", "limit"),
+    [
+        (0, 63536, None),
+        (1, -2000, None),
+        (1, 63536, None),
+        (0, 0, 20),
+        (0, -1, None),
+        (1, -1, None),
+        (1, 65535, None),
+        (1, 32768, None),
+        (1, 32767, None),
+        (0, 32768, None),
+    ],
 )
-def test_padding_is_air(signed, padding, limit, scan, tmp_path, tools):
+@pytest.mark.parametrize("kind", ["US", "SS"])
+def test_padding_is_air(signed, padding, limit, kind, scan, tmp_path, tools):
+    """Whichever sign the element itself is written with, its bits are those of the pixels."""
     inside = np.hypot(*np.meshgrid(np.linspace(-1, 1, 24), np.linspace(-1, 1, 20), indexing="ij")) < 1
 
     def edit(each, number):
@@ -227,9 +241,11 @@ def test_padding_is_air(signed, padding, limit, scan, tmp_path, tools):
         stored[~inside] = padding
         each.PixelRepresentation = signed
         each.PixelData = (stored % 2**16).T.astype("<u2").tobytes()
-        each.add_new("PixelPaddingValue", "US", padding % 2**16)
+        bits = np.array([padding, limit or 0]).astype(np.uint16)
+        written = (bits if kind == "US" else bits.view(np.int16)).tolist()
+        each.add_new("PixelPaddingValue", kind, written[0])
         if limit is not None:
-            each.add_new("PixelPaddingRangeLimit", "US", limit)
+            each.add_new("PixelPaddingRangeLimit", kind, written[1])
 
     tools.write_series(tmp_path / "s", scan, edit=edit)
     found = open_scan(str(tmp_path / "s"))[1]()

@@ -271,6 +271,7 @@ def test_nrrd_fields_mean_what_they_mean_to_itk(fields, folder):
         ({"space": "scanner-xyz"}, "no orientation: .*found 'scanner-xyz'"),
         ({"space": None, "space directions": None, "space origin": None, "spacings": "2 2 3"}, "no orientation"),
         ({"space units": '"um" "um" "um"'}, "expected the space units mm"),
+        ({"space units": '"mm" "mm" "um" "s" "s"'}, r"expected the space units mm, found \['mm', 'mm', 'um'\]$"),
         ({"space directions": "(2,0,0) (0,2,0) (0,1.5,3)"}, "sheared"),
         ({"space directions": "(2,0,0) (0,nan,0) (0,0,3)"}, "bad spacing"),
         ({"space directions": "(2,0,0) (0,2,0)"}, "bad affine"),

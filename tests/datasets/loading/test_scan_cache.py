@@ -17,7 +17,7 @@ from monai.transforms import Compose, Flip, MapTransform, Spacingd
 from models_genesis.datasets import BadScanError, ScanCache
 from models_genesis.datasets.loading.mapped_scans import MappedScan, check_free_space, describe, scan_key
 from models_genesis.datasets.loading.memory_budget import available_memory, cache_budget
-from models_genesis.datasets.loading.scan_cache import default_cache_dir
+from models_genesis.datasets.loading.scan_cache import PrepareScan, default_cache_dir
 
 
 def entries(folder):
@@ -215,6 +215,24 @@ def test_channels_from_several_files(make, scan_folder):
     first, second = entries(scan_folder)[:2]
     cache = make(data=[{"image": [first["image"], second["image"]]}], cache_gib=0)
     assert cache[0]["image"].shape == (2, 24, 20, 16)
+
+
+def test_one_file_holds_the_channels_or_each_has_its_own(tools, tmp_path):
+    several = tools.write_nifti(tmp_path / "all.nii.gz", np.stack([tools.make_scan(0)] * 3, -1))
+    single = [tools.write_nifti(tmp_path / f"{number}.nii.gz", tools.make_scan(number)) for number in range(2)]
+    of_one, of_three = (PrepareScan([], "image", "starts", "raise", channels) for channels in (1, 3))
+    scan = 2 * 24 * 20 * 16  # bytes
+    assert of_three.predicted_bytes({"image": several}) == of_three.predicted_bytes({"image": [several]}) == 3 * scan
+    assert of_one.predicted_bytes({"image": single[0]}) == scan
+    assert of_one.predicted_bytes({"image": single}) == of_three.predicted_bytes({"image": single}) == 2 * scan
+    for prepare, image, message in (
+        (of_three, single[0], r"0\.nii\.gz: channels missing: expected 3 volumes .*, found 24 x 20 x 16$"),
+        (of_one, several, r"all\.nii\.gz: not 3D: expected three axes, found 24 x 20 x 16 x 3$"),
+        (of_three, [single[0], several], r"all\.nii\.gz: not 3D"),
+    ):
+        assert prepare.predicted_bytes({"image": image}) == 0
+        with pytest.raises(BadScanError, match=message):
+            prepare({"image": image})
 
 
 def test_settings_tell_preprocessings_apart(tools, scan_folder):

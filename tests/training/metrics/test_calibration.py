@@ -78,6 +78,18 @@ def test_calibration_error_by_hand():
     assert error == pytest.approx((2 * 0.35 + 0.05) / 3)
 
 
+def test_calibration_error_has_15_bins():
+    """Two probabilities at each inner edge of a bin, of which only what lies behind it is positive."""
+    edges = np.arange(1, 15) / 15
+    probabilities, labels = np.concatenate([edges - 1e-3, edges + 1e-3]), np.repeat([0, 1], 14)
+    # in the first bin is the upper end alone, in the last the lower; of the others each has both, whose sum is 2p - 1
+    inner = np.abs(edges[:-1] + edges[1:] - 1).sum()
+    expected = (inner + (edges[0] - 1e-3) + (1 - edges[-1] - 1e-3)) / 28
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(expected)
+    fitted = fit_temperature(np.log(probabilities / (1 - probabilities)), labels)
+    assert fitted.ece_before == pytest.approx(expected)
+
+
 def test_the_likelihood_of_a_huge_logit_is_finite():
     assert negative_log_likelihood([1e4, -1e4], [0, 1]) == 1e4
     assert negative_log_likelihood([1e4, -1e4], [1, 0]) == 0

@@ -32,6 +32,14 @@ def test_nothing_is_ignored_repeated_or_dropped_where_nothing_is_said():
     assert (matched.ignored, matched.repeated, matched.dropped) == (0, 0, 0)
 
 
+@pytest.mark.parametrize(("number", "dropped"), [(99, 0), (100, 0), (101, 1), (150, 50)])
+def test_the_challenge_looks_at_a_hundred_candidates_of_a_scan(number, dropped):
+    scores = np.arange(number) / number
+    scan = match_scan_detections(np.full((number, 3), 50.0), scores, NODULE, [6])
+    assert scan.dropped == dropped
+    assert scan.false_positives.tolist() == scores[dropped:].tolist()
+
+
 @pytest.mark.parametrize(
     ("distance", "hit"), [(0.0, True), (2.999, True), (3.0, False), (3.001, False)], ids=["0", "below", "at", "above"]
 )
