@@ -25,6 +25,7 @@ from .engines.overrides import UnknownOverrideError, refuse_unknown_overrides
 from .engines.precision import AutocastInferer, Precision, choose_precision
 from .engines.prepare_batch import DEFORM_ON, BatchDeformation, DeformationBackend
 from .engines.pretrained import load_pretrained_weights
+from .engines.window_inferer import window_inferer
 from .handlers.candidate_curves import draw_candidate_curves
 from .handlers.candidate_report import CandidateReport, CandidateWriter, prediction_store
 from .handlers.checkpoint import TrainingCheckpoint
@@ -138,4 +139,5 @@ __all__ = [
     "subsample_negatives",
     "trained_task",
     "use_handler",
+    "window_inferer",
 ]

@@ -17,7 +17,7 @@ from .brats_regions import (
 )
 from .candidate_cube import CandidateCubed, RandCandidateCubed, candidate_cube
 from .class_cubes import ClassVoxelsd, RandClassCubed
-from .cube_sampling import RandTissueCube, RandTissueCubed, cut_cube
+from .cube_sampling import RandTissueCube, RandTissueCubed, cut_cube, drop_axis, window_size
 from .device_deform import RandDeformSeedd, RandGenesisDeformOnDeviced
 from .genesis_deform import (
     GENESIS_VARIANTS,
@@ -42,6 +42,7 @@ from .painting import (
 )
 from .scan_normalisation import NormaliseScan, NormaliseScand, default_intensity_range, restored_dtype
 from .segmentation_case import BadCaseError, CheckSegmentationCased, check_case
+from .shuffle_share import PAPER_MOVED_SHARE, blocks_for_share, expected_moved_share
 from .tile_deform import RandGenesisDeformTiles, RandGenesisDeformTilesd
 from .tissue_windows import (
     TissueWindows,
@@ -58,6 +59,7 @@ __all__ = [
     "BRATS_LABELS",
     "BRATS_REGIONS",
     "GENESIS_VARIANTS",
+    "PAPER_MOVED_SHARE",
     "VOXEL_KINDS",
     "BadCaseError",
     "BatchGenesisDeform",
@@ -102,6 +104,7 @@ __all__ = [
     "admissible_starts",
     "bezier_curve",
     "bezier_map",
+    "blocks_for_share",
     "brats_label_values",
     "brats_labels",
     "brats_regions",
@@ -112,6 +115,8 @@ __all__ = [
     "draw_in_painting_boxes",
     "draw_masked_patches",
     "draw_out_painting_boxes",
+    "drop_axis",
+    "expected_moved_share",
     "genesis_deform",
     "local_pixel_shuffle",
     "lowest_starts",
@@ -123,4 +128,5 @@ __all__ = [
     "vessel_axis",
     "voxel_kind_map",
     "window_bounds",
+    "window_size",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cubes cut from a scan at uniformly drawn admissible starts."""
+"""Cubes, or slices, cut from a scan at uniformly drawn admissible starts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,36 @@ from typing import Any
 import numpy as np
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, RandomizableTransform, SpatialCrop
+from monai.transforms import MapTransform, RandomizableTransform, SpatialCrop, SqueezeDim
 from monai.utils import ensure_tuple_rep
+
+
+def window_size(cube_size: Sequence[int] | int, slice_axis: int | None = None) -> Sequence[int] | int:
+    """Voxels that are cut from a scan: the cube, or for a slice one voxel along its axis.
+
+    Args:
+        cube_size: size of the cube in voxels, or with ``slice_axis`` of the slice, along the two other axes in order.
+        slice_axis: axis that slices stand across: of a scan in RAS 0 for sagittal, 1 for coronal, 2 for axial ones;
+            ``None`` for cubes.
+
+    Returns:
+        The size: of a cube as it was given, of a slice along all three axes.
+
+    Raises:
+        ValueError: When a slice has not two sides, or its axis is none of three.
+
+    Example:
+        >>> window_size((128, 96), slice_axis=1), window_size((64, 64, 32))
+        ((128, 1, 96), (64, 64, 32))
+    """
+    if slice_axis is None:
+        return cube_size
+    if slice_axis not in (0, 1, 2):
+        raise ValueError(f"slice_axis: expected 0, 1, 2 or None, found {slice_axis!r}.")
+    sides = ensure_tuple_rep(cube_size, 2) if isinstance(cube_size, int) else tuple(cube_size)
+    if len(sides) != 2:
+        raise ValueError(f"cube_size: expected two sides of a slice across axis {slice_axis}, found {list(sides)}.")
+    return (*sides[:slice_axis], 1, *sides[slice_axis:])
 
 
 def cut_cube(img: NdarrayOrTensor, start: Sequence[int], cube_size: Sequence[int]) -> NdarrayOrTensor:
@@ -37,6 +65,25 @@ def cut_cube(img: NdarrayOrTensor, start: Sequence[int], cube_size: Sequence[int
     return np.array(img[window]) if isinstance(img, np.ndarray) else img[window].clone()
 
 
+def drop_axis(img: NdarrayOrTensor, axis: int) -> NdarrayOrTensor:
+    """Take out a spatial axis of one voxel.
+
+    Args:
+        img: shape ``(C, X, Y, Z)``.
+        axis: the spatial axis, counted from 0.
+
+    Returns:
+        The same values of shape ``(C, ...)`` with one axis less, of the same kind; of a MetaTensor the affine loses row
+        and column of that axis.
+
+    Example:
+        >>> drop_axis(np.zeros((1, 4, 1, 3)), 1).shape
+        (1, 4, 3)
+    """
+    # MONAI's transform makes a MetaTensor of an array
+    return SqueezeDim(axis + 1)(img) if isinstance(img, MetaTensor) else img.squeeze(axis + 1)
+
+
 class RandTissueCube(RandomizableTransform):
     """Cut a cube that starts at one of the given starts, each as likely as any other.
 
@@ -44,10 +91,12 @@ class RandTissueCube(RandomizableTransform):
     sampling (arXiv:2004.07882) without its rejected tries.
 
     Args:
-        cube_size: size of the cube in voxels.
+        cube_size: size of the cube in voxels; with ``slice_axis`` of the slice.
+        slice_axis: axis that slices stand across, which they do not have any more; ``None`` for cubes. See
+            :func:`window_size`.
 
     Raises:
-        ValueError: When a side is below 1.
+        ValueError: When a side is below 1, or a slice has not two.
 
     Example:
         >>> cube = RandTissueCube((2, 2))
@@ -56,13 +105,16 @@ class RandTissueCube(RandomizableTransform):
                 [10, 11]]])
         >>> cube.start
         (1, 2)
+        >>> RandTissueCube((2, 2), slice_axis=2)(np.zeros((1, 4, 4, 3))).shape
+        (1, 2, 2)
     """
 
-    def __init__(self, cube_size: Sequence[int] | int) -> None:
+    def __init__(self, cube_size: Sequence[int] | int, slice_axis: int | None = None) -> None:
         super().__init__(prob=1.0)
         if any(side < 1 for side in ensure_tuple_rep(cube_size, 3 if isinstance(cube_size, int) else len(cube_size))):
             raise ValueError(f"cube_size must be at least 1 along each axis, got {cube_size}.")
-        self.cube_size = cube_size
+        self.cube_size = window_size(cube_size, slice_axis)
+        self.slice_axis = slice_axis
         self.start: tuple[int, ...] = ()
 
     def randomize(self, spatial_shape: Sequence[int], starts: np.ndarray | None = None) -> None:
@@ -100,11 +152,12 @@ class RandTissueCube(RandomizableTransform):
             randomize: whether to draw a start, else the last one is used again.
 
         Returns:
-            The cube, ``(C, *cube_size)``, a contiguous copy of the scan's kind and type.
+            The cube, ``(C, *cube_size)``, a contiguous copy of the scan's kind and type; a slice has two axes.
         """
         if randomize:
             self.randomize(tuple(img.shape[1:]), starts)
-        return cut_cube(img, self.start, ensure_tuple_rep(self.cube_size, img.ndim - 1))
+        cube = cut_cube(img, self.start, ensure_tuple_rep(self.cube_size, img.ndim - 1))
+        return cube if self.slice_axis is None else drop_axis(cube, self.slice_axis)
 
 
 class RandTissueCubed(RandomizableTransform, MapTransform):
@@ -118,6 +171,7 @@ class RandTissueCubed(RandomizableTransform, MapTransform):
         starts_key: key of the flat start indices; where the item lacks it, every position may be drawn.
         start_key: key under which the drawn start is added.
         allow_missing_keys: whether an item may lack a key.
+        slice_axis: see :class:`RandTissueCube`.
     """
 
     def __init__(
@@ -127,10 +181,11 @@ class RandTissueCubed(RandomizableTransform, MapTransform):
         starts_key: str = "starts",
         start_key: str = "start",
         allow_missing_keys: bool = False,
+        slice_axis: int | None = None,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob=1.0)
-        self.cube = RandTissueCube(cube_size)
+        self.cube = RandTissueCube(cube_size, slice_axis)
         self.starts_key = starts_key
         self.start_key = start_key
 

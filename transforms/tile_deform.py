@@ -10,8 +10,9 @@ import numpy as np
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data.utils import dense_patch_slices
 from monai.transforms import MapTransform, RandomizableTransform
-from monai.utils import convert_data_type, convert_to_dst_type
+from monai.utils import convert_data_type, convert_to_dst_type, ensure_tuple
 
+from .cube_sampling import drop_axis, window_size
 from .genesis_deform import RandGenesisDeform
 
 __all__ = ["RandGenesisDeformTiles", "RandGenesisDeformTilesd"]
@@ -26,16 +27,19 @@ class RandGenesisDeformTiles(RandomizableTransform):
     Args:
         cube_size: size of a cube in voxels; the scan must be as large.
         deform: the deformation of a cube. Its flips must be off, or the scan would be torn.
+        slice_axis: axis that slices stand across, where the tiles are slices and ``cube_size`` is theirs, see
+            :func:`~models_genesis.transforms.window_size`; ``None`` for cubes.
 
     Raises:
-        ValueError: When ``deform`` flips.
+        ValueError: When ``deform`` flips, or a slice has not two sides.
     """
 
-    def __init__(self, cube_size: Sequence[int], deform: RandGenesisDeform) -> None:
+    def __init__(self, cube_size: Sequence[int], deform: RandGenesisDeform, slice_axis: int | None = None) -> None:
         RandomizableTransform.__init__(self, prob=1.0)
         if deform.flip_prob > 0:
             raise ValueError(f"deform must have flip_prob=0, got {deform.flip_prob}: flipped cubes would tear the scan")
-        self.cube_size = tuple(cube_size)
+        self.cube_size = ensure_tuple(window_size(tuple(cube_size), slice_axis))
+        self.slice_axis = slice_axis
         self.deform = deform
 
     def set_random_state(
@@ -65,7 +69,12 @@ class RandGenesisDeformTiles(RandomizableTransform):
         deformed = np.empty(volume.shape, dtype=np.float32)
         for tile in dense_patch_slices(shape, self.cube_size, self.cube_size):
             where = (slice(None), *tile)
-            deformed[where] = self.deform(volume[where])[0]
+            if self.slice_axis is None:
+                deformed[where] = self.deform(volume[where])[0]
+            else:
+                deformed[where] = np.expand_dims(
+                    self.deform(drop_axis(volume[where], self.slice_axis))[0], self.slice_axis + 1
+                )
         return convert_to_dst_type(deformed, img, dtype=np.float32)[0]
 
 
@@ -76,15 +85,21 @@ class RandGenesisDeformTilesd(RandomizableTransform, MapTransform):
         keys: keys of the scans.
         cube_size: size of a cube in voxels.
         allow_missing_keys: whether a key may be missing.
+        slice_axis: see :class:`RandGenesisDeformTiles`.
         deform: arguments of :class:`RandGenesisDeform`; ``flip_prob`` is 0.
     """
 
     def __init__(
-        self, keys: KeysCollection, cube_size: Sequence[int], allow_missing_keys: bool = False, **deform: Any
+        self,
+        keys: KeysCollection,
+        cube_size: Sequence[int],
+        allow_missing_keys: bool = False,
+        slice_axis: int | None = None,
+        **deform: Any,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob=1.0)
-        self.tiles = RandGenesisDeformTiles(cube_size, RandGenesisDeform(**{**deform, "flip_prob": 0.0}))
+        self.tiles = RandGenesisDeformTiles(cube_size, RandGenesisDeform(**{**deform, "flip_prob": 0.0}), slice_axis)
 
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None

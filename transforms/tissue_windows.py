@@ -13,6 +13,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import ImageMetaKey, convert_data_type, ensure_tuple_rep
 
+from .cube_sampling import window_size
+
 logger = logging.getLogger(__name__)
 
 Border = Literal["proportional", "paper"] | Sequence[tuple[int, int]] | int | None
@@ -266,6 +268,8 @@ class TissueWindows(Transform):
         on_empty: what happens where no window is admissible: ``"raise"`` an error, ``"warn"`` and return no start, or
             ``"lowest"``: warn and return the ``lowest_share`` of the windows with the lowest scores.
         lowest_share: see :func:`lowest_starts`.
+        slice_axis: axis that slices stand across, see :func:`~models_genesis.transforms.window_size`: the window is one
+            voxel thick along it, and its score the mean over a slice. ``None`` for cubes.
 
     Raises:
         ValueError: When an argument is out of range.
@@ -280,6 +284,7 @@ class TissueWindows(Transform):
         channel: int = 0,
         on_empty: Literal["raise", "warn", "lowest"] = "raise",
         lowest_share: float = 0.05,
+        slice_axis: int | None = None,
     ) -> None:
         lowest, highest = score_range
         if not 0 <= lowest <= highest <= 1:
@@ -288,7 +293,8 @@ class TissueWindows(Transform):
             raise ValueError(f"on_empty must be 'raise', 'warn' or 'lowest', got {on_empty!r}.")
         if not 0 < lowest_share <= 1:
             raise ValueError(f"lowest_share must lie in (0, 1], got {lowest_share}.")
-        self.cube_size = cube_size
+        # what is cached names the window by its size alone, so scans that were prepared for cubes stay valid
+        self.cube_size = window_size(cube_size, slice_axis)
         self.threshold = threshold
         self.score_range = (float(lowest), float(highest))
         self.border = border
@@ -344,6 +350,7 @@ class TissueWindowsd(MapTransform):
         on_empty: what happens where no window is admissible: ``"raise"`` an error, ``"warn"`` and add no start, or
             ``"lowest"``: warn and add the ``lowest_share`` of the windows with the lowest scores.
         lowest_share: see :func:`lowest_starts`.
+        slice_axis: see :class:`TissueWindows`.
 
     Raises:
         ValueError: When an argument is out of range or ``keys`` holds not exactly one key.
@@ -360,6 +367,7 @@ class TissueWindowsd(MapTransform):
         channel: int = 0,
         on_empty: Literal["raise", "warn", "lowest"] = "raise",
         lowest_share: float = 0.05,
+        slice_axis: int | None = None,
     ) -> None:
         super().__init__(keys)
         if len(self.keys) != 1:
@@ -373,6 +381,7 @@ class TissueWindowsd(MapTransform):
             channel=channel,
             on_empty=on_empty,
             lowest_share=lowest_share,
+            slice_axis=slice_axis,
         )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

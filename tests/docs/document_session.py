@@ -150,4 +150,6 @@ def with_small_sizes(words: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     sizes = dict(table.PRETRAINING_SIZES if from_scratch else table.SIZES)
     if "paper" in stages:
         sizes |= table.PAPER_SIZES
+    if "2d" in stages:
+        sizes |= table.SLICE_SIZES
     return words + tuple(part for key, value in sizes.items() if key in keys for part in (f"--{key}", value))

@@ -137,6 +137,9 @@ CODE_SIZES = {"GenesisUNet(in_channels=1, ": "GenesisUNet(features=(4, 8), in_ch
 PAPER_SIZES = {"border": "4"}
 """The paper's border, of 100 voxels in-plane, is for scans of 512 x 512."""
 
+SLICE_SIZES = {"cube_size": "[40,40]"}
+"""Smaller slices cannot be shuffled as the paper's cubes are."""
+
 NOT_RUN = {
     "make": "make knows the target; tests/tools/ tests what demo, gpu and docs run",
     "pip": "tests/test_packaging.py installs the wheel",

@@ -116,6 +116,20 @@ def test_pages_on_other_data(session: Session, data: Path) -> None:
     assert_same_space(folder / "predicted" / "case_5.nii.gz", raw / "imagesTs" / "case_5_0000.nii.gz")
 
 
+def test_two_dimensions(session: Session, data: Path) -> None:
+    folder = session.folder
+    names = session.run("docs/how-to/two-dimensions.md")
+    settings = json.loads((folder / "models" / "model.json").read_text())["settings"]
+    assert settings["cube_size"] == [40, 40] and settings["slice_axis"] == 2
+    assert epochs(folder / "eval") == 2
+    assert (folder / "eval" / "restoration.csv").is_file()
+    listed = json.loads((data / "my_ct" / "datalist.json").read_text())["validation"]
+    restored = list((folder / "restored").glob("**/*_restored.nii.gz"))
+    assert len(restored) == len(listed) > 0
+    assert_same_space(restored[0], data / "my_ct" / listed[0]["image"])
+    assert names["network"].head.out_channels == 2
+
+
 def test_the_card_of_the_pretraining(session: Session, data: Path) -> None:
     folder = session.folder
     session.run(f"bundles/{PRETRAINING}/docs/README.md")

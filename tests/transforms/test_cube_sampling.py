@@ -101,3 +101,40 @@ def test_what_cannot_be_cut_is_refused():
         RandTissueCube((2, 0, 2))
     with pytest.raises(ValueError, match="expected a scan of"):
         RandTissueCubed(["a", "b"], 2)({"a": INDEX, "b": INDEX[..., 1:]})
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor, MetaTensor])
+def test_a_slice_is_a_cube_one_voxel_thick_without_that_axis(kind, axis):
+    img = kind(INDEX.copy())
+    thick = np.insert([3, 4], axis, 1)
+    thin = RandTissueCube((3, 4), slice_axis=axis).set_random_state(seed=0)
+    cube = RandTissueCube(thick.tolist()).set_random_state(seed=0)
+    for _ in range(10):
+        result = thin(img, np.array([0, 9, 63], dtype=np.int32))
+        expected = cube(img, np.array([0, 9, 63], dtype=np.int32))
+        assert type(result) is type(img) and result.shape == (1, 3, 4) and thin.start == cube.start
+        np.testing.assert_array_equal(np.asarray(result), np.asarray(expected).squeeze(axis + 1))
+        assert result.is_contiguous() if isinstance(result, torch.Tensor) else result.flags.c_contiguous
+
+
+def test_the_affine_of_a_slice_has_its_two_axes():
+    scan = MetaTensor(torch.zeros(1, *SHAPE), affine=np.diag([2.0, 3.0, 5.0, 1.0]))
+    for axis, sides in ((0, (3, 5)), (1, (2, 5)), (2, (2, 3))):
+        cut = RandTissueCube((3, 4), slice_axis=axis).set_random_state(seed=0)
+        place = np.delete(np.multiply((2, 3, 5), cut_start(cut, scan)), axis)
+        affine = np.asarray(cut(scan, randomize=False).affine)
+        np.testing.assert_allclose(affine[:2, :2], np.diag(sides))
+        np.testing.assert_allclose(affine[:2, -1], place)
+
+
+def cut_start(cut: RandTissueCube, scan: MetaTensor) -> tuple[int, ...]:
+    cut.randomize(scan.shape[1:])
+    return cut.start
+
+
+def test_slices_of_other_forms_are_refused():
+    with pytest.raises(ValueError, match="expected two sides of a slice across axis 2, found \\[3, 4, 5\\]"):
+        RandTissueCubed("image", (3, 4, 5), slice_axis=2)
+    with pytest.raises(ValueError, match="slice_axis: expected 0, 1, 2 or None, found 3"):
+        RandTissueCubed("image", (3, 4), slice_axis=3)

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.data.utils import dense_patch_slices
 
-from models_genesis.transforms import RandGenesisDeform, RandGenesisDeformTiles, RandGenesisDeformTilesd
+from models_genesis.transforms import RandGenesisDeform, RandGenesisDeformTiles, RandGenesisDeformTilesd, window_size
 
 CUBE = (20, 20, 16)
 
@@ -68,3 +69,22 @@ def test_flipping_cubes_is_refused():
 def test_a_scan_smaller_than_a_cube_is_refused(shape):
     with pytest.raises(ValueError, match=r"a cube needs \(20, 20, 16\)"):
         tiles("genesis")(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_are_deformed_one_by_one_in_the_order_of_the_windows(axis):
+    """The same as cutting the slices into tiles oneself and deforming each in two dimensions."""
+    size = (20, 16)
+    shape = np.insert([32, 20], axis, 3)
+    scan = np.random.default_rng(1).integers(-1000, 1000, (1, *shape)).astype(np.int16)
+    settings = {"flip_prob": 0.0, "intensity_range": (-1000, 1000), "output_range": (0, 1), "num_blocks": 50}
+    by_slice = RandGenesisDeformTiles(size, RandGenesisDeform(**settings), slice_axis=axis).set_random_state(3)(scan)
+    deform = RandGenesisDeform(**settings).set_random_state(3)
+    expected = np.empty(scan.shape, np.float32)
+    windows = dense_patch_slices(shape, window_size(size, axis), window_size(size, axis))
+    for window in windows:
+        tile = np.take(scan[(slice(None), *window)], 0, axis + 1)
+        np.moveaxis(expected[(slice(None), *window)], axis + 1, 0)[0] = deform(tile)[0]
+    np.testing.assert_array_equal(by_slice, expected)
+    with pytest.raises(ValueError, match="two sides of a slice"):
+        RandGenesisDeformTiles(CUBE, RandGenesisDeform(**settings), slice_axis=axis)

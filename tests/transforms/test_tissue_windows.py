@@ -56,6 +56,23 @@ def test_an_axis_without_a_start_has_no_scores(cube, border, shape):
     assert scores.shape == shape and scores.dtype == np.float64 and (scores == 1).all()
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_cube_scores_the_mean_of_its_slices(axis):
+    """The 2D form of the rule is the rule: a cube of so many slices is the mean of their scores, exactly."""
+    rng = np.random.default_rng(1)
+    scan = rng.choice([-1000, 40], size=(1, 9, 8, 10)).astype(np.int16)
+    thick = np.insert([4, 3], axis, 4)
+    cubes = tissue_window_scores(scan, thick.tolist())
+    slices = tissue_window_scores(scan, np.insert([4, 3], axis, 1).tolist())
+    means = np.lib.stride_tricks.sliding_window_view(slices, 4, axis).mean(axis=-1)
+    np.testing.assert_allclose(cubes, means, rtol=0, atol=1e-15)
+    of_slices = TissueWindows((4, 3), score_range=(0.0, 0.45), border=None, slice_axis=axis)(scan)
+    wanted = np.flatnonzero(np.pad(slices, [(0, n - m) for n, m in zip(scan.shape[1:], slices.shape, strict=True)],
+                                   constant_values=1) <= 0.45)  # fmt: skip
+    assert 0 < len(of_slices) < slices.size
+    np.testing.assert_array_equal(of_slices, wanted)
+
+
 def test_windows_of_a_real_scan(shared):
     volume = np.asarray(nib.load(shared / "data/ct/lidc_idri_0314.nii.gz").dataobj)[40:120, 40:110, 30:80]
     cube = (16, 16, 8)

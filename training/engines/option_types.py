@@ -196,6 +196,7 @@ SHARE = number(0, 1)
 POSITIVE = number(0, open_low=True)
 AXES = list_of(number(0, 2, whole=True))
 SIZES = list_of(COUNT, 3)
+SLICE_SIZES = list_of(COUNT, 2)
 
 OPTION_KINDS: dict[str, Kind] = {
     # folders and files
@@ -226,11 +227,14 @@ OPTION_KINDS: dict[str, Kind] = {
     "val_negatives_per_positive": optional(POSITIVE),
     "max_shift": either(number(0, whole=True), list_of(number(0, whole=True), 3)),
     **dict.fromkeys(("flip_prob", "intensity_prob", "affine_prob", "rotate90_prob", "hard_negatives"), SHARE),
-    "mask_patch": either(COUNT, SIZES),
+    "mask_patch": either(COUNT, SIZES, SLICE_SIZES),
+    "num_blocks": number(0, whole=True),
+    "max_block_fraction": number(0, 1, open_low=True),
     "mask_ratio": SHARE,
     "mask_value": optional(number()),
     # what the network sees and says
-    "cube_size": SIZES,
+    "cube_size": either(SIZES, SLICE_SIZES),
+    "slice_axis": optional(number(0, 2, whole=True)),
     "features": list_of(COUNT),
     "spacing": optional(list_of(POSITIVE, 3)),
     "intensity_range": list_of(number(), 2),

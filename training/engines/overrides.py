@@ -133,7 +133,23 @@ def convert_settings(workflow: ConfigWorkflow, given: Mapping[str, str | None] |
     for key, value in changes.items():
         logger.info("--%s is read as %r", key, value)
         parser.set(value, key)
+    _check_sides(workflow)
     return changes
+
+
+def _check_sides(workflow: ConfigWorkflow) -> None:
+    """Refuse a cube of two sides without the axis that slices stand across, and one of three with it."""
+    config: Any = workflow.parser.config
+    sliced = "slice_axis" in config
+    if "cube_size" not in config or (is_expression(config["cube_size"]) and not sliced):
+        return
+    sides = workflow.parser.get_parsed_content("cube_size")
+    axis = workflow.parser.get_parsed_content("slice_axis") if sliced else None
+    wanted = 3 if axis is None else 2
+    if len(sides) != wanted:
+        slices = "two where --slice_axis is 0, 1 or 2, as with configs/2d.json" if sliced else "for it has no 2D form"
+        expected = f"a list of 3 sides, {slices}" if axis is None else f"a list of 2 sides, for --slice_axis is {axis}"
+        raise OptionTypeError(f"--cube_size: expected {expected}, found {list(sides)}")
 
 
 def _bundle_configs(folder: Path) -> list[dict[str, Any]]:

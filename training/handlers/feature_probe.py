@@ -15,12 +15,13 @@ import torch
 from ignite.engine import Engine, Events
 from monai.inferers import Inferer
 from monai.transforms import Compose, LoadImaged, Orientationd
+from monai.utils import ensure_tuple
 from torch import Tensor, nn
 
 from ...datasets import ScanReader, load_datalist
 from ...datasets.loading.processes import process_rank
 from ...networks.norm_pairs import unwrapped
-from ...transforms import NormaliseScand
+from ...transforms import NormaliseScand, window_size
 from ..engines.feature_maps import feature_maps, undisturbed, with_random_weights
 from ..metrics.linear_probe import LinearProbe, draw_voxels, fit_probe, voxel_features
 
@@ -67,6 +68,8 @@ class FeatureProbe:
         inferer: runs the network, for the training's precision.
         seed: of the voxels and of the random weights.
         rank: this process's rank, of which 0 alone probes; None asks ``torch.distributed``.
+        slice_axis: axis that slices stand across, for a network that sees slices: each case is then one slice, the one
+            with most of the label, or the middle one; None for cubes.
 
     Attributes:
         enabled: whether there is a data list.
@@ -94,6 +97,7 @@ class FeatureProbe:
         inferer: Inferer | None = None,
         seed: int = 0,
         rank: int | None = None,
+        slice_axis: int | None = None,
     ) -> None:
         if interval < 1 or not 0 < max_share <= 1:
             raise ValueError(
@@ -102,6 +106,7 @@ class FeatureProbe:
         self.enabled = datalist is not None
         self.network, self.datalist, self.dataset_dir = network, datalist, dataset_dir
         self.cube_size, self.intensity_range = tuple(int(side) for side in cube_size), tuple(intensity_range)
+        self.slice_axis, self.window = slice_axis, ensure_tuple(window_size(self.cube_size, slice_axis))
         self.axcodes, self.normalise = axcodes, normalise
         self.interval, self.max_share = int(interval), max_share
         self.voxels_per_case, self.inferer, self.seed = voxels_per_case, inferer, seed
@@ -200,13 +205,13 @@ class FeatureProbe:
             )
         centre = [length / 2 for length in scan.shape[1:]]
         if label is not None and label.any():
-            centre = [float(at.mean()) + 0.5 for at in np.nonzero(label)]
+            centre = [float(at.mean()) + 0.5 for at in np.nonzero(self._shown(label))]
         low, high = self.intensity_range
-        cube = np.full((scan.shape[0], *self.cube_size), low, np.float32)
-        inside = np.zeros(self.cube_size, bool)
-        cut_label = np.zeros(self.cube_size, np.int64)
+        cube: NdArray = np.full((scan.shape[0], *self.window), low, np.float32)
+        inside: NdArray = np.zeros(self.window, bool)
+        cut_label: NdArray = np.zeros(self.window, np.int64)
         target, source = [], []
-        for middle, length, side in zip(centre, scan.shape[1:], self.cube_size, strict=True):
+        for middle, length, side in zip(centre, scan.shape[1:], self.window, strict=True):
             # a scan that is shorter than the cube lies in its middle, any other is cut within its bounds
             first = (length - side) // 2 if length <= side else min(max(round(middle - side / 2), 0), length - side)
             target.append(slice(max(-first, 0), min(side, length - first)))
@@ -215,9 +220,22 @@ class FeatureProbe:
         inside[tuple(target)] = True
         if label is not None:
             cut_label[tuple(target)] = label[tuple(source)]
+        if self.slice_axis is not None:
+            cube = cube.squeeze(self.slice_axis + 1)
+            inside, cut_label = inside.squeeze(self.slice_axis), cut_label.squeeze(self.slice_axis)
         image = torch.from_numpy((np.clip(np.nan_to_num(cube, nan=low), low, high) - low) / (high - low))
         device = next(self.network.parameters()).device
         return _Case(image[None].float().to(device), cut_label if label is not None else int(entry["class"]), inside)
+
+    def _shown(self, label: NdArray) -> NdArray:
+        """Give the part of a label that a cube is centred on: of slices, that in the slice with most of it."""
+        if self.slice_axis is None:
+            return label
+        planes: NdArray = np.moveaxis(label, self.slice_axis, 0)
+        kept = np.zeros_like(planes)
+        fullest = int(np.count_nonzero(planes, axis=(1, 2)).argmax())
+        kept[fullest] = planes[fullest]
+        return np.moveaxis(kept, 0, self.slice_axis)
 
     def _measure(self, network: nn.Module) -> float:
         """Fit to the training cases, score the held-out ones."""

@@ -63,7 +63,7 @@ _MEASURE = frozenset(
         "validate", "spacing", "intensity_range", "normalise", "axcodes", "modality", "classes", "tumour", "labels",
         "regions", "targets", "convention", "channels", "task_facts", "cube_size", "overlap", "tta_flips",
         "vessel", "vessel_voxel_mm", "variant", "deformation", "deform_on", "mask_patch", "tissue_threshold",
-        "tissue_score_range", "border", "on_empty",
+        "tissue_score_range", "border", "on_empty", "slice_axis", "num_blocks", "max_block_fraction",
         "mask_ratio", "mask_value", "val_cubes_per_scan", "val_negatives_per_positive",
         "loss", "seed",
     }
@@ -103,6 +103,18 @@ _RETIRED = {
 }
 """What the bundles wrote into their configs when the checkpoint was written, and what ``TrainingRunHandler`` and
 ``torch.distributed`` bring by themselves now, with the same effect. Another value was the user's, and still counts."""
+
+_ADDED = {
+    "slice_axis": (None, "@slice_axis"),
+    "num_blocks": (10_000, "@num_blocks"),
+    "max_block_fraction": (0.1, "@max_block_fraction"),
+}
+"""Keys that came when pretraining in two dimensions did, by the last part of their id: without them checkpoints have
+the first value, which components take from the second."""
+
+_REWRITTEN = {"network_def#spatial_dims": (3, "$len(@cube_size)")}
+"""Former and present value of what the configs write otherwise now, with the same effect; a cube of two sides is a
+change by itself."""
 
 Changes = dict[str, tuple[Any, Any]]
 """Old and new value by id."""
@@ -223,6 +235,11 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
         if value not in _RETIRED.get(key, ())
     }
     now = dict(_flat(new))
+    for key, value in now.items():
+        if key not in before and value in _ADDED.get(key.split("#")[-1], ()):
+            before[key] = value
+        elif (before.get(key), value) == _REWRITTEN.get(key):
+            before[key] = value
     changes = {
         key: (before.get(key, _ABSENT), now.get(key, _ABSENT))
         for key in [*before, *(key for key in now if key not in before and key not in _NOTED_SINCE)]

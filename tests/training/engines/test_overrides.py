@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,27 @@ def test_the_keys_of_an_args_file_are_held_to_the_same(configs, tmp_path):
 
 def test_other_programs_are_left_alone():
     refuse_unknown_overrides(["/usr/bin/monailabel", "--epoch", "1"])
+
+
+PRETRAINING = "genesis_chest_ct_pretraining"
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "overrides", "named"),
+    [
+        (PRETRAINING, ("train",), {"cube_size": [64, 64]}, "a list of 3 sides, two where --slice_axis is 0, 1 or 2"),
+        (PRETRAINING, ("train",), {"slice_axis": 1}, "a list of 2 sides, for --slice_axis is 1, found [64, 64, 32]"),
+        (PRETRAINING, ("train", "2d"), {"cube_size": [64, 64, 32]}, "a list of 2 sides, for --slice_axis is 2"),
+        (LITS, ("train",), {"cube_size": [64, 64]}, "a list of 3 sides, for it has no 2D form, found [64, 64]"),
+    ],
+)
+def test_a_cube_of_two_sides_needs_an_axis_and_one_of_three_has_none(name, stages, overrides, named):
+    with pytest.raises(OptionTypeError, match=re.escape(f"--cube_size: expected {named}")):
+        convert_settings(workflow(name, *stages, **overrides))
+
+
+def test_slices_have_two_sides():
+    assert convert_settings(workflow(PRETRAINING, "train", "2d", cube_size=[96, 64], slice_axis=0)) == {}
 
 
 @pytest.mark.parametrize("stages", [("train",), ("train", "paper"), ("train", "evaluate"), ("inference",)], ids=str)

@@ -72,6 +72,37 @@ def test_what_is_linear_in_the_features_is_found(make_run, make_list, shape):
     assert probe.baseline == pytest.approx(probe.value)  # the input of the head does not depend on weights
 
 
+class Flat(Identity):
+    """Of slices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(1, 1, 1)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_of_slices_it_is_the_one_with_most_of_the_label(make_list, axis):
+    """The rule is the same as for cubes; the slice is found by counting in the file."""
+    network, path = Flat(), make_list()
+    probe = FeatureProbe(network, path, (6, 4), slice_axis=axis)
+    probe._cases = probe._load()
+    assert probe.metric == "dice" and 0.95 < probe._measure(network) <= 1
+    entries = json.loads(path.read_text())["training"]
+    for case, entry in zip(probe._cases["training"], entries, strict=True):
+        label, scan = (np.asarray(nibabel.load(path.parent / entry[key]).dataobj) for key in ("label", "image"))
+        label, scan = (np.moveaxis(array[::-1, ::-1], axis, 0) for array in (label, scan))  # RAS, slices first
+        fullest = label.sum(axis=(1, 2)).argmax()
+        shown = case.image[0, 0].numpy() * 2000 - 1000
+        assert shown.shape == case.label.shape == case.inside.shape == (6, 4)
+        windows = [
+            np.allclose(scan[fullest, x : x + 6, y : y + 4], shown, atol=1e-3)
+            for x in range(scan.shape[1] - 5)
+            for y in range(scan.shape[2] - 3)
+        ]
+        assert sum(windows) == 1
+        assert ((shown > 0) == (case.label > 0)).all()
+
+
 def test_whole_cubes_have_an_auc(make_run, make_list):
     network = Identity()
     probe = FeatureProbe(network, make_list(classes=True), SIDE, interval=1, max_share=1.0)

@@ -184,6 +184,24 @@ def test_facts_that_an_older_checkpoint_does_not_have_are_no_change():
     assert "validation_scans" in changed_settings({"seed": 0, **facts}, {"seed": 0})
 
 
+def test_keys_that_came_with_two_dimensions_are_no_change_for_older_checkpoints():
+    network = {"_target_": "GenesisUNet", "spatial_dims": 3}
+    old = {"cube_size": [64, 64, 32], "network_def": network, "train": {"cut": {"_target_": "RandTissueCubed"}}}
+    new = {
+        "cube_size": [64, 64, 32],
+        "slice_axis": None,
+        "num_blocks": 10_000,
+        "max_block_fraction": 0.1,
+        "network_def": {**network, "spatial_dims": "$len(@cube_size)"},
+        "train": {"cut": {"_target_": "RandTissueCubed", "slice_axis": "@slice_axis", "num_blocks": "@num_blocks"}},
+    }
+    assert changed_settings(old, new) == changed_settings(new, new) == {}
+    slices = {**new, "cube_size": [64, 64], "slice_axis": 2, "num_blocks": 702}
+    assert set(changed_settings(old, slices)) == {"cube_size", "slice_axis", "num_blocks"}
+    assert set(changed_settings(new, slices)) == {"cube_size", "slice_axis", "num_blocks"}
+    assert measure_changed(changed_settings(new, slices))
+
+
 def test_renamed_components_exist():
     for target in _RENAMED.values():
         package, name = target.split(".")
