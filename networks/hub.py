@@ -269,9 +269,11 @@ def _build(
     kind = _kind(make)
     for name in _FIXED:
         if name in overrides and _plain(overrides[name]) != _plain(config.shape[name]):
+            flattened = name == "spatial_dims" and overrides[name] == 2
+            hint = "; load_pretrained with kernel_slice_axis takes the centre slice of each kernel" if flattened else ""
             raise ValueError(
                 f"{weights}: expected {name}={config.shape[name]}, which the weights have, found {name}="
-                f"{overrides[name]}: no tensor of another would fit"
+                f"{overrides[name]}: no tensor of another would fit{hint}"
             )
     changed = [name for name in _FRESH if name in overrides and overrides[name] != config.shape.get(name)]
     fresh = tuple(prefix for name in changed for prefix in _FRESH[name])

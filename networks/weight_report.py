@@ -18,7 +18,8 @@ class WeightReport:
         layout: how the file was laid out, in words.
         network: class of the network.
         matched: tensors copied as they are, running statistics of batch norm included.
-        adapted: kernels of the first convolution, made to fit another number of input channels.
+        adapted: kernels of the first convolution, made to fit another number of input channels, and with
+            ``kernel_slice_axis`` the centre slices of kernels.
         skipped: tensors of the file that were not used.
         missing: tensors of the network that the file does not have.
         unexpected: those of ``skipped`` and ``missing`` that transfer learning does not explain: it leaves out decoder

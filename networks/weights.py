@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from .foreign_names import translate_foreign_names
+from .kernel_slices import KernelSlices, needs_slicing, slice_kernels
 from .weight_files import WeightFile, read_weights
 from .weight_names import bare_names
 from .weight_report import WeightReport
@@ -90,9 +91,10 @@ def _input_kernels(kernels: list[str], found: Mapping[str, Tensor], wanted: Mapp
 
 
 def _fit(
-    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], inputs: set[str]
+    kernels: KernelSlices, wanted: Mapping[str, Tensor], inputs: set[str]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Give the tensors to load, and the reason for each that is adapted or left out."""
+    found = kernels.tensors
     fitting: dict[str, Tensor] = {}
     reasons: dict[str, str] = {}
     spoilt: dict[str, str] = {}  # layers of which a tensor does not fit
@@ -102,7 +104,11 @@ def _fit(
         elif name in inputs:
             channels = wanted[name].shape[1]
             fitting[name] = adapt_input_channels(tensor, channels)
-            reasons[name] = f"input channels {tensor.shape[1]} -> {channels}"
+            changes = [kernels.sliced.get(name, ""), f"input channels {tensor.shape[1]} -> {channels}"]
+            reasons[name] = ", ".join(filter(None, changes))
+        elif name in kernels.refused:
+            reasons[name] = kernels.refused[name]
+            spoilt[name.rpartition(".")[0]] = name
         elif tensor.shape != wanted[name].shape:
             reasons[name] = f"shape {tuple(tensor.shape)} != {tuple(wanted[name].shape)}"
             spoilt[name.rpartition(".")[0]] = name
@@ -111,6 +117,8 @@ def _fit(
             spoilt[name.rpartition(".")[0]] = name
         else:
             fitting[name] = tensor
+            if name in kernels.sliced:
+                reasons[name] = kernels.sliced[name]
     for name in list(fitting):  # a layer is loaded whole or not at all: half a layer is worse than a fresh one
         if (owner := name.rpartition(".")[0]) in spoilt:
             del fitting[name]
@@ -145,9 +153,10 @@ def _check(file: WeightFile, fitting: Mapping[str, Tensor], report: WeightReport
         examples = "; ".join(f"{name}: {report.reasons[name]}" for name in report.skipped[:3])
         want = next((name for name in wanted if name.startswith(prefix)), "-")
         shape = tuple(wanted[want].shape) if want in wanted else "-"
+        hint = "; kernel_slice_axis takes the centre slice of 3D kernels" if needs_slicing(file.tensors, wanted) else ""
         raise ValueError(
             f"no {what} of {file.path} ({file.layout}) fits {report.network}: expected names such as {want} with shape "
-            f"{shape}, found {len(file.tensors)} tensors such as {next(iter(file.tensors))} ({examples})"
+            f"{shape}, found {len(file.tensors)} tensors such as {next(iter(file.tensors))} ({examples}){hint}"
         )
 
 
@@ -158,6 +167,7 @@ def load_pretrained(
     strict: bool = False,
     scale: str = "kept",
     need_checksums: bool = False,
+    kernel_slice_axis: int | None = None,
 ) -> WeightReport:
     """Load weights from a file into a network, and report what became of every tensor.
 
@@ -181,6 +191,11 @@ def load_pretrained(
     (:func:`.weight_scale.rescale`). Such pairs are found by following an image through the network, which may be any;
     other convolutions stay as the file has them, and the report names them.
 
+    With ``kernel_slice_axis`` weights of a 3D network start a 2D one: of each kernel its centre slice along that axis
+    (:func:`.kernel_slices.centre_slice`), which the report names as adapted. A kernel of an even side has no centre;
+    its layer is left fresh and reported, such as the upsampling of :class:`GenesisUNet` (2 x 2 x 2) between the levels
+    of its decoder. Running statistics of norms stay those of the 3D network until training makes them the slices' own.
+
     The report is logged: one line, adapted names and expected gaps at level INFO, unexpected gaps as WARNING, matched
     names at DEBUG. On any error the network is as it was before.
 
@@ -192,6 +207,8 @@ def load_pretrained(
         scale: ``"kept"`` or ``"initial"``.
         need_checksums: refuse files without checksums, in which damage cannot be seen: the format of torch before 1.6,
             and safetensors that others wrote.
+        kernel_slice_axis: axis of 3D kernels along which a 2D network takes the centre slice, the one that its images
+            stand across: of scans in RAS 0 for sagittal, 1 for coronal, 2 for axial slices. None: no kernel is sliced.
 
     Returns:
         The report.
@@ -199,7 +216,8 @@ def load_pretrained(
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is damaged, or cannot be read as weights; no kernel of it (no encoder kernel for a Genesis
-            network) fits; values are not finite; another ``scale``; or, with ``strict``, anything is left over.
+            network) fits; values are not finite; another ``scale``; with ``kernel_slice_axis``, no kernel has three
+            axes where the network's has two; or, with ``strict``, anything is left over.
 
     Example:
         >>> import tempfile, pathlib
@@ -217,8 +235,11 @@ def load_pretrained(
     wanted = {bare: state[name] for bare, name in names.items() if isinstance(state[name], Tensor)}
     file = read_weights(path, map_location, need_checksums, own_names=wanted)
     file = _in_names_of(file, wanted)
-    inputs = _input_kernels(_convolution_kernels(network, names), file.tensors, wanted)
-    fitting, reasons = _fit(file.tensors, wanted, inputs)
+    kernels = KernelSlices(dict(file.tensors))
+    if kernel_slice_axis is not None:
+        kernels = slice_kernels(file.tensors, wanted, kernel_slice_axis)
+    inputs = _input_kernels(_convolution_kernels(network, names), kernels.tensors, wanted)
+    fitting, reasons = _fit(kernels, wanted, inputs)
     skipped = tuple(name for name in file.tensors if name not in fitting)
     missing = tuple(name for name in wanted if name not in file.tensors)
     report = WeightReport(
