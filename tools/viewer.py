@@ -2,9 +2,9 @@
 """Look at scans in a real viewer: an Orthanc archive, MONAI Label with the app in ``label/``, and its OHIF.
 
 ``make viewer``, or in MONAI Label's environment ``python tools/viewer.py``, stores a phantom CT and a phantom MR in a
-fresh archive; ``--dicom FOLDER`` stores the DICOM files below a folder instead. Ctrl-C ends both servers. The bundles
-are copies, so what is trained in the viewer does not change those of this repository. ``docs/monai-label.md`` shows
-what to click.
+fresh archive; ``--dicom FOLDER`` stores the DICOM files below a folder instead. Ctrl-C, ``kill`` or closing the
+terminal ends both servers. The bundles are copies, so what is trained in the viewer does not change those of this
+repository. ``docs/monai-label.md`` shows what to click.
 
 MONAI Label listens on 127.0.0.1 alone. Debian's Orthanc cannot be told an address: it listens on all of them, and
 refuses whatever does not come from this machine. Neither has a password.
@@ -22,20 +22,26 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
-
-from models_genesis.datasets import make_brain_phantom, make_phantom
 
 ROOT = Path(__file__).resolve().parents[1]
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 MODALITIES = ("CT", "MR")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What ends this program: Ctrl-C, ``kill``, and the closed terminal, which the servers would not hear of."""
+
+GRACE = 20.0
+"""Seconds that a server has to end by itself."""
 
 
 class NotInstalledError(RuntimeError):
@@ -67,6 +73,60 @@ def free_port() -> int:
 
 
 @contextmanager
+def interrupted_once() -> Iterator[None]:
+    """Raise ``KeyboardInterrupt`` at the first of the signals that end this program, and ignore all after it.
+
+    A second one would otherwise interrupt the end of the servers that the first has begun. Ctrl-C works in a shell's
+    background job, too, which ignores it by itself; under ``nohup`` the closed terminal stays ignored.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    heard = [each for each in SIGNALS if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
+    former = {each: signal.signal(each, interrupt) for each in heard}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Keep back the signals that end this program until the block has ended."""
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+        yield
+        return
+    came: list[int] = []
+    former = {each: signal.signal(each, lambda number, frame: came.append(number)) for each in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
+def end_server(process: subprocess.Popen[bytes]) -> None:
+    """Ask a server to end, then end what is left of its process group, whatever signals come meanwhile.
+
+    Args:
+        process: the server, the first of a session of its own.
+    """
+    with signals_held():
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(GRACE)
+
+
+@contextmanager
 def run_server(line: Sequence[str | Path], url: str, log: Path, environment: Mapping[str, str]) -> Iterator[None]:
     """Run a server until the block ends, and then its children, too.
 
@@ -79,13 +139,15 @@ def run_server(line: Sequence[str | Path], url: str, log: Path, environment: Map
     Raises:
         RuntimeError: when it ends before it is ready, or is not ready after five minutes.
     """
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [str(part) for part in line],
-            cwd=log.parent, stdout=stream, stderr=subprocess.STDOUT,
-            env={**os.environ, **environment}, start_new_session=True,
-        )  # fmt: skip
-    try:
+    with ExitStack() as stack:
+        stream = stack.enter_context(log.open("wb"))
+        with signals_held():  # no server is started that would not be ended
+            process = subprocess.Popen(
+                [str(part) for part in line],
+                cwd=log.parent, stdout=stream, stderr=subprocess.STDOUT,
+                env={**os.environ, **environment}, start_new_session=True,
+            )  # fmt: skip
+            stack.callback(end_server, process)
         deadline = time.monotonic() + 300
         while not _answers(url):
             if process.poll() is not None or time.monotonic() > deadline:
@@ -93,17 +155,6 @@ def run_server(line: Sequence[str | Path], url: str, log: Path, environment: Map
                 raise RuntimeError(f"{line[0]}: expected an answer from {url}, found none. The end of {log}:\n{tail}")
             time.sleep(0.5)
         yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            pass
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        process.wait()
 
 
 def _answers(url: str) -> bool:
@@ -176,6 +227,8 @@ def write_phantoms(folder: Path) -> None:
 
     The CT ends where the nodule ends, as the enclosed weights for nodules want it.
     """
+    from models_genesis.datasets import make_brain_phantom, make_phantom  # slow, and scans of one's own need neither
+
     write_series = runpy.run_path(str(ROOT / "tools" / "write_dicom.py"))["write_series"]
     chest, brain = make_phantom(0, "chest"), make_brain_phantom(0)
     nodule = chest.nodules[0]
@@ -208,7 +261,7 @@ def dicomweb_environment(folder: Path, modalities: Sequence[str] = MODALITIES) -
         Variables of the environment.
     """
     return {
-        # the launcher calls a bare `python`, and the server `itkimage2segimage`, which it downloads if it finds none
+        # of `itkimage2segimage`, which the server downloads if it finds none
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "cache"),
         "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
@@ -240,11 +293,9 @@ def run_monailabel(
         NotInstalledError: when MONAI Label is not in this environment.
         RuntimeError: when somebody listens on the port already, or the server does not start.
     """
-    program = Path(sys.executable).with_name("monailabel")
-    if not program.is_file():
-        raise NotInstalledError(
-            f"expected {program}, found no such file: run `make viewer`, or see docs/monai-label.md"
-        )
+    if find_spec("monailabel") is None:
+        found = f"expected MONAI Label in the environment of {sys.executable}, found no such package"
+        raise NotInstalledError(f"{found}: run `make viewer`, or see docs/monai-label.md")
     with socket.socket() as taken:
         if taken.connect_ex(("127.0.0.1", port)) == 0:
             raise RuntimeError(f"--port {port}: expected a free port, found that another program listens on it")
@@ -253,7 +304,9 @@ def run_monailabel(
     shutil.copytree(ROOT / "label", folder / "app", ignore=left_out, dirs_exist_ok=True)
     settings = {"bundles": str(folder / "bundles"), **conf}
     options = [part for key, value in settings.items() for part in ("--conf", key, value)]
-    line = [program, "start_server", "--app", folder / "app", "--studies", f"{orthanc}/dicom-web", *options]
+    # not by the launcher `monailabel`, which takes a path with a space for two arguments and drops an empty one
+    program = [sys.executable, "-m", "monailabel.main"]
+    line = [*program, "start_server", "--app", folder / "app", "--studies", f"{orthanc}/dicom-web", *options]
     url = f"http://127.0.0.1:{port}"
     environment = dicomweb_environment(folder, modalities)
     at = ["--host", "127.0.0.1", "--port", str(port)]
@@ -281,10 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="a setting of the app"
     )
     given = parser.parse_args(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores the first
-        signal.signal(number, signal.default_int_handler)
     try:
-        with ExitStack() as stack:
+        with interrupted_once(), ExitStack() as stack:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="viewer-")))
             folder = (given.storage or scratch / "storage").resolve()
             orthanc = stack.enter_context(run_orthanc(folder / "orthanc"))
@@ -298,7 +349,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"OHIF         {server}/ohif/\nCtrl-C ends all of it. Logs and data: {folder}", flush=True)
             signal.pause()
     except KeyboardInterrupt:
-        print("ended")
+        with suppress(OSError):  # the terminal may be closed
+            print("ended", flush=True)
         return 0
     except (RuntimeError, ValueError) as error:
         print(error, file=sys.stderr)
