@@ -28,6 +28,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -43,9 +44,36 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 20.0
 """Seconds that a server has to end by itself."""
 
+WITHOUT_STORAGE = "Without --storage FOLDER, archive, labels and trained weights are deleted"
+
 
 class NotInstalledError(RuntimeError):
     """A program that the viewer needs is missing."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server.
+
+    Args:
+        url: its address.
+        process: its first process.
+        log: file of what it prints.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def check(self) -> None:
+        """Refuse a server that has ended.
+
+        Raises:
+            RuntimeError: with its status and the end of its log.
+        """
+        if self.process.poll() is not None:
+            found = f"found that it has ended with status {self.process.returncode}"
+            raise RuntimeError(f"{self.url}: expected a running server, {found}. The end of {_tail(self.log)}")
 
 
 def find_orthanc() -> Path:
@@ -70,6 +98,37 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+def archive_port(settings: Path) -> int:
+    """Give the port that an archive had at its last start, for MONAI Label keeps scans and scores by its address.
+
+    Args:
+        settings: of its last start, a file that need not exist.
+
+    Returns:
+        That port, or a free one where there was no start, or, which is printed, another program has the port.
+
+    Raises:
+        ValueError: when the file has no port.
+    """
+    if not settings.is_file():
+        return free_port()
+    try:
+        port = int(json.loads(settings.read_text(encoding="utf-8"))["HttpPort"])
+    except (ValueError, KeyError, TypeError) as error:
+        found = f"found {type(error).__name__}: {error}"
+        raise ValueError(f"{settings}: expected the archive's settings with an HttpPort, {found}") from error
+    with socket.socket() as wanted:
+        # as Orthanc does, to which connections of its last run are no hindrance
+        wanted.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            wanted.bind(("", port))
+        except OSError:
+            print(f"{settings}: expected its port {port} to be free, found that another program has it. With another")
+            print("port MONAI Label downloads all scans again, and scores them again", flush=True)
+            return free_port()
+    return port
 
 
 @contextmanager
@@ -127,7 +186,9 @@ def end_server(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def run_server(line: Sequence[str | Path], url: str, log: Path, environment: Mapping[str, str]) -> Iterator[None]:
+def run_server(
+    line: Sequence[str | Path], url: str, log: Path, environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server until the block ends, and then its children, too.
 
     Args:
@@ -135,6 +196,9 @@ def run_server(line: Sequence[str | Path], url: str, log: Path, environment: Map
         url: what is answered with 200 as soon as it is ready.
         log: file of what it prints.
         environment: variables besides those of this process.
+
+    Yields:
+        Its first process.
 
     Raises:
         RuntimeError: when it ends before it is ready, or is not ready after five minutes.
@@ -151,10 +215,14 @@ def run_server(line: Sequence[str | Path], url: str, log: Path, environment: Map
         deadline = time.monotonic() + 300
         while not _answers(url):
             if process.poll() is not None or time.monotonic() > deadline:
-                tail = log.read_text(errors="replace")[-3000:]
-                raise RuntimeError(f"{line[0]}: expected an answer from {url}, found none. The end of {log}:\n{tail}")
+                raise RuntimeError(f"{line[0]}: expected an answer from {url}, found none. The end of {_tail(log)}")
             time.sleep(0.5)
-        yield
+        yield process
+
+
+def _tail(log: Path) -> str:
+    """Name a log, and give its end."""
+    return f"{log}:\n{log.read_text(errors='replace')[-3000:]}"
 
 
 def _answers(url: str) -> bool:
@@ -166,19 +234,19 @@ def _answers(url: str) -> bool:
 
 
 @contextmanager
-def run_orthanc(folder: Path) -> Iterator[str]:
+def run_orthanc(folder: Path) -> Iterator[Server]:
     """Run an archive until the block ends.
 
     Args:
         folder: of its database, which is made if it does not exist.
 
     Yields:
-        Its address; DICOMweb is below ``/dicom-web``.
+        The server; DICOMweb is below ``/dicom-web`` of its address.
 
     Raises:
         NotInstalledError: see :func:`find_orthanc`.
     """
-    program, port = find_orthanc(), free_port()
+    program, port = find_orthanc(), archive_port(folder / "orthanc.json")
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
         "Name": "Models Genesis",
@@ -191,13 +259,19 @@ def run_orthanc(folder: Path) -> Iterator[str]:
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
     }
     (folder / "orthanc.json").write_text(json.dumps(settings, indent=4) + "\n", encoding="utf-8")
-    url = f"http://127.0.0.1:{port}"
-    with run_server([program, folder / "orthanc.json"], f"{url}/system", folder / "orthanc.log", {}):
-        yield url
+    url, log = f"http://127.0.0.1:{port}", folder / "orthanc.log"
+    with run_server([program, folder / "orthanc.json"], f"{url}/system", log, {}) as process:
+        yield Server(url, process, log)
+
+
+def count_instances(orthanc: str) -> int:
+    """Count the files in an archive, given its address."""
+    with urllib.request.urlopen(f"{orthanc}/statistics", timeout=60) as answer:
+        return int(json.load(answer)["CountInstances"])
 
 
 def store_folder(orthanc: str, folder: Path) -> int:
-    """Store all DICOM files below a folder.
+    """Store all DICOM files below a folder; others are left out and printed.
 
     Args:
         orthanc: address of the archive.
@@ -207,19 +281,23 @@ def store_folder(orthanc: str, folder: Path) -> int:
         Their number.
 
     Raises:
-        ValueError: when the archive refuses a file, or there is none.
+        RuntimeError: when the archive cannot store a DICOM file.
+        ValueError: when there is none.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for file in files:
+    stored = 0
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         request = urllib.request.Request(f"{orthanc}/instances", file.read_bytes(), method="POST")
         try:
             urllib.request.urlopen(request, timeout=60).close()
+            stored += 1
         except urllib.error.HTTPError as error:
             found = error.read().decode(errors="replace")
-            raise ValueError(f"{file}: expected a DICOM file, found what Orthanc refuses: {found}") from error
-    if not files:
+            if error.code != 400:
+                raise RuntimeError(f"{file}: expected that Orthanc stores it, found {error}: {found}") from error
+            print(f"{file}: left out, for it is not a DICOM file", flush=True)
+    if not stored:
         raise ValueError(f"{folder}: expected DICOM files, found none")
-    return len(files)
+    return stored
 
 
 def write_phantoms(folder: Path) -> None:
@@ -276,7 +354,7 @@ def dicomweb_environment(folder: Path, modalities: Sequence[str] = MODALITIES) -
 @contextmanager
 def run_monailabel(
     folder: Path, orthanc: str, port: int, conf: Mapping[str, str], modalities: Sequence[str] = MODALITIES
-) -> Iterator[str]:
+) -> Iterator[Server]:
     """Run MONAI Label with the app in ``label/`` on an archive until the block ends.
 
     Args:
@@ -287,7 +365,7 @@ def run_monailabel(
         modalities: of the series that count as scans.
 
     Yields:
-        Its address.
+        The server.
 
     Raises:
         NotInstalledError: when MONAI Label is not in this environment.
@@ -307,11 +385,11 @@ def run_monailabel(
     # not by the launcher `monailabel`, which takes a path with a space for two arguments and drops an empty one
     program = [sys.executable, "-m", "monailabel.main"]
     line = [*program, "start_server", "--app", folder / "app", "--studies", f"{orthanc}/dicom-web", *options]
-    url = f"http://127.0.0.1:{port}"
+    url, log = f"http://127.0.0.1:{port}", folder / "monailabel.log"
     environment = dicomweb_environment(folder, modalities)
     at = ["--host", "127.0.0.1", "--port", str(port)]
-    with run_server([*line, *at], f"{url}/info/", folder / "monailabel.log", environment):
-        yield url
+    with run_server([*line, *at], f"{url}/info/", log, environment) as process:
+        yield Server(url, process, log)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -321,7 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line; None takes that of this process.
 
     Returns:
-        0 when it was ended by Ctrl-C, 1 when a server does not start or a file cannot be stored.
+        0 when it was ended by a signal, 1 when a server does not start or ends by itself, or a file cannot be stored.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dicom", type=Path, action="append", default=[], metavar="FOLDER", help="what is stored")
@@ -339,20 +417,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="viewer-")))
             folder = (given.storage or scratch / "storage").resolve()
             orthanc = stack.enter_context(run_orthanc(folder / "orthanc"))
-            if not given.dicom:
+            sources = list(given.dicom)
+            if count := count_instances(orthanc.url):
+                print(f"{folder}: has {count} files already", flush=True)
+            elif not sources:  # no phantoms among somebody's scans
                 write_phantoms(scratch / "phantoms")
-            for source in given.dicom or [scratch / "phantoms"]:
-                print(f"{source}: {store_folder(orthanc, source)} files stored", flush=True)
+                sources = [scratch / "phantoms"]
+            for source in sources:
+                print(f"{source}: {store_folder(orthanc.url, source)} files stored", flush=True)
             modalities = [given.modality] if given.modality else MODALITIES
-            server = stack.enter_context(run_monailabel(folder, orthanc, given.port, dict(given.conf), modalities))
-            print(f"archive      {orthanc}/app/explorer.html\nMONAI Label  {server}", flush=True)
-            print(f"OHIF         {server}/ohif/\nCtrl-C ends all of it. Logs and data: {folder}", flush=True)
-            signal.pause()
+            server = stack.enter_context(run_monailabel(folder, orthanc.url, given.port, dict(given.conf), modalities))
+            print(f"archive      {orthanc.url}/app/explorer.html\nMONAI Label  {server.url}", flush=True)
+            print(f"OHIF         {server.url}/ohif/\nLogs and data: {folder}")
+            print("" if given.storage else f"{WITHOUT_STORAGE} when it ends\n", end="")
+            print("Ctrl-C ends all of it", flush=True)
+            while True:
+                orthanc.check()
+                server.check()
+                time.sleep(1)
     except KeyboardInterrupt:
         with suppress(OSError):  # the terminal may be closed
-            print("ended", flush=True)
+            print("ended" if given.storage else f"ended. {WITHOUT_STORAGE}", flush=True)
         return 0
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
 

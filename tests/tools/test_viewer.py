@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -101,6 +104,7 @@ sys.exit(viewer.main())
 
 
 def running(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended; what was killed may take a moment."""
     return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
 
@@ -124,7 +128,7 @@ def test_a_second_signal_does_not_leave_a_server_behind(number, orthanc, series,
         process.send_signal(getattr(signal, each))
     assert process.wait(60) == 0
     assert process.stdout.read() == "ended\n"
-    assert running(servers) == []
+    wait_for(lambda: not running(servers))
 
 
 def test_a_signal_during_the_end_is_heard_after_it(viewer, tmp_path, monkeypatch):
@@ -146,7 +150,8 @@ os.kill({psutil.Process().pid}, signal.SIGINT)
             sender = subprocess.Popen([sys.executable, "-c", code])
     assert sender.wait(20) == 0
     servers = [each for each in servers if each.pid != sender.pid]
-    assert len(servers) == 2 and running(servers) == []
+    assert len(servers) == 2
+    wait_for(lambda: not running(servers))
 
 
 def test_paths_with_spaces_and_empty_settings_reach_the_server(orthanc, series, start, tmp_path):
@@ -154,3 +159,88 @@ def test_paths_with_spaces_and_empty_settings_reach_the_server(orthanc, series, 
     line = (tmp_path / "my scans" / "arguments.txt").read_text().split("\n")
     assert line[line.index("--app") + 1] == str(tmp_path / "my scans" / "app")
     assert line[line.index("models") - 1 : line.index("models") + 2] == ["--conf", "models", ""]
+
+
+def test_phantoms_are_stored_in_an_empty_archive_alone(viewer, orthanc, series, start, tmp_path):
+    """Real scans that were kept stay by themselves at the next start, which needs no --dicom."""
+    first = start("--dicom", series, "--storage", tmp_path / "kept")
+    assert f"{series}: 3 files stored" in first.said
+    first.terminate()
+    assert first.wait(60) == 0
+    second = start("--storage", tmp_path / "kept")
+    assert "has 3 files already" in second.said
+    (address,) = re.findall(r"archive +(http://[0-9.:]+)/", second.said)
+    assert viewer.count_instances(address) == 3
+    assert address in first.said  # by which MONAI Label keeps scans and scores
+
+
+def test_another_program_on_the_port_of_the_archive_is_named(viewer, orthanc, tmp_path, capsys):
+    with viewer.run_orthanc(tmp_path / "orthanc") as first:
+        port = int(first.url.rsplit(":", 1)[1])
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        with viewer.run_orthanc(tmp_path / "orthanc") as second:
+            assert viewer.count_instances(second.url) == 0
+            assert second.url != first.url
+    assert f"expected its port {port} to be free" in capsys.readouterr().out
+    (tmp_path / "orthanc" / "orthanc.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"orthanc.json: expected the archive's settings with an HttpPort, found Key"):
+        viewer.archive_port(tmp_path / "orthanc" / "orthanc.json")
+
+
+@pytest.mark.parametrize("which", ["Orthanc", "monailabel.main"])
+def test_a_server_that_ends_by_itself_is_noticed(which, orthanc, series, start):
+    """The other one is ended; and without --storage it is said what is lost."""
+    process = start("--dicom", series)
+    assert "labels and trained weights are deleted when it ends" in process.said
+    servers = psutil.Process(process.pid).children(recursive=True)
+    (victim,) = (each for each in servers if which in {Path(part).name for part in each.cmdline()})
+    victim.kill()
+    assert process.wait(60) == 1
+    assert "expected a running server, found that it has ended with status -9" in process.stdout.read()
+    wait_for(lambda: not running(servers))
+
+
+def test_what_is_lost_at_the_end_is_said(orthanc, series, start):
+    process = start("--dicom", series)
+    process.terminate()
+    assert process.wait(60) == 0
+    assert process.stdout.read() == "ended. Without --storage FOLDER, archive, labels and trained weights are deleted\n"
+
+
+def test_files_that_are_not_dicom_are_left_out_and_named(viewer, orthanc, series, tmp_path, capsys):
+    """Where DICOM files come after them, and where there are none."""
+    shutil.copytree(series, tmp_path / "study" / "series")
+    for name in ("README.txt", "empty", "series/0000.txt"):
+        (tmp_path / "study" / name).write_text("" if name == "empty" else "no DICOM")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("no DICOM")
+    with viewer.run_orthanc(tmp_path / "orthanc") as server:
+        assert viewer.store_folder(server.url, tmp_path / "study") == viewer.count_instances(server.url) == 3
+        said = capsys.readouterr().out
+        for name in ("README.txt", "empty", "series/0000.txt"):
+            assert f"{tmp_path / 'study' / name}: left out" in said
+        with pytest.raises(ValueError, match=r"notes: expected DICOM files, found none"):
+            viewer.store_folder(server.url, tmp_path / "notes")
+
+
+def test_missing_packages_are_named(viewer, monkeypatch, capsys):
+    monkeypatch.setattr(viewer, "PLUGIN", Path("/no/such/plugin.so"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert viewer.main([]) == 1
+    said = capsys.readouterr().err
+    assert "/no/such/plugin.so" in said and "apt-get install orthanc orthanc-dicomweb" in said
+
+
+def test_a_missing_monai_label_is_named(viewer, orthanc, series, monkeypatch, capsys):
+    monkeypatch.setattr(viewer, "find_spec", lambda name: None)
+    assert viewer.main(["--dicom", str(series)]) == 1
+    assert "found no such package: run `make viewer`" in capsys.readouterr().err
+
+
+def test_a_storage_that_cannot_be_written_is_named(viewer, tmp_path, orthanc, capsys):
+    (tmp_path / "file").touch()
+    assert viewer.main(["--storage", str(tmp_path / "file")]) == 1
+    assert str(tmp_path / "file") in capsys.readouterr().err
