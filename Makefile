@@ -60,7 +60,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 15 --ignore tests/cases
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 15 --ignore tests/cases
 	# these have limits of seconds of their own, so nothing runs beside them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cases --durations 10
 

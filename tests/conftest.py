@@ -19,6 +19,21 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 PACKAGES = ("transforms", "networks", "datasets", "training", "transfer")
+LONGEST = (
+    "bundles/test_built_zips.py", "bundles/test_zoo_pull_request.py", "docs/test_documents_run.py",
+    "tools/test_gpu_check.py", "bundles/test_segmentation_bundles.py", "bundles/test_classification_bundles.py",
+    "docs/test_tutorial.py", "bundles/test_genesis_chest_ct_pretraining.py", "bundles/test_deform_on.py",
+)  # fmt: skip
+"""Files of tests that take a minute or more. They run first: begun last, one of them would keep one process busy while
+the others have nothing left to do."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first and leave the others in their order."""
+    order = {ROOT / "tests" / file: rank for rank, file in enumerate(LONGEST)}
+    if missing := [str(file) for file in order if not file.is_file()]:
+        raise pytest.UsageError(f"LONGEST: expected files of tests, found none at {', '.join(missing)}")
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,9 @@ def test_axis_ignores_a_vessel_that_does_not_come_near() -> None:
     assert degrees(axis, np.array([0, 0, 1])) < 2.0
 
 
-def axis_of_all_voxels(volume: NDArray, center: NDArray, affine: NDArray, radius: float, reach: float) -> NDArray | None:
+def axis_of_all_voxels(
+    volume: NDArray, center: NDArray, affine: NDArray, radius: float, reach: float
+) -> NDArray | None:
     """The same from every voxel of the scan, part by part, without a box around the ball."""
     offset = (np.stack(np.indices(volume.shape), -1) - center) @ affine[:3, :3].T
     distance = np.linalg.norm(offset, axis=-1)
