@@ -169,3 +169,39 @@ def test_rates_of_the_longer_pretraining():
     for run, by_seed in means.items():
         if by_seed:
             assert lines[run] == [f"{by_seed[seed]:.3f}" for seed in "234"]
+
+
+def test_each_start_at_its_best_rate():
+    study, heading = "candidates_rates", "### Each start at its best rate"
+    lines = {line[0]: line[1:] for line in lines_of(heading)}
+    trials: dict[tuple[str, str], list[float]] = {}
+    for row in rows_of(study):
+        assert row["status"] == "done"
+        if row["stage"] == "tune":
+            trials.setdefault((row["arm"], row["rate"]), []).append(float(row["score"]))
+    means = {run: sum(found) / len(found) for run, found in trials.items() if len(found) == 3}
+    best = {
+        arm: max((rate for each, rate in means if each == arm), key=lambda rate: means[arm, rate]) for arm, _ in means
+    }
+    for arm in ("scratch", "rescaled"):
+        cells = [f"{means[arm, rate]:.3f}" for rate in ("0.0001", "0.0003", "0.001", "0.003")]
+        assert lines[f"{arm}, trials"] == [
+            f"**{cell}**" if rate == best[arm] else cell
+            for cell, rate in zip(cells, ("0.0001", "0.0003", "0.001", "0.003"), strict=True)
+        ]
+    for row in rows_of(study, "scores.csv"):
+        name = f"{row['arm']}, {row['rate']}" + (" (its best)" if row["rate"] == best[row["arm"]] else "")
+        assert lines[name] == [f"{float(score):.3f}" for score in (*row["by_seed"].split(), row["score"])]
+    part = TEXT.split(heading, 1)[1].split("\n#", 1)[0].replace("95 % interval ", "").replace(" over patients", "")
+    for row in rows_of(study, "contrasts.csv"):
+        difference, low, high = (f"{float(row[key]):+.3f}" for key in ("difference", "low", "high"))
+        assert f"{difference} ({low} to {high}" in part
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/evidence.md", "bundles/genesis_chest_ct_pretraining/docs/README.md"]
+)
+def test_what_is_quoted_says_what_the_best_rates_show(page):
+    (row,) = [row for row in rows_of("candidates_rates", "contrasts.csv") if row["primary"] == "True"]
+    difference, low, high = (f"{float(row[key]):.3f}" for key in ("difference", "low", "high"))
+    assert f"{difference} ({low} to {high})" in (DOCS.parent / page).read_text(encoding="utf-8")
