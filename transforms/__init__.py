@@ -43,6 +43,7 @@ from .painting import (
 from .scan_normalisation import NormaliseScan, NormaliseScand, default_intensity_range, restored_dtype
 from .segmentation_case import BadCaseError, CheckSegmentationCased, check_case
 from .shuffle_share import PAPER_MOVED_SHARE, blocks_for_share, expected_moved_share
+from .spacing import Spacingd
 from .tile_deform import RandGenesisDeformTiles, RandGenesisDeformTilesd
 from .tissue_windows import (
     TissueWindows,
@@ -98,6 +99,7 @@ __all__ = [
     "RandVesselCubed",
     "ScaleHounsfield",
     "ScaleHounsfieldd",
+    "Spacingd",
     "TissueWindows",
     "TissueWindowsd",
     "VesselCubed",

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.transforms import Spacingd
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.tasks.infer.bundle import BundleInferTask
 
@@ -43,10 +41,6 @@ class CheckedInferTask(BundleInferTask):
         self.check_weights()
         return super().__call__(request, *args, **kwargs)
 
-    def pre_transforms(self, data: dict[str, Any] | None = None) -> Sequence[Callable]:
-        """Take the bundle's preprocessing, its resampling out of sight of MONAI Label's paths."""
-        return [WithoutPaths(each) if isinstance(each, Spacingd) else each for each in super().pre_transforms(data)]
-
     def check_weights(self) -> None:
         """Read the weights once for each state of their file."""
         path = self.get_path()
@@ -61,25 +55,3 @@ class CheckedInferTask(BundleInferTask):
         except ValueError as error:
             raise MONAILabelException(MONAILabelError.INFERENCE_ERROR, str(error)) from error
         self._sound = mark
-
-
-class WithoutPaths:
-    """A transform that does not see MONAI Label's ``image_path``.
-
-    MONAI 1.6's ``Spacingd`` takes every key that begins with ``image_`` for metadata, and fails at a path.
-
-    Args:
-        transform: what is applied to the rest.
-
-    Example:
-        >>> WithoutPaths(lambda data: {key: value + 1 for key, value in data.items()})({"image": 1, "image_path": "a"})
-        {'image': 2, 'image_path': 'a'}
-    """
-
-    def __init__(self, transform: Callable[[Any], Mapping[Any, Any]]) -> None:
-        self.transform = transform
-
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Apply the transform."""
-        paths = {key: value for key, value in data.items() if key.startswith("image_") and isinstance(value, str)}
-        return {**self.transform({key: value for key, value in data.items() if key not in paths}), **paths}

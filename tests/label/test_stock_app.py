@@ -24,7 +24,7 @@ BRATS, MSD = "genesis_brats_mri_segmentation", "genesis_msd_segmentation"
 FOUR = ["flair", "t1", "t1ce", "t2"]
 SETTINGS: dict[str, dict[str, Any]] = {
     LITS: {},
-    LIDC: {"cube_size": [16, 16, 16]},
+    LIDC: {"cube_size": [16, 16, 16], "spacing": [1.0, 1.0, 2.0]},
     BRATS: {"channels": FOUR},
     MSD: {"task": "Task03_Liver"},
 }
