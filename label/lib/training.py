@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lib.archive_labels import fetch_cases, kept_scan
+from monai.bundle import ConfigParser
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.tasks.train.bundle import BundleTrainTask
 
+from models_genesis.datasets import BadScanError
+from models_genesis.datasets.loading.scan_cache import PrepareScan
 from models_genesis.training import read_model_settings
 
 logger = logging.getLogger(__name__)
@@ -119,7 +122,8 @@ class PretrainTask(GenesisTrainTask):
     """Learns from all scans of the studies, labelled or not, and leaves the weights that fine-tuning starts from.
 
     Its ``start_from`` is ``"model"`` (go on from the pretraining bundle's ``model.pt`` if there is one) or
-    ``"scratch"``. Scans that are too small or cannot be read are left out and named in the log.
+    ``"scratch"``. Scans that are too small or cannot be read are left out and named in the log; one that can be used is
+    always held out.
     """
 
     starts = ("model", "scratch")
@@ -141,6 +145,40 @@ class PretrainTask(GenesisTrainTask):
             except Exception:  # of an archive's scans, which are downloaded and converted here
                 logger.exception("%s: left out, for it could not be read", name)
         return cases
+
+    def _partition_datalist(
+        self, datalist: Cases, request: dict[str, Any], shuffle: bool = False
+    ) -> tuple[Cases, Cases]:
+        """Split the scans as for fine-tuning, with one at least among those held out that can be used.
+
+        Scans are prepared as the training prepares them until one can be used, those held out first. What cannot be
+        used is left out, and named in the log. The training itself leaves out what is not looked at here.
+        """
+        training, validation = super()._partition_datalist(datalist, request, shuffle)
+        bad: list[dict[str, str]] = []
+        reasons: list[str] = []
+        prepare = self._prepare_scan()
+        for case in [*validation, *(case for case in training if case not in validation)]:
+            try:
+                prepare(case)
+            except BadScanError as error:
+                logger.warning("left out: %s", error)
+                bad.append(case)
+                reasons.append(str(error))
+            else:
+                held_out = [case, *(other for other in validation if other not in (case, *bad))]
+                return [other for other in training if other not in (case, *bad)] or [case], held_out
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT,
+            f"expected a scan that can be pretrained on, found none among {len(bad)}: {'; '.join(reasons[:5])}",
+        )
+
+    def _prepare_scan(self) -> PrepareScan:
+        """What the training does with a scan before it takes cubes of it."""
+        parser = ConfigParser()
+        parser.read_config(self.bundle_config_path)
+        parser.update({"bundle_root": self.bundle_path})
+        return PrepareScan(parser.get_parsed_content("train#preprocessing"), "image", "starts", "raise")
 
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
         overrides.update(self._width_of_model(), on_bad_scan="skip", cubes_per_scan=self.cubes_per_scan)

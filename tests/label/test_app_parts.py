@@ -13,9 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
+
+from models_genesis.datasets import make_phantom
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("archive_labels", "inference", "points", "training", "uncertainty")
@@ -267,6 +270,51 @@ def test_malformed_points_are_refused(scorer, request_):
     with pytest.raises(HTTPException) as caught:
         scorer.voxels(request_, ScanHeader((10, 10, 10), (1, 1, 1), np.eye(4)))
     assert caught.value.status_code == 400 and "expected" in caught.value.detail
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> dict[str, dict[str, str]]:
+    """Scans of a study: three that can be pretrained on, one that is too small, one cut off, one that is not CT."""
+    folder = tmp_path_factory.mktemp("scans")
+    phantom = make_phantom(0, region="abdomen", shape=(72, 64, 48))
+    images = {"good": phantom.image, "fair": phantom.image[::-1], "fine": phantom.image[:, ::-1]}
+    images |= {"small": phantom.image[:20, :20, :5], "cut": phantom.image, "shifted": phantom.image + 1024}
+    for name, values in images.items():
+        nib.save(nib.Nifti1Image(values, phantom.affine), folder / f"{name}.nii.gz")
+    (folder / "cut.nii.gz").write_bytes((folder / "good.nii.gz").read_bytes()[:5000])
+    return {name: {"image": str(folder / f"{name}.nii.gz")} for name in images}
+
+
+@pytest.fixture(scope="module")
+def pretrainer(lib, copy_bundle, tmp_path_factory):
+    """A pretraining task without the rest of its app, with small cubes."""
+    bundle = copy_bundle("genesis_chest_ct_pretraining", tmp_path_factory.mktemp("app") / "pretraining")
+    return lib["training"].PretrainTask(str(bundle), {})
+
+
+@pytest.mark.parametrize(
+    ("listed", "training", "held_out"),
+    [
+        ("good fair fine", "good fine", "fair"),
+        ("good small fine", "fine", "good"),
+        ("good cut fine", "fine", "good"),
+        ("good shifted fine", "fine", "good"),
+        ("small cut good", "good", "good"),  # the only one that can be used is for both, as a single scan is
+        ("good", "good", "good"),
+    ],
+)
+def test_a_scan_that_can_be_used_is_held_out_from_pretraining(pretrainer, scans, listed, training, held_out):
+    found = pretrainer._partition_datalist([scans[name] for name in listed.split()], {"val_split": 0.2})
+    assert found == ([scans[name] for name in training.split()], [scans[name] for name in held_out.split()])
+
+
+def test_pretraining_without_a_scan_that_can_be_used_names_them(pretrainer, scans):
+    from monailabel.interfaces.exception import MONAILabelException
+
+    with pytest.raises(MONAILabelException) as raised:
+        pretrainer._partition_datalist([scans["small"], scans["cut"]], {})
+    assert "found none among 2" in raised.value.msg
+    assert all(scans[name]["image"] in raised.value.msg for name in ("small", "cut"))
 
 
 @pytest.mark.parametrize("name", PARTS)
