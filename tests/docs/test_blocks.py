@@ -37,18 +37,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found: faults by document, and the entries of the table that were needed."""
+    """What was found: faults and commands by document, and the entries of the table that were needed."""
 
     faults: dict[str, list[str]]
+    commands: dict[str, list[Command]]
     used: set[str]
 
 
 @pytest.fixture(scope="module")
 def checked(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Checked:
     """All documents, checked."""
-    used: set[str] = set()
-    faults = {name: faults_of(blocks_of(name), folder, tmp_path_factory.mktemp("scratch"), used) for name in DOCUMENTS}
-    return Checked(faults, used)
+    checked = Checked({}, {name: [] for name in DOCUMENTS}, set())
+    for name, commands in checked.commands.items():
+        scratch = tmp_path_factory.mktemp("scratch")
+        checked.faults[name] = faults_of(blocks_of(name), folder, scratch, checked.used, commands)
+    return checked
 
 
 def as_here(command: Command) -> Command:
@@ -59,11 +62,15 @@ def as_here(command: Command) -> Command:
     return replace(command, words=tuple(words))
 
 
-def faults_of(blocks: list[Block], folder: Path, scratch: Path, used: set[str]) -> list[str]:
-    """Check blocks of one document; what of the table they needed is added to ``used``."""
+def faults_of(
+    blocks: list[Block], folder: Path, scratch: Path, used: set[str], commands: list[Command] | None = None
+) -> list[str]:
+    """Check blocks of one document; what of the table they needed is added to ``used``, each call to ``commands``."""
     faults: list[str] = []
 
     def look(block: Block, command: Command) -> Answer:
+        if commands is not None and command.words:
+            commands.append(command)
         try:
             check_one(block, command, folder, used)
         except (CommandError, json.JSONDecodeError) as error:
@@ -109,6 +116,18 @@ def check_one(block: Block, command: Command, folder: Path, used: set[str]) -> N
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_block_is_accepted_or_run_elsewhere(document: str, checked: Checked) -> None:
     assert checked.faults[document] == []
+
+
+def test_every_run_of_a_bundle_says_where_it_writes(checked: Checked) -> None:
+    """Else it writes to the bundle's own folder, and replaces what the run before has written there."""
+    runs = [
+        command
+        for commands in checked.commands.values()
+        for command in commands
+        if ("monai.bundle", "run") in zip(command.words, command.words[1:], strict=False)
+    ]
+    assert len(runs) > 50
+    assert [str(run) for run in runs if "--output_dir" not in run.words] == []
 
 
 def test_nothing_in_the_table_is_left_over(checked: Checked) -> None:
