@@ -11,8 +11,6 @@ import json
 import os
 import runpy
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nibabel as nib
@@ -101,65 +100,32 @@ StartServer = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
-def start_server(environment: None, tmp_path_factory: pytest.TempPathFactory) -> StartServer:
+def viewer_tool(environment: None, load_script: Callable[[Path], ModuleType]) -> ModuleType:
+    """``tools/viewer.py``, which runs servers and stops them."""
+    return load_script(ROOT / "tools" / "viewer.py")
+
+
+@pytest.fixture(scope="session")
+def start_server(viewer_tool: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> StartServer:
     """Start the server of an app as a user does; it is stopped, with all its children, when the block ends."""
 
     @contextmanager
     def start(
-        app: Path, studies: Path | str, timeout: float = 180, variables: Mapping[str, str] | None = None, **conf: str
+        app: Path, studies: Path | str, variables: Mapping[str, str] | None = None, **conf: str
     ) -> Iterator[Server]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = viewer_tool.free_port()
         binaries = Path(sys.executable).parent
         settings = [part for key, value in conf.items() for part in ("--conf", key, value)]
         folder = tmp_path_factory.mktemp("server")
-        log = folder / "server.log"
         line = [binaries / "monailabel", "start_server", "--app", app, "--studies", studies, *settings]
+        line += ["-i", "127.0.0.1", "-p", str(port)]
         # the launcher calls a bare `python`
         own = {"PATH": f"{binaries}:{os.environ['PATH']}", "MONAI_LABEL_SESSION_PATH": str(folder / "sessions")}
-        with log.open("wb") as stream:
-            process = subprocess.Popen(
-                [*map(str, line), "-i", "127.0.0.1", "-p", str(port)],
-                cwd=folder, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
-                env={**ENVIRONMENT, **own, **(variables or {})},
-            )  # fmt: skip
-        server = Server(f"http://127.0.0.1:{port}", process, log)
-        try:
-            _await_start(server, timeout)
-            yield server
-        finally:
-            _stop(process)
+        url, log = f"http://127.0.0.1:{port}", folder / "server.log"
+        with viewer_tool.run_server(line, f"{url}/info/", log, {**ENVIRONMENT, **own, **(variables or {})}) as process:
+            yield Server(url, process, log)
 
     return start
-
-
-def _await_start(server: Server, timeout: float) -> None:
-    import requests
-
-    deadline = time.monotonic() + timeout
-    while True:
-        assert server.process.poll() is None, "the server has ended" + server.tail()
-        assert time.monotonic() < deadline, f"the server does not answer after {timeout} s" + server.tail()
-        try:
-            requests.get(f"{server.url}/info/", timeout=60).raise_for_status()
-            return
-        except requests.ConnectionError:
-            time.sleep(0.5)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the server to end, then end what is left of its process group."""
-    process.terminate()
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        pass
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait(20)
 
 
 @pytest.fixture(scope="session")

@@ -31,14 +31,13 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @pytest.fixture(scope="module")
-def viewer(environment, load_script) -> ModuleType:
+def viewer(viewer_tool) -> ModuleType:
     """The tool, where Orthanc is installed."""
-    tool = load_script(ROOT / "tools" / "viewer.py")
     try:
-        tool.find_orthanc()
-    except tool.NotInstalledError as error:
+        viewer_tool.find_orthanc()
+    except viewer_tool.NotInstalledError as error:
         pytest.skip(str(error))
-    return tool
+    return viewer_tool
 
 
 @dataclass
