@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import json
 import os
 import re
 import subprocess
+import sys
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("transforms", "networks", "datasets", "training", "transfer")
@@ -41,6 +46,30 @@ def test_wheel_holds_every_module_and_nothing_else(wheel):
     } | {f"models_genesis/{package}/py.typed" for package in PACKAGES}
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == expected
+
+
+def test_whatever_is_imported_is_required():
+    """By the wheel itself, or by an extra: not only by what it requires, which may do without it some day."""
+    imported = set()
+    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {(alias.name.split(".")[0], path.name) for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add((str(node.module).split(".")[0], path.name))
+    foreign = {(name, file) for name, file in imported if name not in {*sys.stdlib_module_names, "models_genesis"}}
+    assert {"numpy", "torch", "monai"} <= {name for name, _ in foreign}
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = setup["options.extras_require"]
+    lines = [setup["options"]["install_requires"], *(extras[name] for name in extras if name not in ("dev", "docs"))]
+    required = {Requirement(line).name.lower() for text in lines for line in text.splitlines() if line}
+    # itk is a package of packages, and numba's own interface to LLVM takes llvmlite's types
+    owners = {**packages_distributions(), "itk": ["itk"], "llvmlite": ["numba"]}
+    missing = {
+        (name, file) for name, file in foreign if not required & {owner.lower() for owner in owners.get(name, [])}
+    }
+    assert missing == set()
 
 
 def test_every_module_of_an_ordinary_install_can_be_imported(wheel, wheel_environment, tmp_path):
