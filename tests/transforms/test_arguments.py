@@ -75,7 +75,15 @@ LIMITS: dict[str, tuple[Callable[[Any], Any], str, list[Any], list[Any]]] = {
         [(2,), (0, 3), (-1,)],
     ),
     "max_flips": (lambda v: RandGenesisDeform(max_flips=v), "max_flips: .*at least 0", [0], [-1, 0.5]),
-    "num_blocks": (lambda v: RandLocalPixelShuffle(num_blocks=v), "num_blocks: .*at least 0", [0], [-1, 0.5]),
+    "num_blocks": (lambda v: RandGenesisDeform(num_blocks=v), "num_blocks: .*at least 0", [0], [-1, 0.5]),
+    "a shuffle's num_blocks": (
+        lambda v: RandLocalPixelShuffle(num_blocks=v),
+        "num_blocks: .*at least 0",
+        [0],
+        [-1, 0.5],
+    ),
+    "a batch's num_blocks": (lambda v: BatchGenesisDeform(num_blocks=v), "num_blocks: .*at least 0", [0], [-1, 0.5]),
+    "a batch's max_flips": (lambda v: BatchGenesisDeform(max_flips=v), "max_flips: .*at least 0", [0], [-1, 0.5]),
     "max_boxes inside": (lambda v: RandInPainting(max_boxes=v), "max_boxes: .*at least 1", [1], [0]),
     "max_boxes outside": (lambda v: RandOutPainting(max_boxes=v), "max_boxes: .*at least 1", [1], [0]),
     "mask_value": (

@@ -32,6 +32,19 @@ def test_cube_is_centred_and_padded(size: tuple[int, ...], center: tuple[float, 
     assert np.array_equal(candidate_cube(torch.from_numpy(scan), center, size, fill=-1000).numpy(), cube)
 
 
+def test_beyond_a_scan_is_air_where_nothing_else_is_said() -> None:
+    scan = np.zeros((1, 4, 4, 4), np.int16)
+    item = {"image": scan, "center": (0, 0, 0), "image_affine": np.eye(4)}
+    for cube in (
+        candidate_cube(scan, (0, 0, 0), (4, 4, 4)),
+        CandidateCubed("image", 4)(item)["image"],
+        RandCandidateCubed("image", 4, max_shift=0)(item)["image"],
+    ):
+        expected = np.full((1, 4, 4, 4), -1000)
+        expected[:, 2:, 2:, 2:] = 0
+        assert np.array_equal(cube, expected)
+
+
 def test_cube_is_a_copy() -> None:
     scan = np.zeros((1, 8, 8, 8), np.int16)
     candidate_cube(scan, (4, 4, 4), (4, 4, 4))[:] = 7

@@ -216,6 +216,12 @@ def test_dictionary_twin_is_the_array_transform() -> None:
         RandPatchMaskingd(["a", "b"])({"a": np.zeros((1, 20, 20)), "b": np.zeros((1, 20, 21))})
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_six_of_ten_patches_of_16_are_hidden_where_nothing_else_is_said(way: str) -> None:
+    hidden = masker(way, value=0.0)(np.ones((1, 64, 32, 16), np.float32))[0] == 0
+    assert patch_states(hidden, (16,)).sum() == 5  # of 8, 4.8 to the nearest
+
+
 @pytest.mark.parametrize(("ratio", "count"), [(0.0, 0), (0.49 / 8, 0), (0.5 / 8, 1), (0.6, 5), (1.0, 8)])
 def test_the_number_is_the_nearest(ratio: float, count: int) -> None:
     assert count_masked((2, 2, 2), ratio) == count

@@ -9,6 +9,7 @@ import torch
 from monai.data import MetaTensor
 
 from models_genesis.transforms import NormaliseScan, NormaliseScand
+from models_genesis.transforms.scan_normalisation import default_intensity_range
 
 SCAN = np.array([[[[10, 20, 30]]], [[[0, 4, 6]]]], np.int16)
 EXPECTED = {
@@ -38,3 +39,11 @@ def test_each_channel_by_itself_and_the_same_kind(normalise, kind):
 def test_another_normalisation_is_refused():
     with pytest.raises(ValueError, match=r"expected one of .*'zscore'.*, found 'median'"):
         NormaliseScan("median")
+
+
+def test_a_scan_between_its_ends_fills_the_range_that_is_cut_out():
+    scan = NormaliseScan("minmax")(SCAN)
+    assert [scan.min(), scan.max()] == default_intensity_range("minmax")
+    assert default_intensity_range("none") == [-1000, 1000]  # HU of air, and beyond that of soft tissue
+    default_intensity_range("none").clear()
+    assert default_intensity_range("none") == [-1000, 1000]

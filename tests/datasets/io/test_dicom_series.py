@@ -266,6 +266,17 @@ def test_padding_without_hu_is_the_least_value(scan, tmp_path, tools):
     assert found[:, 0].max() == found.min() == (scan[:, 1:] + 1024).min()
 
 
+@pytest.mark.parametrize(("modality", "least"), [("MR", 0), ("CT", -1000)])
+def test_a_series_of_nothing_but_padding_is_air_or_zero(modality, least, scan, tmp_path, tools):
+    tools.write_series(
+        tmp_path / "s",
+        np.full_like(scan, 7 - 1024),
+        modality=modality,
+        edit=lambda each, number: each.add_new("PixelPaddingValue", "US", 7),
+    )
+    assert (open_scan(str(tmp_path / "s"))[1]() == least).all()
+
+
 @pytest.mark.parametrize(("bits", "signed"), [(16, 0), (16, 1), (12, 0), (12, 1), (8, 0)])
 def test_values_are_those_that_pydicom_and_itk_read(bits, signed, scan, tmp_path, tools):
     rng = np.random.default_rng(0)
