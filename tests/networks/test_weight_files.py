@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from models_genesis.networks import GenesisUNet, load_pretrained, save_weights
+from models_genesis.networks.original_names import from_original_name
 from models_genesis.networks.weight_files import read_weights
 
 
@@ -141,3 +142,16 @@ def test_only_tensors_are_saved(state: dict[str, Any], message: str, tmp_path: P
     with pytest.raises(ValueError, match=message):
         save_weights(state, tmp_path / "model.pt")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_name_and_its_translation_are_one_tensor_too_many(
+    tmp_path: Path, original_shapes: dict[str, tuple[int, ...]]
+) -> None:
+    """The original's names next to ours for the same tensors: which of both is meant nobody can tell."""
+    state = {name.removeprefix("module."): torch.zeros(shape) for name, shape in original_shapes.items()}
+    ours = {name: from_original_name(name) for name in state}
+    first = next(name for name in state if name.endswith("bias") and ours[name] is not None)
+    torch.save({**state, ours[first]: state[first]}, tmp_path / "both.pt")
+    with pytest.raises(ValueError, match=r"both\.pt holds several tensors of one name once they are") as error:
+        read_weights(tmp_path / "both.pt")
+    assert str(error.value).endswith(f"expected one: [{ours[first]!r}]")

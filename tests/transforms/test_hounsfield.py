@@ -103,6 +103,17 @@ def test_an_affine_without_volume_is_refused(affine, message):
         ClipHounsfield()(MetaTensor(torch.zeros(1, 2, 2, 2), affine=torch.as_tensor(affine)))
 
 
+def test_air_to_soft_tissue_is_kept_where_nothing_else_is_said():
+    """The paper's range: -1000 and 1000 HU are kept, and what lies beyond becomes them."""
+    values = np.array([-1001, -1000, -999, 999, 1000, 1001], np.int16).reshape(1, -1, 1, 1)
+    expected = [-1000, -1000, -999, 999, 1000, 1000]
+    assert ClipHounsfield()(values).ravel().tolist() == expected
+    assert ClipHounsfieldd("image")({"image": values})["image"].ravel().tolist() == expected
+    scaled = (np.array(expected) + 1000) / 2000
+    np.testing.assert_allclose(ScaleHounsfield()(values).ravel(), scaled, rtol=1e-6)
+    np.testing.assert_allclose(ScaleHounsfieldd("image")({"image": values})["image"].ravel(), scaled, rtol=1e-6)
+
+
 @pytest.mark.parametrize("intensity_range", [(5, 5), (1, 0), (0, np.inf)])
 def test_an_empty_range_is_refused(intensity_range):
     with pytest.raises(ValueError, match="intensity_range"):

@@ -220,6 +220,8 @@ def test_dictionary_twin_is_the_array_transform() -> None:
 def test_six_of_ten_patches_of_16_are_hidden_where_nothing_else_is_said(way: str) -> None:
     hidden = masker(way, value=0.0)(np.ones((1, 64, 32, 16), np.float32))[0] == 0
     assert patch_states(hidden, (16,)).sum() == 5  # of 8, 4.8 to the nearest
+    boxes = draw_masked_patches((64, 32, 16), np.random.RandomState(0))
+    assert len(boxes) == 5 and (np.diff(boxes) == 16).all()
 
 
 @pytest.mark.parametrize(("ratio", "count"), [(0.0, 0), (0.49 / 8, 0), (0.5 / 8, 1), (0.6, 5), (1.0, 8)])

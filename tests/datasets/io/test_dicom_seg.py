@@ -130,6 +130,7 @@ def test_a_bundle_segments_a_dicom_series(
 
     slices = {each.SOPInstanceUID: each for each in map(pydicom.dcmread, (tmp_path / "dicom" / "one").iterdir())}
     assert segmentation.PatientID == "P1"
+    assert segmentation.SeriesNumber == 3 + 1000  # the scanner's own has 3
     for frame in segmentation.PerFrameFunctionalGroupsSequence:
         reference = frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
         position = frame.PlanePositionSequence[0].ImagePositionPatient

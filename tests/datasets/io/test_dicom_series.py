@@ -136,6 +136,8 @@ def test_positions_written_with_one_decimal_are_a_grid(scan, tmp_path, tools):
         (setting(FrameOfReferenceUID="1.2.3"), "mixed slices: expected one frame of reference"),
         (setting(BitsAllocated=0), r"bad header: slice\d+_003.dcm: expected pixels of 8, 16 or 32 bits"),
         (setting(BitsStored=20), "bad header"),
+        (without("BitsAllocated"), "bad header: .*expected a whole number as BitsAllocated, found None$"),
+        (setting(NumberOfFrames="1.5"), "bad header: .*expected .* NumberOfFrames"),
         (setting(SamplesPerPixel=0), "not one value a voxel"),
         (everywhere(SamplesPerPixel=3), "not one value a voxel"),
         (setting(NumberOfFrames=2000000000), "too short"),
@@ -200,6 +202,19 @@ def test_localizers_in_the_series_are_left_out_with_a_word(scan, tmp_path, tools
     np.testing.assert_array_equal(load(), scan[..., :-1])
     assert "1 localizers in the series are left out" in caplog.text
     assert header.shape[2] == SLICES - 1
+
+
+@pytest.mark.parametrize(("number", "more"), [(1, False), (5, False), (6, True)])
+def test_five_localizers_are_named(number, more, scan, tmp_path, tools, caplog):
+    def edit(each, place):
+        if place >= SLICES - number:
+            each.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+
+    tools.write_series(tmp_path / "s", scan, edit=edit)
+    open_scan(str(tmp_path / "s"))
+    said = caplog.records[-1].getMessage()
+    assert f"{number} localizers in the series are left out" in said
+    assert said.count(".dcm") == min(number, 5) and said.endswith(", ...") == more
 
 
 def test_what_lies_next_to_a_series_is_not_a_scan(scan, tmp_path, tools):

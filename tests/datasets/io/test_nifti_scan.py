@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from models_genesis.datasets import BadScanError, ScanReader, ScanWriter, open_scan, read_scan_header
 from models_genesis.datasets.io import nifti_scan
+from models_genesis.datasets.io.scan_geometry import ScanHeader, check_geometry
 
 SHAPE = (6, 5, 4)
 VOXELS = np.arange(math.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
@@ -99,6 +100,19 @@ def test_units_are_turned_into_mm(code, factor, forms, tmp_path):
     path = write(tmp_path / "scan.nii", affine, forms[0], affine, forms[1], xyzt_units=code)
     np.testing.assert_allclose(read_scan_header(path).affine, PLAIN, rtol=1e-5)
     np.testing.assert_allclose(by_itk(path), PLAIN, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "good"), [(0.00099, False), (0.001, True), (100.0, True), (100.1, False)])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_voxel_sides_from_a_thousandth_to_a_hundred_mm_are_read(side, good, axis, tmp_path):
+    spacing = [1.0, 1.0, 1.0]
+    spacing[axis] = side
+    header = ScanHeader((2, 2, 2), tuple(spacing), np.diag([*spacing, 1.0]))
+    if good:
+        check_geometry("scan", header)
+    else:
+        with pytest.raises(BadScanError, match=r"bad spacing: expected voxel sides of 0.001 to 100 mm, found .* mm$"):
+            check_geometry("scan", header)
 
 
 @pytest.mark.parametrize("code", [1, 3])
@@ -188,6 +202,18 @@ def test_byte_order_version_and_trailing_axes(kind, version, tail, suffix, tmp_p
     loaded = LoadImage(reader=ScanReader, dtype=None, ensure_channel_first=True)(path)
     assert loaded.shape == (1, *SHAPE) and loaded.dtype.itemsize == 2
     np.testing.assert_allclose(loaded.affine, PLAIN)
+
+
+@pytest.mark.parametrize("kind", ["<", ">"])
+def test_what_follows_the_length_of_the_header_does_not_matter(kind, tmp_path):
+    """The ten bytes of data_type are unused, and need not be zero."""
+    header = nib.Nifti1Header(endianness=kind)
+    header.set_data_dtype(np.int16)
+    header["data_type"] = b"anything!"
+    content = bytearray(nib.Nifti1Image(VOXELS, PLAIN, header).to_bytes())
+    content[4:14] = b"\xffanything!"
+    (tmp_path / "scan.nii").write_bytes(content)
+    np.testing.assert_array_equal(open_scan(str(tmp_path / "scan.nii"))[1](), VOXELS)
 
 
 def test_values_are_scaled_as_nibabel_does(tmp_path):

@@ -266,7 +266,7 @@ def test_nrrd_fields_mean_what_they_mean_to_itk(fields, folder):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"space": "A" * 5000}, "expected lines of 4096 bytes at most"),
+        ({"space": "A" * 5000}, r"expected lines of 4096 bytes at most, found 'space: A{33}'\.\.\. of 5008$"),
         ({"space": None, "space dimension": "3"}, "no orientation"),
         ({"space": "scanner-xyz"}, "no orientation: .*found 'scanner-xyz'"),
         ({"space": None, "space directions": None, "space origin": None, "spacings": "2 2 3"}, "no orientation"),
@@ -302,6 +302,19 @@ def test_a_deflated_file_that_ends_early_or_lies(folder):
     path = write_meta(folder, "LOCAL", packed, CompressedData="True", DimSize="700 800 900")
     with pytest.raises(BadScanError, match="too short"):
         open_scan(path)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_text_of_one_character_a_number_is_long_enough(missing, folder):
+    """The shortest text that can hold so many numbers: digits and what parts them."""
+    digits = VOXELS.ravel("F") % 10
+    (folder / "v.txt").write_text(" ".join(map(str, digits[missing:])))
+    path = write_meta(folder, "v.txt", BinaryData="False")
+    if missing:
+        with pytest.raises(BadScanError, match=r"expected 1,008 bytes of voxels in v\.txt .*found 1,005 of text"):
+            open_scan(path)
+    else:
+        np.testing.assert_array_equal(open_scan(path)[1](), VOXELS % 10)
 
 
 def test_what_follows_the_voxels_is_not_decompressed(folder):

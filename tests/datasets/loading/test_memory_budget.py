@@ -62,6 +62,19 @@ def test_the_containers_limit_counts(machine, files, gib):
     assert memory_budget.cache_budget() == gib * GIB // 2
 
 
+@pytest.mark.parametrize("meminfo", [{}, {"/proc/meminfo": "MemTotal: 64 kB\nMemFree: 64 kB\n"}])
+def test_elsewhere_than_on_linux_a_quarter_of_the_memory_built_in_counts(machine, monkeypatch, meminfo):
+    machine(meminfo)
+    built_in = {"SC_PHYS_PAGES": 16 * 2**20, "SC_PAGE_SIZE": 2**12}
+    monkeypatch.setattr(memory_budget.os, "sysconf_names", dict.fromkeys(built_in, 0))
+    monkeypatch.setattr(memory_budget.os, "sysconf", built_in.__getitem__)
+    assert memory_budget.available_memory() == 16 * GIB
+    monkeypatch.setattr(memory_budget.os, "sysconf_names", {"SC_PAGE_SIZE": 0})
+    with pytest.raises(OSError, match="does not say how much memory is free; give cache_gib"):
+        memory_budget.cache_budget()
+    assert memory_budget.cache_budget(2) == 2 * GIB
+
+
 def test_a_negative_budget_is_refused():
     with pytest.raises(ValueError, match="0 or more"):
         memory_budget.cache_budget(-1)

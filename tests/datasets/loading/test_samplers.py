@@ -60,7 +60,7 @@ def test_shuffling_is_uniform():
 def test_fixed_stays_in_epoch_0():
     sampler = EpochSampler(6, shuffle=False, fixed=True)
     sampler.set_epoch(5)
-    assert list(sampler) == list(range(6))
+    assert list(sampler) == list(range(6)) and sampler.epoch == 0
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,7 @@ def test_fixed_stays_in_epoch_0():
     [
         ({"data_source": 0}, "at least 1"),
         ({"data_source": 3, "rank": 2, "num_replicas": 2}, "rank must lie in 0 to 1"),
+        ({"data_source": 3, "rank": -1, "num_replicas": 2}, "rank must lie in 0 to 1"),
         ({"data_source": 3, "num_replicas": 4, "even_divisible": False}, "each of 4 processes, found 3"),
     ],
 )

@@ -294,8 +294,10 @@ def test_the_log_tells_how_much_the_scans_take(gib, make, caplog):
     first, last = (record.args for record in caplog.records if "MB a scan" in record.msg)
     # five scans of 24 x 20 x 16 voxels, at 2 bytes a voxel
     sizes = {"all": 76_800 / 2**30, "each": 15_360 / 1e6, "budget": gib}
-    assert [number for number in first if not isinstance(number, os.PathLike)] == pytest.approx([5, *sizes.values()])
-    assert last[0] == 5 and last[2:] == pytest.approx((cache.nbytes / 2**30, cache.nbytes / 5 / 1e6))
+    assert [number for number in first if not isinstance(number, os.PathLike)] == pytest.approx(
+        [5, *sizes.values()], rel=1e-12
+    )
+    assert last[0] == 5 and last[2:] == pytest.approx((cache.nbytes / 2**30, cache.nbytes / 5 / 1e6), rel=1e-12)
     assert last[1] == ("in memory" if gib else f"in {cache.cache_dir}")
 
 
