@@ -136,3 +136,17 @@ def test_tensors_that_are_no_plain_arrays_are_refused_by_name(kind: str, tmp_pat
         read_checkpoint(tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"model\.pt"):
         load_pretrained(nn.Linear(3, 3), tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_arrays_larger_than_their_file_are_refused(dtype: torch.dtype, beyond: int, tmp_path: Path) -> None:
+    """Of one number that is said to be many; small files are allowed 4,096 bytes."""
+    many = torch.zeros(1, dtype=dtype).expand(4096 // dtype.itemsize + beyond)
+    torch.save({"many": many}, tmp_path / "model.pt")
+    assert (tmp_path / "model.pt").stat().st_size < 4096
+    if not beyond:
+        assert torch.equal(read_checkpoint(tmp_path / "model.pt")["many"], many)
+        return
+    with pytest.raises(DamagedFileError, match=rf"model\.pt: .*, found many of shape \({len(many)},\)$"):
+        read_checkpoint(tmp_path / "model.pt")

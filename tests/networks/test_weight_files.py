@@ -155,3 +155,13 @@ def test_a_name_and_its_translation_are_one_tensor_too_many(
     with pytest.raises(ValueError, match=r"both\.pt holds several tensors of one name once they are") as error:
         read_weights(tmp_path / "both.pt")
     assert str(error.value).endswith(f"expected one: [{ours[first]!r}]")
+
+
+def test_what_is_no_tensor_is_not_saved_and_the_first_five_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "model.pt"
+    state: dict[str, Any] = {"weight": torch.ones(3), **{f"other{number}": number for number in range(6)}}
+    with pytest.raises(ValueError, match=r"must hold named tensors only, found \['other0', .*'other4'\]$"):
+        save_weights(state, path)
+    with pytest.raises(ValueError, match=r"must hold named tensors only, found nothing$"):
+        save_weights({}, path)
+    assert not path.parent.exists()

@@ -22,6 +22,7 @@ from models_genesis.transforms import (
     genesis_deform,
     local_pixel_shuffle,
 )
+from models_genesis.transforms.genesis_deform import _as_kernel_dtype
 from models_genesis.transforms.nonlinear_intensity import IntensityMap
 
 NdArray = np.ndarray[Any, Any]
@@ -136,6 +137,27 @@ def test_chain_is_flip_shuffle_curve_paint(backend: str, image_dtype: Any, flips
         assert abs(np.corrcoef(values)[0, 1]) < 5 / np.sqrt(values.shape[1])
         assert abs(np.corrcoef(values[0, 1:], values[0, :-1])[0, 1]) < 5 / np.sqrt(values.shape[1])
     assert np.array_equal(image, kept)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "levels", "expected"),
+    [
+        (np.int16, (-1000, 1000), np.int16),
+        (np.uint8, (0, 255), np.int16),
+        (np.int64, (-(2**15), 2**15 - 1), np.int16),
+        (np.int64, (-(2**15) - 1, 2**15 - 1), np.float32),
+        (np.int64, (-(2**15), 2**15), np.float32),
+        (np.int16, (-1000, 2**15), np.float32),
+        (np.float64, (-1000, 1000), np.float32),
+    ],
+)
+def test_the_compiled_loops_get_16_bits_where_the_range_fits_them(
+    dtype: type[np.generic], levels: tuple[int, int], expected: type[np.generic]
+) -> None:
+    image = np.arange(8).astype(dtype).reshape(1, 2, 4)[:, :, ::2]
+    found = _as_kernel_dtype(image, levels)
+    assert found.dtype == expected and found.flags.c_contiguous
+    assert np.array_equal(found, image)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
