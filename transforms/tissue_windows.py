@@ -182,7 +182,7 @@ def admissible_starts(
 
     Returns:
         Sorted flat indices of the starts, ``numpy.ravel_multi_index(start, image.shape[1:])``, as int32 (int64 for
-        scans of more than 2**31 voxels); empty where no window is admissible.
+        scans of 2**31 voxels and more); empty where no window is admissible.
 
     Raises:
         ValueError: When the scan is smaller than the cube or has not three spatial dimensions.
