@@ -83,21 +83,21 @@ def axis_of_all_voxels(
     return np.linalg.eigh(covariance)[1][:, -1]
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(60))
 def test_axis_is_that_of_all_voxels_of_the_ball(seed: int) -> None:
     """Everywhere in the scan and beyond its border, for any voxels; a whole radius has voxels on the very surface."""
     R = np.random.RandomState(seed)
-    volume = np.where(R.random_sample((12, 11, 10)) < R.choice([0.02, 0.1, 0.5]), 150, 149)
+    volume = np.where(R.random_sample((14, 13, 12)) < R.choice([0.05, 0.3, 0.6]), 150, 149)
     affine = np.eye(4)
     affine[:3, :3] = np.diag(R.choice([0.5, 1.0, 1.25], 3)) if seed % 2 else R.uniform(-0.4, 0.4, (3, 3)) + np.eye(3)
-    center = R.uniform(-1, 12, 3).round(0 if seed % 4 < 2 else 2)
-    radius, reach = R.choice([2.0, 3.0, 3.7]), R.choice([0.0, 1.0, 1.9])
+    center = R.uniform(-1, 12, 3).round(0 if seed % 4 < 2 else 2)  # with or without a fraction
+    radius, reach = R.choice([2.5, 3.0, 4.0]), R.choice([0.5, 1.5, 2.0])
     found = vessel_axis(volume, center, affine, 150, radius, reach)
     expected = axis_of_all_voxels(volume, center, affine, radius, reach)
     assert (found is None) == (expected is None)
     if found is not None and expected is not None:
         assert found[2] >= 0
-        assert abs(found @ expected) == pytest.approx(1, abs=1e-6)
+        assert np.linalg.norm(np.cross(found, expected)) < 1e-6  # the sine of the angle between them
 
 
 @pytest.mark.parametrize(("voxels", "found"), [(9, False), (10, True)])
