@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scans of a DICOM archive with all their slices, or not at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+from filelock import FileLock
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.datastore.utils.convert import dicom_to_nifti
+from monailabel.datastore.utils.dicom import dicom_web_download_series
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from models_genesis.datasets.io.atomic_write import atomic_text
+
+logger = logging.getLogger(__name__)
+
+
+class WholeScanDatastore(DICOMWebDatastore):
+    """MONAI Label's datastore of an archive, which downloads a scan again where it is not whole.
+
+    MONAI Label takes every folder that has a file in it for a downloaded scan, also where the download was interrupted,
+    goes on in another process, or is older than slices that the archive has got since. Here a note next to the scan
+    says how many files the archive had, and is written last; one process downloads a scan at a time.
+
+    MONAI Label makes its client of a dozen settings and the datastore of it in one go, so :meth:`of` takes a datastore
+    that has been made.
+    """
+
+    @classmethod
+    def of(cls, made: DICOMWebDatastore) -> WholeScanDatastore:
+        """Turn MONAI Label's datastore into this one; it has the same state."""
+        made.__class__ = cls
+        assert isinstance(made, cls)
+        return made
+
+    def get_image_uri(self, image_id: str) -> str:
+        """Give the file of a scan, or the folder of its DICOM files where MONAI Label is told not to convert them.
+
+        Args:
+            image_id: the series' identifier.
+
+        Returns:
+            The path, always the same one; that of MONAI Label is a nameless copy after a download.
+
+        Raises:
+            MONAILabelException: when the archive has no such series, or gives other than all of its files, or they
+                do not become a scan of as many slices.
+        """
+        series = self.series(image_id)
+        folder = Path(os.path.realpath(os.path.join(self._datastore.image_path(), image_id)))
+        file, note = folder.with_name(f"{image_id}.nii.gz"), folder.with_name(f"{image_id}.whole.json")
+        count = self._count_instances(series)
+        with FileLock(folder.with_name(f"{image_id}.lock")):
+            if _read(note) != self._state(folder, file, count):
+                note.unlink(missing_ok=True)
+                self._download(str(series.StudyInstanceUID), image_id, folder, count)
+                with atomic_text(note) as stream:
+                    json.dump(self._state(folder, file, count), stream)
+        return str(file if self._convert_to_nifti else folder)
+
+    def series(self, image_id: str) -> Dataset:
+        """Ask the archive for what it says of a series.
+
+        Raises:
+            MONAILabelException: when there is no such series.
+        """
+        answers = self._client.search_for_series(search_filters={"SeriesInstanceUID": image_id})
+        found = [each for each in map(Dataset.from_json, answers) if str(each.SeriesInstanceUID) == image_id]
+        if not found:
+            expected = f"expected the identifier of a series in {self.name()}, found no such series"
+            raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"{image_id}: {expected}")
+        return found[0]
+
+    def _count_instances(self, series: Dataset) -> int:
+        if count := series.get("NumberOfSeriesRelatedInstances"):
+            return int(count)
+        uids = str(series.StudyInstanceUID), str(series.SeriesInstanceUID)
+        return len(self._client.search_for_instances(*uids, get_remaining=True))
+
+    def _state(self, folder: Path, file: Path, count: int) -> dict[str, int | None]:
+        """What the note says of a scan: files in the archive and here, and the size of the converted file."""
+        files = len(list(folder.iterdir())) if folder.is_dir() else 0
+        size = file.stat().st_size if self._convert_to_nifti and file.is_file() else None
+        return {"instances": count, "files": files, "size": size}
+
+    def _download(self, study: str, image_id: str, folder: Path, count: int) -> None:
+        if folder.exists():
+            logger.warning("%s: was not downloaded as a whole, or has changed in the archive; once more", image_id)
+            shutil.rmtree(folder)
+        dicom_web_download_series(study, image_id, str(folder), self._client, self._fetch_by_frame)
+        files = sorted(folder.iterdir())
+        if len(files) != count:
+            self._refuse(image_id, folder, f"expected {count} files of the archive, found {len(files)}")
+        if not self._convert_to_nifti:
+            return
+        made = Path(dicom_to_nifti(str(folder)))
+        frames = sum(int(_header(path).get("NumberOfFrames") or 1) for path in files)
+        found = (*nib.load(made).shape, 1)[2]
+        if found != frames:
+            made.unlink()
+            self._refuse(image_id, folder, f"expected {frames} slices in the file that it becomes, found {found}")
+        self.add_image(image_id, str(made), self._dicom_info(image_id))
+        made.unlink()
+
+    @staticmethod
+    def _refuse(image_id: str, folder: Path, found: str) -> None:
+        shutil.rmtree(folder)
+        raise MONAILabelException(MONAILabelError.SERVER_ERROR, f"{image_id}: {found}")
+
+
+def _header(path: Path) -> Any:
+    return dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
+
+
+def _read(note: Path) -> Any:
+    return json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
