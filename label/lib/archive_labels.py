@@ -9,14 +9,14 @@ models, and a bundle wants label maps that fit its scans.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.interfaces.datastore import Datastore
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
@@ -35,24 +35,28 @@ def fetch_cases(datastore: DICOMWebDatastore, values: Mapping[str, int], bundle:
         bundle: name of the folder of the label maps.
 
     Returns:
-        ``image`` and ``label`` of each case, sorted by scan. A segmentation without any of the names, or that does not
-        fit its scan, is left out and named in the log.
+        ``image`` and ``label`` of each case, sorted by scan. A segmentation without any of the names, that does not fit
+        its scan, or that cannot be read, is left out and named in the log.
     """
     cases: dict[str, dict[str, str]] = {}
     images = set(datastore.list_images())
     for segmentation in sorted(_segmentations(datastore), key=_age):
-        image = str(segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID)
-        series = str(segmentation.SeriesInstanceUID)
+        image, series = _scan_of(segmentation), str(segmentation.SeriesInstanceUID)
         if image not in images:
             logger.info("segmentation %s left out: its scan %s is not among those of the studies", series, image)
             continue
         try:
-            scan = kept_scan(datastore, image)
-            (whole,) = datastore._client.retrieve_series(str(segmentation.StudyInstanceUID), series)
+            scan = datastore.get_image_uri(image)
+            files = datastore._client.retrieve_series(str(segmentation.StudyInstanceUID), series)
+            if len(files) != 1:
+                raise ValueError(f"expected one file in its series, found {len(files)}")
             header = read_scan_header(scan)
-            label = place_segments(whole, header, values)
+            label = place_segments(files[0], header, values)
         except ValueError as error:
             logger.warning("segmentation %s of scan %s left out: %s", series, image, error)
+            continue
+        except Exception:  # of one broken scan or segmentation, which must not keep the others from being learned from
+            logger.exception("segmentation %s of scan %s left out, for one of them could not be read", series, image)
             continue
         target = Path(scan).parent / "segmentations" / bundle / f"{image}.nii.gz"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -61,41 +65,41 @@ def fetch_cases(datastore: DICOMWebDatastore, values: Mapping[str, int], bundle:
     return [cases[image] for image in sorted(cases)]
 
 
-def kept_scan(datastore: Datastore, image: str) -> str:
-    """Give the file of a scan, of an archive's the one that is kept under its name.
-
-    The first time that MONAI Label downloads a scan it gives a nameless copy in the folder for temporary files instead.
-
-    Args:
-        datastore: the studies.
-        image: name of the scan.
-
-    Returns:
-        Its path.
-    """
-    datastore.get_image_uri(image)
-    return str(datastore.get_image_uri(image))
-
-
 def _segmentations(datastore: DICOMWebDatastore) -> list[Dataset]:
-    """Headers of all segmentations that say of what."""
+    """Headers of all segmentations that say of what; others are named in the log."""
     client = datastore._client
-    found = [Dataset.from_json(each) for each in client.search_for_series(search_filters={"Modality": "SEG"})]
-    headers = [
-        Dataset.from_json(client.retrieve_series_metadata(str(each.StudyInstanceUID), str(each.SeriesInstanceUID))[0])
-        for each in found
-    ]
-    return [each for each in headers if each.get("ReferencedSeriesSequence")]
+    headers = []
+    for each in client.search_for_series(search_filters={"Modality": "SEG"}):
+        series = Dataset.from_json(each)
+        try:
+            metadata = client.retrieve_series_metadata(str(series.StudyInstanceUID), str(series.SeriesInstanceUID))
+            header = Dataset.from_json(metadata[0])
+            _scan_of(header)
+        except Exception as error:  # see above
+            reason = f"{type(error).__name__}: {error}"
+            logger.warning("segmentation %s left out: %s", series.get("SeriesInstanceUID"), reason)
+            continue
+        headers.append(header)
+    return headers
+
+
+def _scan_of(segmentation: Dataset) -> str:
+    """Give the identifier of the series that a segmentation is of."""
+    referenced = _need(segmentation, "ReferencedSeriesSequence", "the segmentation")[0]
+    return str(_need(referenced, "SeriesInstanceUID", "its ReferencedSeriesSequence"))
 
 
 def _age(segmentation: Dataset) -> tuple[str, str, str]:
-    """What sorts the oldest first."""
+    """What sorts the oldest first; OHIF writes UTC, and dcmqi the time of the server, so that should be UTC, too."""
     date, time = (str(segmentation.get(f"Content{what}", "")) for what in ("Date", "Time"))
     return date, time, str(segmentation.SeriesInstanceUID)
 
 
 def place_segments(segmentation: Any, header: ScanHeader, values: Mapping[str, int]) -> NDArray[np.uint8]:
     """Draw the segments of a DICOM segmentation into the space of its scan.
+
+    A slice without a frame has nothing drawn on it: OHIF, dcmqi and highdicom leave out empty frames, so a gap between
+    slices is nothing odd. Within a frame each pixel must be a voxel of the scan.
 
     Args:
         segmentation: the whole dataset, binary.
@@ -107,30 +111,45 @@ def place_segments(segmentation: Any, header: ScanHeader, values: Mapping[str, i
         The label map, of the shape of the scan.
 
     Raises:
-        ValueError: when nothing is drawn in segments of these names, two of them overlap, or a frame does not lie on a
-            slice of the scan.
+        ValueError: when it is not binary, lacks what a segmentation has, nothing is drawn in segments of these names,
+            two of them overlap, or the pixels of a frame are not voxels of a slice of the scan.
     """
+    kind = str(_need(segmentation, "SegmentationType", "the segmentation"))
+    if kind != "BINARY":  # the pixels of others are shares of 255, or numbers of segments
+        raise ValueError(f"expected a SegmentationType of BINARY, found {kind}")
     known = {name.casefold(): value for name, value in values.items()}
-    names = {int(each.SegmentNumber): str(each.SegmentLabel) for each in segmentation.SegmentSequence}
+    names = {
+        int(_need(each, "SegmentNumber", "each segment")): str(_need(each, "SegmentLabel", "each segment"))
+        for each in _need(segmentation, "SegmentSequence", "the segmentation")
+    }
     wanted = {number: known[name.casefold()] for number, name in names.items() if name.casefold() in known}
     label = np.zeros(header.shape[:3], np.uint8)
     frames = segmentation.pixel_array.reshape(-1, segmentation.Rows, segmentation.Columns)
-    for number, frame in enumerate(frames):
-        groups = segmentation.PerFrameFunctionalGroupsSequence[number], segmentation.SharedFunctionalGroupsSequence[0]
-        value = wanted.get(int(_group(groups, "SegmentIdentificationSequence").ReferencedSegmentNumber))
+    described = _need(segmentation, "PerFrameFunctionalGroupsSequence", "the segmentation")
+    if len(described) != len(frames):
+        raise ValueError(f"expected a description of each of {len(frames)} frames, found {len(described)}")
+    shared = segmentation.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    for number, (frame, own) in enumerate(zip(frames, described, strict=True), 1):
+        groups = _Groups(own, shared[0], number)
+        value = wanted.get(int(groups.find("SegmentIdentificationSequence", "ReferencedSegmentNumber")))
         if value is None:
             continue
+        to_voxels = np.linalg.inv(header.affine) @ _frame_affine(groups)
+        steps = to_voxels[:3, :2]
+        whole = np.abs(np.rint(steps)).astype(int)
+        along_axes = whole.sum(0).tolist() == [1, 1] and whole.sum(1).max() == 1
+        if not along_axes or np.abs(steps - np.rint(steps)).max() > 0.01:
+            expected = f"expected columns and rows of frame {number} to be one voxel apart along two axes of its scan"
+            raise ValueError(f"{expected}, found steps of {(steps.T.round(3) + 0.0).tolist()} voxels")
         rows, columns = np.nonzero(frame)
-        index = (np.linalg.inv(header.affine) @ _frame_affine(groups) @ _homogeneous(columns, rows))[:3].T
+        index = (to_voxels @ _homogeneous(columns, rows))[:3].T
         voxels = np.rint(index).astype(int)
         outside = (voxels < 0).any() or (voxels >= label.shape).any()
         if outside or np.abs(index - voxels).max(initial=0.0) > 0.05:
-            raise ValueError(
-                f"expected frame {number + 1} to lie on voxels of its scan, found it at {index[:1].tolist()}"
-            )
+            raise ValueError(f"expected frame {number} to lie on voxels of its scan, found it at {index[:1].tolist()}")
         place = tuple(voxels.T)
         if (label[place] != 0).any():
-            raise ValueError(f"expected segments that do not overlap, found that frame {number + 1} overlaps another")
+            raise ValueError(f"expected segments that do not overlap, found that frame {number} overlaps another")
         label[place] = value
     if not label.any():  # OHIF writes an empty segment for each label of each model
         found = sorted(names.values())
@@ -138,18 +157,37 @@ def place_segments(segmentation: Any, header: ScanHeader, values: Mapping[str, i
     return label
 
 
-def _group(groups: tuple[Any, ...], keyword: str) -> Any:
-    """Find a functional group of the frame, or else of all frames."""
-    return next(each[keyword][0] for each in groups if keyword in each)
+@dataclass(frozen=True)
+class _Groups:
+    """The functional groups of a frame, and those of all frames."""
+
+    own: Dataset
+    shared: Dataset
+    number: int
+
+    def find(self, sequence: str, keyword: str) -> Any:
+        """Find an attribute in a group of the frame, or else of all frames."""
+        group = self.own.get(sequence) or self.shared.get(sequence)
+        if not group:
+            raise ValueError(f"expected a {sequence} of frame {self.number}, found none")
+        return _need(group[0], keyword, f"the {sequence} of frame {self.number}")
 
 
-def _frame_affine(groups: tuple[Any, ...]) -> NDArray[np.float64]:
+def _need(item: Dataset, keyword: str, owner: str) -> Any:
+    """Give an attribute that must be there."""
+    value = item.get(keyword)
+    if value is None or value == "" or (isinstance(value, Sequence) and not len(value)):
+        raise ValueError(f"expected a {keyword} of {owner}, found none")
+    return value
+
+
+def _frame_affine(groups: _Groups) -> NDArray[np.float64]:
     """Column, row and 0 of a frame to mm in RAS."""
-    spacing = [float(value) for value in _group(groups, "PixelMeasuresSequence").PixelSpacing]
-    axes = np.array(_group(groups, "PlaneOrientationSequence").ImageOrientationPatient, np.float64).reshape(2, 3)
+    spacing = np.array(groups.find("PixelMeasuresSequence", "PixelSpacing"), np.float64)
+    axes = np.array(groups.find("PlaneOrientationSequence", "ImageOrientationPatient"), np.float64).reshape(2, 3)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = axes[0] * spacing[1], axes[1] * spacing[0]
-    affine[:3, 3] = np.array(_group(groups, "PlanePositionSequence").ImagePositionPatient, np.float64)
+    affine[:3, 3] = np.array(groups.find("PlanePositionSequence", "ImagePositionPatient"), np.float64)
     return np.asarray(LPS_TO_RAS @ affine, np.float64)
 
 
