@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from lib.inference import CheckedInferTask
+from lib.origins import allow_origins, read_origins
 from lib.points import PointScoreTask
 from lib.training import GenesisTrainTask, PretrainTask
 from lib.uncertainty import EntropyInferTask, LeastCertain, UncertaintyScoring
+from lib.whole_scans import WholeScanDatastore
+from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
@@ -27,6 +31,9 @@ from monailabel.tasks.infer.bundle import BundleInferTask
 
 logger = logging.getLogger(__name__)
 
+KINDS = ("segmentation", "classification", "pretraining")
+"""What bundles are for, as the ends of their names tell."""
+
 
 class GenesisApp(MONAILabelApp):
     """The bundles of a folder as models, trainers, scoring and strategy of a MONAI Label server.
@@ -36,15 +43,24 @@ class GenesisApp(MONAILabelApp):
         studies: folder of the scans, or a DICOMweb address.
         conf: settings of ``--conf KEY VALUE``: ``bundles``, folder of the bundles, by default ``bundles`` next to the
             app; ``models``, names of bundles separated by commas, by default all; ``uncertainty``, the segmentation
-            bundle that chooses the next sample; ``uncertainty_flips``, axes to mirror for it, such as ``0,1``.
+            bundle that chooses the next sample; ``uncertainty_flips``, axes to mirror for it, such as ``0,1``, or
+            ``none``; ``origins``, addresses of other servers whose web pages may use this one.
 
     Raises:
         FileNotFoundError: when a bundle is missing.
+        ValueError: when a setting is something else.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         folder = Path(conf.get("bundles", Path(app_dir).parent / "bundles"))
         self.bundles = find_bundles(folder.resolve(), conf.get("models", ""))
+        self.flips = read_flips(conf.get("uncertainty_flips", "0"))
+        self.origins = read_origins(conf.get("origins", ""))
+        if (name := conf.get("uncertainty")) and kind_of(self.bundles.get(name)) != "segmentation":
+            offered = [each for each, path in self.bundles.items() if kind_of(path) == "segmentation"]
+            raise ValueError(
+                f"--conf uncertainty {name}: expected a segmentation bundle of {offered}, found another name"
+            )
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -52,6 +68,18 @@ class GenesisApp(MONAILabelApp):
             name="Models Genesis",
             description="Segmentation, scoring of clicked points, and pretraining on the studies' own scans",
         )
+
+    def on_init_complete(self) -> None:
+        """Close the server, which has started, to web pages of other addresses."""
+        from monailabel.app import app  # makes the server's application when it is imported
+
+        allow_origins(app, self.origins)
+        super().on_init_complete()
+
+    def init_remote_datastore(self) -> Datastore:
+        """Take care that scans of a DICOM archive are whole."""
+        made = super().init_remote_datastore()
+        return WholeScanDatastore.of(made) if isinstance(made, DICOMWebDatastore) else made
 
     def init_infers(self) -> dict[str, InferTask]:
         """Offer the segmentation bundles, and the classification bundles for clicked points."""
@@ -64,7 +92,7 @@ class GenesisApp(MONAILabelApp):
         return {
             name: kinds[kind](str(path), self.conf)
             for name, path in self.bundles.items()
-            if (kind := name.rsplit("_", 1)[-1]) in kinds
+            if (kind := kind_of(path)) in kinds
         }
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
@@ -72,11 +100,8 @@ class GenesisApp(MONAILabelApp):
         name = self.conf.get("uncertainty")
         if not name:
             return {}
-        if name not in self.bundles:
-            raise FileNotFoundError(f"--conf uncertainty {name}: expected one of {list(self.bundles)}")
-        flips = [int(axis) for axis in self.conf.get("uncertainty_flips", "0").split(",") if axis.strip()]
         path = str(self.bundles[name])
-        return {"uncertainty": UncertaintyScoring(name, lambda: EntropyInferTask(path, self.conf, flips))}
+        return {"uncertainty": UncertaintyScoring(name, lambda: EntropyInferTask(path, self.conf, self.flips))}
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Offer MONAI Label's own strategies, and the least certain scan where ``--conf uncertainty`` is given."""
@@ -95,9 +120,9 @@ class GenesisApp(MONAILabelApp):
 
     def _infer_task(self, name: str) -> InferTask | None:
         path = self.bundles[name]
-        if name.endswith("_segmentation"):
+        if kind_of(path) == "segmentation":
             return CheckedInferTask(str(path), self.conf, load_strict=True)
-        return PointScoreTask(path) if name.endswith("_classification") else None
+        return PointScoreTask(path) if kind_of(path) == "classification" else None
 
     def _find_new_weights(self) -> None:
         """MONAI Label looks for weights once, when it starts; a first training here writes them later."""
@@ -108,23 +133,58 @@ class GenesisApp(MONAILabelApp):
                 self._infers[name] = self._infer_task(name)
 
 
+def kind_of(bundle: Path | None) -> str:
+    """Tell by the end of a bundle's name what it is for; empty where it is nothing that the app offers.
+
+    Example:
+        >>> kind_of(Path("genesis_lits_liver_ct_segmentation")), kind_of(Path("spleen_deepedit"))
+        ('segmentation', '')
+    """
+    kind = bundle.name.rsplit("_", 1)[-1] if bundle else ""
+    return kind if kind in KINDS else ""
+
+
+def read_flips(text: str) -> list[int]:
+    """Read axes with commas between them; ``none`` and an empty text are no axes.
+
+    Raises:
+        ValueError: when one is not 0, 1 or 2, or comes twice.
+
+    Example:
+        >>> read_flips("0,2"), read_flips("none"), read_flips("")
+        ([0, 2], [], [])
+    """
+    axes = [] if text.strip() in ("", "none") else [axis.strip() for axis in text.split(",")]
+    if not set(axes) <= {"0", "1", "2"} or len(set(axes)) < len(axes):
+        raise ValueError(f"--conf uncertainty_flips {text}: expected some of 0,1,2, or none, found {axes}")
+    return [int(axis) for axis in axes]
+
+
 def find_bundles(folder: Path, names: str = "") -> dict[str, Path]:
     """Find bundles by name.
 
     Args:
         folder: folder of the bundles.
-        names: their names, separated by commas; empty takes all.
+        names: their names, separated by commas; empty takes all of a kind that the app offers, and logs the others.
 
     Returns:
         Folders of the bundles by name.
 
     Raises:
-        FileNotFoundError: when the folder has no bundle, or lacks one of the names.
+        FileNotFoundError: when the folder has no bundle that the app offers, or lacks one of the names.
+        ValueError: when one that is named is of a kind that the app does not offer.
     """
     found = {path.parent.parent.name: path.parent.parent for path in sorted(folder.glob("*/configs/metadata.json"))}
-    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(found)
-    if missing := [name for name in wanted if name not in found]:
+    asked = [name.strip() for name in names.split(",") if name.strip()]
+    if missing := [name for name in asked if name not in found]:
         raise FileNotFoundError(f"--conf models {missing}: expected bundles in {folder}, found {list(found)}")
-    if not wanted:
+    expected = " or ".join(f"_{kind}" for kind in KINDS)
+    others = [name for name in asked or found if not kind_of(found[name])]
+    if asked and others:
+        raise ValueError(f"--conf models {names}: expected names that end in {expected}, found {others}")
+    if others:
+        logger.warning("left out of %s: %s, for their names do not end in %s", folder, others, expected)
+    bundles = {name: found[name] for name in asked or found if name not in others}
+    if not bundles:
         raise FileNotFoundError(f"--conf bundles {folder}: expected a folder of bundles, found none in it")
-    return {name: found[name] for name in wanted}
+    return bundles

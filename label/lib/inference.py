@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,46 @@ class CheckedInferTask(BundleInferTask):
             kwargs: see ``BundleInferTask``.
 
         Raises:
-            MONAILabelException: when the weights are damaged, or not finite.
+            MONAILabelException: when the weights are damaged, or not finite, or the request names other than a file of
+                the bundle's ``models/``.
         """
-        self.check_weights()
+        self.check_weights(self.weights(request))
         return super().__call__(request, *args, **kwargs)
 
-    def check_weights(self) -> None:
+    def weights(self, request: Mapping[str, Any]) -> Path | None:
+        """Find the file that MONAI Label loads: of ``models/``, the one that the request names in ``model_filename``.
+
+        Args:
+            request: without the name, the file with the shortest one is loaded.
+
+        Returns:
+            Its path; None where the bundle has none.
+
+        Raises:
+            MONAILabelException: when the name has a folder in it, or there is no such file, for which MONAI Label takes
+                another one.
+        """
+        offered = self._config.get("model_filename")
+        default = self.get_path()
+        if not offered or not default:  # MONAI Label does not look at the name then
+            return Path(default) if default else None
+        if not request.get("model_filename"):
+            shortest = Path(default).with_name(offered[0])
+            return shortest if shortest.exists() else Path(default)
+        path = Path(default).with_name(file_name(request["model_filename"]))
+        if not path.is_file():
+            there = sorted(each.name for each in path.parent.glob("*.pt"))
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"model_filename: expected one of {there} in {path.parent}, found {path.name}",
+            )
+        return path
+
+    def check_weights(self, path: Path | None) -> None:
         """Read the weights once for each state of their file."""
-        path = self.get_path()
-        if not path or Path(path).suffix == ".ts":  # TorchScript is not among what our bundles write
+        if path is None or path.suffix == ".ts":  # TorchScript is not among what our bundles write
             return
-        state = Path(path).stat()
+        state = path.stat()
         mark = (str(path), state.st_size, state.st_mtime_ns)
         if mark == self._sound:
             return
@@ -55,3 +85,21 @@ class CheckedInferTask(BundleInferTask):
         except ValueError as error:
             raise MONAILabelException(MONAILabelError.INFERENCE_ERROR, str(error)) from error
         self._sound = mark
+
+
+def file_name(given: Any) -> str:
+    """Read the name of a file of weights from a request, which has a name or a list that begins with it.
+
+    Raises:
+        MONAILabelException: when it is something else, or has a folder in it.
+
+    Example:
+        >>> file_name("model.pt"), file_name(["model.pt", "last_epoch.pt"])
+        ('model.pt', 'model.pt')
+    """
+    name = given[0] if isinstance(given, list) and given else given
+    if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT, f"model_filename: expected a name without a folder, found {given!r}"
+        )
+    return name

@@ -8,7 +8,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from lib.archive_labels import fetch_cases, kept_scan
+from lib.archive_labels import fetch_cases
+from lib.inference import file_name
+from lib.whole_scans import WholeScanDatastore
 from monai.bundle import ConfigParser
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore
@@ -60,7 +62,8 @@ class GenesisTrainTask(BundleTrainTask):
             Nothing of interest; the weights are in the bundle's ``models/model.pt``.
 
         Raises:
-            MONAILabelException: when there is nothing to train on, or ``start_from`` is something else.
+            MONAILabelException: when there is nothing to train on, ``start_from`` is something else, or the name of the
+                weights to go on from, ``model_filename``, has a folder in it.
         """
         asked = request.get("start_from", self.starts[0])
         self.start_from = asked if isinstance(asked, str) else asked[0]
@@ -68,6 +71,8 @@ class GenesisTrainTask(BundleTrainTask):
             raise MONAILabelException(
                 MONAILabelError.INVALID_INPUT, f"start_from: expected one of {self.starts}, found {self.start_from!r}"
             )
+        if request.get("model_filename"):
+            file_name(request["model_filename"])
         return super().__call__({**request, "pretrained": self.start_from == "model"}, datastore)
 
     def _fetch_datalist(self, request: dict[str, Any], datastore: Datastore) -> Cases:
@@ -122,8 +127,8 @@ class PretrainTask(GenesisTrainTask):
     """Learns from all scans of the studies, labelled or not, and leaves the weights that fine-tuning starts from.
 
     Its ``start_from`` is ``"model"`` (go on from the pretraining bundle's ``model.pt`` if there is one) or
-    ``"scratch"``. Scans that are too small or cannot be read are left out and named in the log; one that can be used is
-    always held out.
+    ``"scratch"``. Scans that are too small or cannot be read, and those of an archive that are not of the bundle's
+    ``modality``, are left out and named in the log; one that can be used is always held out.
     """
 
     starts = ("model", "scratch")
@@ -139,9 +144,16 @@ class PretrainTask(GenesisTrainTask):
 
     def _fetch_datalist(self, request: dict[str, Any], datastore: Datastore) -> Cases:
         cases: Cases = []
+        expected = self.bundle_config.get_parsed_content("modality")
         for name in sorted(datastore.list_images()):
             try:
-                cases.append({"image": kept_scan(datastore, name)})
+                found = (
+                    datastore.series(name).get("Modality") if isinstance(datastore, WholeScanDatastore) else expected
+                )
+                if expected is not None and found != expected:
+                    logger.warning("%s: left out, expected the modality %s, found %s", name, expected, found)
+                    continue
+                cases.append({"image": str(datastore.get_image_uri(name))})
             except Exception:  # of an archive's scans, which are downloaded and converted here
                 logger.exception("%s: left out, for it could not be read", name)
         return cases

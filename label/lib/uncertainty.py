@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -126,7 +125,9 @@ class UncertaintyScoring(ScoringMethod):
             # no error, for MONAI Label asks for scores by itself as it starts
             logger.warning("%s has no weights yet, so no scan is scored: train it", self.model)
             return {"scores": {}, "skipped": [], "failed": {}}
-        weights = hashlib.sha256(Path(task.get_path()).read_bytes()).hexdigest()[:16]
+        file = task.weights({})
+        assert file is not None, "a valid task has weights"
+        weights = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         images = sorted(datastore.get_unlabeled_images())
         skipped = [image for image in images if up_to_date(datastore.get_image_info(image), self.model, weights)]
         waiting = [image for image in images if image not in skipped]

@@ -6,11 +6,11 @@ from __future__ import annotations
 import doctest
 import importlib
 import json
+import runpy
 import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -21,7 +21,7 @@ import torch
 from models_genesis.datasets import make_phantom
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("archive_labels", "inference", "points", "training", "uncertainty")
+PARTS = ("archive_labels", "inference", "origins", "points", "training", "uncertainty", "whole_scans")
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,34 @@ def test_the_network_has_the_width_of_the_model_it_goes_on_from(lib, tmp_path, t
     assert "features" not in made._update_overrides({})
 
 
+def test_pretraining_leaves_out_what_is_not_of_its_modality(lib, caplog):
+    """MR values would be taken for HU; a bundle for MR, or for anything, takes what it says."""
+    from pydicom.dataset import Dataset
+
+    class Archive(lib["whole_scans"].WholeScanDatastore):
+        def __init__(self) -> None:
+            self.found = {"1.1": "CT", "1.2": "MR", "1.3": "CT"}
+
+        def list_images(self) -> list[str]:
+            return list(self.found)
+
+        def series(self, image_id: str) -> Dataset:
+            answer = Dataset()
+            answer.Modality = self.found[image_id]
+            return answer
+
+        def get_image_uri(self, image_id: str) -> str:
+            return image_id
+
+    task = lib["training"].PretrainTask(str(ROOT / "bundles" / "genesis_chest_ct_pretraining"), {})
+    assert task._fetch_datalist({}, Archive()) == [{"image": "1.1"}, {"image": "1.3"}]
+    assert "1.2: left out, expected the modality CT, found MR" in caplog.text
+    task.bundle_config["modality"] = "MR"
+    assert task._fetch_datalist({}, Archive()) == [{"image": "1.2"}]
+    task.bundle_config["modality"] = None
+    assert len(task._fetch_datalist({}, Archive())) == 3
+
+
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 0.9, 2.5)])
 @pytest.mark.parametrize("oblique", [False, True])
 def test_balls_are_where_the_points_are(lib, spacing, oblique):
@@ -139,8 +167,8 @@ def test_weights_that_would_segment_everything_as_background_are_refused(damage,
     save_weights(GenesisUNet(features=(4, 8)).state_dict(), path)
     task_class = lib["inference"].CheckedInferTask
     task = task_class.__new__(task_class)  # without a bundle's configs, which the check does not need
-    task._sound, task.get_path = None, lambda: str(path)
-    task.check_weights()
+    task._sound = None
+    task.check_weights(path)
     if damage == "NaN":
         state = torch.load(path, weights_only=True)
         torch.save({name: value * float("nan") for name, value in state.items()}, path)
@@ -152,13 +180,56 @@ def test_weights_that_would_segment_everything_as_background_are_refused(damage,
         content[place] ^= 16
         path.write_bytes(content if damage == "a bit" else b"")
     with pytest.raises(MONAILabelException) as error:
-        task.check_weights()
+        task.check_weights(path)
     assert str(path) in str(error.value.msg)
+
+
+def test_the_weights_that_a_request_names_are_those_that_are_checked(lib, tmp_path):
+    """As MONAI Label finds them: the name of the request, else the shortest one of the bundle's ``models/``."""
+    from monailabel.interfaces.exception import MONAILabelException
+
+    from models_genesis.networks import GenesisUNet, save_weights
+
+    bundle = tmp_path / "genesis_lits_liver_ct_segmentation"
+    tool = runpy.run_path(str(ROOT / "label" / "copy_bundle.py"))["copy_bundle"]
+    tool(ROOT / "bundles" / bundle.name, bundle, {"features": [4, 8]})
+    models = bundle / "models"
+    weights = GenesisUNet(features=(4, 8), out_channels=2).state_dict()
+    for name in ("model.pt", "best_so_far.pt"):
+        save_weights(weights, models / name)
+    torch.save({name: value * float("nan") for name, value in weights.items()}, models / "broken_ones.pt")
+    outside = tmp_path / "outside.pt"
+    save_weights(weights, outside)
+    task = lib["inference"].CheckedInferTask(str(bundle), {}, load_strict=True)
+    asked = [{}, {"model_filename": "best_so_far.pt"}, {"model_filename": ["model.pt", "best_so_far.pt"]}]
+    assert [task.weights(request).name for request in asked] == ["model.pt", "best_so_far.pt", "model.pt"]
+    with pytest.raises(MONAILabelException) as error:
+        task({"image": "none", "model_filename": "broken_ones.pt"})
+    assert str(models / "broken_ones.pt") in error.value.msg
+    for name in (str(outside), "../../outside.pt", "models/model.pt", "..", {"a": 1}):
+        with pytest.raises(MONAILabelException) as error:
+            task({"image": "none", "model_filename": name})
+        assert "expected a name without a folder" in error.value.msg
+    with pytest.raises(MONAILabelException) as error:
+        task({"image": "none", "model_filename": "lost.pt"})
+    assert "expected one of ['best_so_far.pt', 'broken_ones.pt', 'model.pt']" in error.value.msg
+    # whose name is the shortest, which MONAI Label loads though get_path() is model.pt
+    save_weights(weights, models / "a.pt")
+    assert lib["inference"].CheckedInferTask(str(bundle), {}, load_strict=True).weights({}).name == "a.pt"
+
+
+def test_a_folder_in_the_name_of_the_weights_is_refused_by_training_too(trainer, tmp_path):
+    from monailabel.interfaces.exception import MONAILabelException
+
+    with pytest.raises(MONAILabelException) as error:
+        trainer({"model_filename": str(tmp_path / "model.pt")}, None)
+    assert "expected a name without a folder" in error.value.msg
 
 
 def segmentation(label: np.ndarray, affine: np.ndarray, names: dict[int, str], extra: tuple[str, ...] = ()) -> Any:
     """A DICOM segmentation in memory: the slices that have something of each value, numbered from 1, and empty ones."""
-    from pydicom.dataset import Dataset
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
 
     place = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     spacing = np.linalg.norm(place[:3, :3], axis=0)
@@ -180,9 +251,14 @@ def segmentation(label: np.ndarray, affine: np.ndarray, names: dict[int, str], e
             segment = of(ReferencedSegmentNumber=number)
             groups.append(of(PlanePositionSequence=[position], SegmentIdentificationSequence=[segment]))
     numbered = enumerate([*names.values(), *extra], 1)
-    made = SimpleNamespace(SegmentSequence=[of(SegmentNumber=number, SegmentLabel=name) for number, name in numbered])
-    made.pixel_array = np.squeeze(np.array(frames, np.uint8), 0) if len(frames) == 1 else np.array(frames, np.uint8)
-    made.Rows, made.Columns = label.shape[1], label.shape[0]
+    made = of(SegmentSequence=[of(SegmentNumber=number, SegmentLabel=name) for number, name in numbered])
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made.SegmentationType, made.PhotometricInterpretation, made.SamplesPerPixel = "BINARY", "MONOCHROME2", 1
+    made.BitsAllocated, made.BitsStored, made.HighBit, made.PixelRepresentation = 1, 1, 0, 0
+    made.Rows, made.Columns, made.NumberOfFrames = label.shape[1], label.shape[0], len(frames)
+    bits = np.packbits(np.array(frames, np.uint8).ravel(), bitorder="little").tobytes()
+    made.PixelData = bits + b"\0" * (len(bits) % 2)
     made.SharedFunctionalGroupsSequence, made.PerFrameFunctionalGroupsSequence = [shared], groups
     return made
 
@@ -229,10 +305,166 @@ def test_segments_that_say_nothing_or_fit_nowhere_are_refused(lib):
         place(stored, replace(header, affine=shifted), {"liver": 1})
     with pytest.raises(ValueError, match="expected frame 1 to lie on voxels of its scan"):
         place(stored, replace(header, shape=(4, 8, 7)), {"liver": 1})
-    stored.PerFrameFunctionalGroupsSequence += stored.PerFrameFunctionalGroupsSequence[:1]
-    stored.pixel_array = np.concatenate([stored.pixel_array, stored.pixel_array[:1]])
+    for each in stored.PerFrameFunctionalGroupsSequence:
+        each.SegmentIdentificationSequence[0].ReferencedSegmentNumber = 1
+    frames = stored.PerFrameFunctionalGroupsSequence
+    frames[2].PlanePositionSequence = frames[1].PlanePositionSequence
+    stored.PixelData = b"\xff" * len(stored.PixelData)
     with pytest.raises(ValueError, match="expected segments that do not overlap"):
         place(stored, header, {"liver": 1})
+
+
+def test_a_gap_between_slices_is_kept(lib):
+    """An empty frame may be left out, so a slice without one has nothing drawn on it."""
+    header, label = scan_and_label()
+    label[:, :, 2] = 0  # of the slices 1 and 2 of one segment, and of 2 to 5 of the other
+    stored = segmentation(label, header.affine, {2: "liver", 4: "bone"})
+    found = lib["archive_labels"].place_segments(stored, header, {"liver": 2, "bone": 4})
+    np.testing.assert_array_equal(found, label)
+
+
+def test_a_grid_that_is_not_that_of_the_scan_is_refused(lib):
+    """Of twice the size, whose voxels would be drawn with holes between them, of half the size, and turned in-plane."""
+    place = lib["archive_labels"].place_segments
+    header, label = scan_and_label()
+    stored = segmentation(label, header.affine, {2: "liver", 4: "bone"})
+    for factors, found in (((2, 2, 1), r"\[\[2.0, 0.0, 0.0\], "), ((0.5, 0.5, 1), r"\[\[0.5, 0.0, 0.0\], ")):
+        scale = np.diag([*factors, 1.0])
+        other = replace(header, shape=(40, 40, 7), affine=header.affine @ np.linalg.inv(scale))
+        with pytest.raises(ValueError, match=rf"columns and rows of frame 1 to be one voxel apart .* steps of {found}"):
+            place(stored, other, {"liver": 1})
+    turn = np.eye(4)
+    turn[:2, :2] = [[0.8, -0.6], [0.6, 0.8]]
+    with pytest.raises(ValueError, match="expected columns and rows of frame 1 to be one voxel apart"):
+        place(stored, replace(header, shape=(40, 40, 7), affine=header.affine @ turn), {"liver": 1})
+
+
+def test_shares_are_not_taken_for_a_label(lib):
+    """1 of 255 in a fractional segmentation is next to nothing."""
+    header, label = scan_and_label()
+    stored = segmentation(label, header.affine, {2: "liver"})
+    shares = stored.pixel_array
+    stored.BitsAllocated, stored.BitsStored, stored.HighBit, stored.PixelData = 8, 8, 7, shares.tobytes()
+    for kind in ("FRACTIONAL", "LABELMAP"):
+        stored.SegmentationType = kind
+        with pytest.raises(ValueError, match=f"expected a SegmentationType of BINARY, found {kind}"):
+            lib["archive_labels"].place_segments(stored, header, {"liver": 1})
+
+
+@pytest.mark.parametrize(
+    ("keyword", "sequence"),
+    [
+        ("SegmentationType", None),
+        ("SegmentSequence", None),
+        ("SegmentLabel", "SegmentSequence"),
+        ("SegmentNumber", "SegmentSequence"),
+        ("PerFrameFunctionalGroupsSequence", None),
+        ("SegmentIdentificationSequence", "PerFrameFunctionalGroupsSequence"),
+        ("PlanePositionSequence", "PerFrameFunctionalGroupsSequence"),
+        ("PlaneOrientationSequence", "SharedFunctionalGroupsSequence"),
+        ("PixelMeasuresSequence", "SharedFunctionalGroupsSequence"),
+    ],
+)
+def test_a_segmentation_that_lacks_something_is_refused(lib, keyword, sequence):
+    header, label = scan_and_label()
+    stored = segmentation(label, header.affine, {2: "liver"})
+    delattr(stored[sequence][0] if sequence else stored, keyword)
+    with pytest.raises(ValueError, match=f"expected a {keyword} of .*, found none"):
+        lib["archive_labels"].place_segments(stored, header, {"liver": 1})
+
+
+class Archive:
+    """Segmentations of one scan in memory, with what :func:`fetch_cases` asks of a datastore and of its client.
+
+    Args:
+        scan: file of the scan, whose name is ``1.5``.
+    """
+
+    def __init__(self, scan: Path) -> None:
+        self.scan = scan
+        self.stored: dict[str, Any] = {}
+        self._client = self
+
+    def store(self, segmentation: Any, series: str, time: str, date: str = "20260101", files: int = 1) -> None:
+        from pydicom.dataset import Dataset
+
+        scan = Dataset()
+        scan.SeriesInstanceUID = "1.5"
+        segmentation.ReferencedSeriesSequence = [scan]
+        segmentation.StudyInstanceUID, segmentation.SeriesInstanceUID = "1.1", series
+        segmentation.ContentDate, segmentation.ContentTime = date, time
+        self.stored[series] = [segmentation] * files
+
+    def list_images(self) -> list[str]:
+        return ["1.5"]
+
+    def get_image_uri(self, name: str) -> str:
+        return str(self.scan)
+
+    def search_for_series(self, search_filters: dict[str, str]) -> list[dict[str, Any]]:
+        assert search_filters == {"Modality": "SEG"}
+        return [self.retrieve_series_metadata("1.1", series)[0] for series in self.stored]
+
+    def retrieve_series_metadata(self, study: str, series: str) -> list[dict[str, Any]]:
+        content = [each.to_json_dict() for each in self.stored[series]]
+        return [{key: value for key, value in each.items() if key != "7FE00010"} for each in content]
+
+    def retrieve_series(self, study: str, series: str) -> list[Any]:
+        return self.stored[series]
+
+
+@pytest.fixture
+def labelled(tmp_path) -> tuple[Archive, Any, np.ndarray]:
+    """The archive, the header of its scan, and a label map of it."""
+    header, label = scan_and_label()
+    nib.save(nib.Nifti1Image(np.zeros(label.shape, np.int16), header.affine), tmp_path / "scan.nii.gz")
+    return Archive(tmp_path / "scan.nii.gz"), header, label
+
+
+@pytest.mark.parametrize("newest_is_empty", [False, True])
+def test_the_newest_segmentation_with_something_in_it_is_learned_from(lib, labelled, newest_is_empty):
+    """By its time, whatever its identifier; OHIF stores empty segments of all labels of all models."""
+    archive, header, label = labelled
+    first, second = np.where(label == 2, 2, 0), np.where(label == 4, 2, 0)
+    archive.store(segmentation(first, header.affine, {2: "liver"}), "1.9", "080000")
+    if newest_is_empty:
+        newest = segmentation(second, header.affine, {2: "bone"}, extra=("liver",))
+    else:
+        newest = segmentation(second, header.affine, {2: "liver"})
+    archive.store(newest, "1.2", "090000")
+    (case,) = lib["archive_labels"].fetch_cases(archive, {"liver": 1}, "bundle")
+    expected = first if newest_is_empty else second
+    np.testing.assert_array_equal(np.asarray(nib.load(case["label"]).dataobj), expected == 2)
+
+
+def test_odd_segmentations_are_left_out_and_named(lib, labelled, caplog):
+    """Each of them is newer than the sound one, and would end the training."""
+    archive, header, label = labelled
+    archive.store(segmentation(label, header.affine, {2: "liver"}), "1.10", "080000")
+    odd = {}
+    for number, keyword in enumerate(["SegmentSequence", "Rows", "PixelData", "PerFrameFunctionalGroupsSequence"], 11):
+        odd[f"1.{number}"] = segmentation(label, header.affine, {2: "liver"})
+        delattr(odd[f"1.{number}"], keyword)
+    for series, each in odd.items():
+        archive.store(each, series, "090000")
+    archive.store(segmentation(label, header.affine, {2: "liver"}), "1.20", "090000", files=2)
+    archive.store(segmentation(label, header.affine, {2: "liver"}), "1.21", "090000")
+    del archive.stored["1.21"][0].ReferencedSeriesSequence
+    archive.store(segmentation(label, header.affine, {2: "liver"}), "1.22", "090000")
+    del archive.stored["1.22"][0].ReferencedSeriesSequence[0].SeriesInstanceUID
+    (case,) = lib["archive_labels"].fetch_cases(archive, {"liver": 1}, "bundle")
+    np.testing.assert_array_equal(np.asarray(nib.load(case["label"]).dataobj), label == 2)
+    for series in (*odd, "1.20", "1.21", "1.22"):
+        assert f"segmentation {series} " in caplog.text
+    assert "expected one file in its series, found 2" in caplog.text
+
+
+def test_a_scan_that_cannot_be_read_is_left_out_and_named(lib, labelled, caplog):
+    archive, header, label = labelled
+    archive.store(segmentation(label, header.affine, {2: "liver"}), "1.10", "080000")
+    archive.scan.write_bytes(b"no scan")
+    assert lib["archive_labels"].fetch_cases(archive, {"liver": 1}, "bundle") == []
+    assert "segmentation 1.10 of scan 1.5 left out" in caplog.text
 
 
 @pytest.fixture
