@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from lib.inference import CheckedInferTask
-from lib.origins import allow_origins, read_origins
 from lib.points import PointScoreTask
 from lib.training import GenesisTrainTask, PretrainTask
 from lib.uncertainty import EntropyInferTask, LeastCertain, UncertaintyScoring
+from lib.web import read_origins, set_up
 from lib.whole_scans import WholeScanDatastore
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.app import MONAILabelApp
@@ -70,10 +70,10 @@ class GenesisApp(MONAILabelApp):
         )
 
     def on_init_complete(self) -> None:
-        """Close the server, which has started, to web pages of other addresses."""
+        """Close the server, which has started, to web pages of other addresses, and give its refusals a reason."""
         from monailabel.app import app  # makes the server's application when it is imported
 
-        allow_origins(app, self.origins)
+        set_up(app, self.origins)
         super().on_init_complete()
 
     def init_remote_datastore(self) -> Datastore:

@@ -348,6 +348,8 @@ def dicomweb_environment(folder: Path, modalities: Sequence[str] = MODALITIES) -
         "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": ",".join(modalities)}),
         # by default it asks the archive every two hours, and offers a scan again that has been labelled
         "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "0",
+        # `itkimage2segimage` writes the local time, and OHIF UTC; the newest segmentation is learned from
+        "TZ": "UTC",
     }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans of a DICOM archive with all their slices, or not at all."""
+"""Scans of a DICOM archive with all their slices or not at all, and labels of theirs under the right names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
 from filelock import FileLock
+from monai.transforms import LoadImage
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.utils.convert import dicom_to_nifti
 from monailabel.datastore.utils.dicom import dicom_web_download_series
+from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -66,6 +69,36 @@ class WholeScanDatastore(DICOMWebDatastore):
                 with atomic_text(note) as stream:
                     json.dump(self._state(folder, file, count), stream)
         return str(file if self._convert_to_nifti else folder)
+
+    def save_label(
+        self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
+    ) -> str:
+        """Store a label map, a final one as a DICOM segmentation in the archive.
+
+        Args:
+            image_id: the series' identifier.
+            label_filename: file of the label map.
+            label_tag: ``"final"``, or another name for what is kept here only.
+            label_info: ``label_info`` in it has the ``name`` of each value that occurs in the label map, the lowest
+                first.
+            label_id: not used by MONAI Label.
+
+        Returns:
+            The name of the label.
+
+        Raises:
+            MONAILabelException: when nothing is drawn in a final label map, or there are other than as many names as
+                values occur: MONAI Label names by place among those, so a segment would get the name of another.
+        """
+        names = [each.get("name") for each in label_info.get("label_info") or []]
+        if label_tag == DefaultLabelTag.FINAL:
+            raw = label_filename.endswith(".bin")
+            voxels = np.fromfile(label_filename, np.uint8) if raw else LoadImage(image_only=True)(label_filename)
+            values = [int(value) for value in np.unique(np.asarray(voxels)) if value]
+            if not values or (names and len(names) != len(values)):
+                expected = f"expected a name for each value that occurs in the label map, the lowest first: {values}"
+                raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"{image_id}: {expected}, found {names}")
+        return str(super().save_label(image_id, label_filename, label_tag, label_info, label_id))
 
     def series(self, image_id: str) -> Dataset:
         """Ask the archive for what it says of a series.

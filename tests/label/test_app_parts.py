@@ -21,7 +21,7 @@ import torch
 from models_genesis.datasets import make_phantom
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("archive_labels", "inference", "origins", "points", "training", "uncertainty", "whole_scans")
+PARTS = ("archive_labels", "inference", "points", "training", "uncertainty", "web", "whole_scans")
 
 
 @pytest.fixture(scope="module")

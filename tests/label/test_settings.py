@@ -86,13 +86,30 @@ def test_only_pages_of_the_given_addresses_may_read(environment, app):
         return answer.headers.get("access-control-allow-origin")
 
     assert allowed("http://foreign.example") in ("*", "http://foreign.example")
-    app.allow_origins(server, ["http://viewer.example:3000"])
+    app.set_up(server, ["http://viewer.example:3000"])
     assert allowed("http://foreign.example") is None
     assert allowed("http://viewer.example:3000") == "http://viewer.example:3000"
-    app.allow_origins(server, [])
+    app.set_up(server, [])
     assert allowed("http://viewer.example:3000") is None
+
+
+def test_refusals_are_answered_with_their_reason(environment, app):
+    from fastapi import FastAPI
+    from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+    from starlette.testclient import TestClient
+
+    server = FastAPI()
+
+    @server.get("/{kind}")
+    def refuse(kind: str) -> None:
+        raise MONAILabelException(MONAILabelError[kind], "expected one, found two")
+
+    app.set_up(server, [])
+    for kind, status in (("INVALID_INPUT", 400), ("INFERENCE_ERROR", 500)):
+        answer = TestClient(server, raise_server_exceptions=False).get(f"/{kind}")
+        assert (answer.status_code, answer.json()) == (status, {"detail": "expected one, found two"})
 
 
 def test_examples(app):
     assert doctest.testmod(app).failed == 0
-    assert doctest.testmod(importlib.import_module("lib.origins")).attempted == 1
+    assert doctest.testmod(importlib.import_module("lib.web")).attempted == 1

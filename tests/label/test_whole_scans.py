@@ -194,3 +194,38 @@ def test_two_at_a_time_download_one_after_the_other(datastore, archive):
     assert client.downloads == 1
     for uri in uris:
         np.testing.assert_array_equal(voxels(uri), values)
+
+
+@pytest.mark.parametrize("names", [["anterior", "posterior"], ["posterior"], []])
+@pytest.mark.parametrize("values", [(2,), (), (1, 2)])
+def test_names_that_would_go_to_other_segments_are_refused(names, values, datastore, archive, tmp_path, monkeypatch):
+    """MONAI Label gives the first name to the lowest value that occurs, so a 2 alone would be called anterior."""
+    from monailabel.datastore import dicom
+    from monailabel.interfaces.exception import MONAILabelException
+
+    stored = []
+
+    def write(folder: str, label: str, info: list[dict[str, str]]) -> str:
+        stored.append([each["name"] for each in info])
+        (tmp_path / "segmentation").touch()
+        return str(tmp_path / "segmentation")
+
+    monkeypatch.setattr(dicom, "nifti_to_dicom_seg", write)
+    monkeypatch.setattr(dicom, "dicom_web_upload_dcm", lambda file, client: "1.2.3")
+    label = np.zeros((5, 6, 4), np.uint8)
+    label.flat[: len(values)] = values
+    nib.save(nib.Nifti1Image(label, np.diag([1.0, 1.0, 2.0, 1.0])), tmp_path / "label.nii.gz")
+    label.tofile(tmp_path / "label.bin")
+    series = str(archive[0].files[0].SeriesInstanceUID)
+    info = {"label_info": [{"name": name} for name in names]}
+    made = datastore()
+    if values and len(names) in (0, len(values)):  # without names they are called unknown
+        made.save_label(series, str(tmp_path / "label.nii.gz"), "final", info)
+        assert stored == [names]
+        return
+    for name in ("label.nii.gz", "label.bin"):
+        with pytest.raises(MONAILabelException) as error:
+            made.save_label(series, str(tmp_path / name), "final", info)
+        assert error.value.msg.endswith(f"the lowest first: {list(values)}, found {names}")
+    assert stored == []
+    made.save_label(series, str(tmp_path / "label.nii.gz"), "original", {})  # which stays here

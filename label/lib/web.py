@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which web pages may read what the server answers."""
+"""Which web pages may read what the server answers, and that a refusal is answered with its reason."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware import Middleware
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
 
 def read_origins(text: str) -> list[str]:
@@ -31,11 +34,12 @@ def read_origins(text: str) -> list[str]:
     return origins
 
 
-def allow_origins(application: FastAPI, origins: Sequence[str]) -> None:
-    """Let the server's own pages and those of some addresses read its answers, and no others.
+def set_up(application: FastAPI, origins: Sequence[str]) -> None:
+    """Let the server's own pages and those of some addresses read its answers, no others, and give refusals a reason.
 
     MONAI Label 0.8.5 lets pages of all addresses, so that any page in the browser of somebody who runs it can read the
     scans of its archive; and the variable for it, ``MONAI_LABEL_CORS_ORIGINS``, ends its start with a ``TypeError``.
+    Its refusals are answered with "Internal Server Error" and nothing else.
 
     Args:
         application: MONAI Label's, also when it has started already.
@@ -50,4 +54,10 @@ def allow_origins(application: FastAPI, origins: Sequence[str]) -> None:
         allow_headers=["*"],
     )
     application.user_middleware = [own, *others]
+    application.add_exception_handler(MONAILabelException, _answer_refusal)
     application.middleware_stack = application.build_middleware_stack()
+
+
+def _answer_refusal(request: Any, error: MONAILabelException) -> JSONResponse:
+    status = 400 if error.error is MONAILabelError.INVALID_INPUT else 500
+    return JSONResponse({"detail": error.msg}, status_code=status)
