@@ -30,7 +30,7 @@ def write_series(
     """Write a volume as a series of a study that has nothing else.
 
     Args:
-        folder: of the files, which is made.
+        folder: of the files, which is made; it must not have any files yet, for viewers take a folder for one scan.
         volume: (columns, rows, slices), whole numbers; HU for CT.
         affine: (4, 4), voxel indices to mm in RAS.
         modality: ``"CT"`` or ``"MR"``.
@@ -42,7 +42,7 @@ def write_series(
 
     Raises:
         ValueError: when the volume is not three-dimensional or has values that 16 bits with a sign cannot hold, or the
-            affine is sheared.
+            affine is sheared, or the folder is not empty.
     """
     if volume.ndim != 3:
         raise ValueError(f"{description}: expected three dimensions, found the shape {volume.shape}")
@@ -60,6 +60,8 @@ def write_series(
         generate_uid(entropy_srcs=[digest.hexdigest(), str(number)]) for number in range(3 + values.shape[2])
     )
     folder.mkdir(parents=True, exist_ok=True)
+    if found := sorted(folder.iterdir()):
+        raise ValueError(f"{folder}: expected an empty folder, found {found[0].name} in it")
     # OHIF 3.10 stores a segmentation mirrored where the numbers of the instances run along the normal of the slices
     along = np.cross(axes[:, 0], axes[:, 1]) @ axes[:, 2] > 0
     for number, instance in enumerate(instances):
@@ -121,21 +123,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0.
+
+    Raises:
+        SystemExit: with status 2 and the reason when the scan cannot be read or written.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scan", type=Path, help="the scan's file")
     parser.add_argument("folder", type=Path, help="folder of the series")
     parser.add_argument("--modality", choices=sorted(SOP_CLASSES), default="CT")
     given = parser.parse_args(arguments)
-    reader = ScanReader()
-    volume, header = reader.get_data(reader.read(str(given.scan)))
     name = given.scan.name.split(".")[0]
     try:
-        series = write_series(
-            given.folder, np.asarray(volume), np.asarray(header["affine"]), given.modality, name, name
-        )
-    except ValueError as error:
-        parser.error(f"{given.scan}: {error}")
+        reader = ScanReader()
+        volume, header = reader.get_data(reader.read(str(given.scan)))
+        affine = np.asarray(header["affine"])
+        series = write_series(given.folder, np.asarray(volume), affine, given.modality, name, name)
+    except (OSError, ValueError) as error:
+        reason = str(error)
+        parser.error(reason if str(given.scan) in reason else f"{given.scan}: {reason}")
     print(f"written: {given.folder}, series {series}")
     return 0
 

@@ -74,3 +74,26 @@ def test_what_would_be_changed_is_refused(tool, tmp_path):
     with pytest.raises(ValueError, match="expected axes at right angles"):
         tool.write_series(tmp_path / "a", values, sheared, "CT", "P", "test")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_that_has_files_is_refused(tool, tmp_path):
+    """A second scan in it would become slices of the first in a viewer."""
+    values, affine = volume("CT")
+    tool.write_series(tmp_path / "a", values, affine, "CT", "P", "first")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    with pytest.raises(ValueError, match=r"a: expected an empty folder, found 0001.dcm in it"):
+        tool.write_series(tmp_path / "a", values, affine, "CT", "P", "second")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no scan", b"\x1f\x8b\x08broken"])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_a_scan_that_cannot_be_read_is_named(tool, tmp_path, capsys, content, suffix):
+    scan = tmp_path / f"scan{suffix}"
+    if content is not None:
+        scan.write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        tool.main([str(scan), str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count(f"{scan}:") == 1
+    assert not (tmp_path / "out").exists()
