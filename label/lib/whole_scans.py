@@ -68,6 +68,8 @@ class WholeScanDatastore(DICOMWebDatastore):
                 self._download(str(series.StudyInstanceUID), image_id, folder, count)
                 with atomic_text(note) as stream:
                     json.dump(self._state(folder, file, count), stream)
+            elif image_id not in self._datastore.objects:
+                self.refresh()  # another process has downloaded it since this one has read the list
         return str(file if self._convert_to_nifti else folder)
 
     def save_label(
@@ -137,7 +139,7 @@ class WholeScanDatastore(DICOMWebDatastore):
             return
         made = Path(dicom_to_nifti(str(folder)))
         frames = sum(int(_header(path).get("NumberOfFrames") or 1) for path in files)
-        found = (*nib.load(made).shape, 1)[2]
+        found = (*nib.Nifti1Image.from_filename(made).shape, 1)[2]
         if found != frames:
             made.unlink()
             self._refuse(image_id, folder, f"expected {frames} slices in the file that it becomes, found {found}")

@@ -194,6 +194,9 @@ def test_two_at_a_time_download_one_after_the_other(datastore, archive):
     assert client.downloads == 1
     for uri in uris:
         np.testing.assert_array_equal(voxels(uri), values)
+    for each in makers:
+        assert each.get_image_info(series)["Modality"] == "CT"
+        each.update_image_info(series, {"uncertainty": {"score": 0.5}})
 
 
 @pytest.mark.parametrize("names", [["anterior", "posterior"], ["posterior"], []])
