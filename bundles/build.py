@@ -230,6 +230,38 @@ def trained_settings(weights: Path) -> dict[str, Any]:
     return read_model_settings(weights.parent, weights.name)
 
 
+def not_following(config: Mapping[str, Any], carried: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the settings of weights that follow from others, so that they follow from what a user gives too.
+
+    The intensity range of a pretraining follows from ``--normalise``: as a number it would stay that of HU where a user
+    normalises MR.
+
+    Args:
+        config: ``train.json``, which imports ``models_genesis``.
+        carried: the settings that weights were trained with.
+
+    Returns:
+        The settings that the config needs to be told.
+
+    Example:
+        >>> config = {"normalise": "minmax", "width": "$len(@normalise)", "depth": "$@other"}
+        >>> not_following(config, {"normalise": "none", "width": 4, "depth": 2})
+        {'normalise': 'none', 'depth': 2}
+    """
+    from monai.bundle import ConfigParser
+
+    def follows(key: str) -> bool:
+        written = config.get(key)
+        named = set(re.findall(r"@(\w+)", written)) if isinstance(written, str) and written.startswith("$") else set()
+        if not named or not named <= set(carried):
+            return False
+        given = {other: value for other, value in carried.items() if other != key}
+        value: Any = ConfigParser({**config, **given}).get_parsed_content(key)
+        return bool(value == carried[key])
+
+    return {key: value for key, value in carried.items() if not follows(key)}
+
+
 def decathlon_tasks() -> frozenset[str]:
     """Name the tasks whose channels and labels the bundles know."""
     from models_genesis.datasets.cases import MSD_TASKS
@@ -372,7 +404,8 @@ def contents(
         own = (folder / "scripts").rglob("*.py")
         texts |= {path.relative_to(folder).as_posix(): rename(path.read_text(encoding="utf-8")) for path in own}
     configs = read_configs(folder, settings)
-    configs["train.json"].update({key: value for key, value in carried.items() if key not in settings})
+    carried = {key: value for key, value in carried.items() if key not in settings}
+    configs["train.json"].update(not_following(configs["train.json"], carried))
     for file, config in (portable_configs(configs) if vendored else configs).items():
         texts[f"configs/{file}"] = layout(config) + "\n"
     metadata = packed_metadata(metadata, provenance(folder.parents[1]), code)

@@ -12,19 +12,25 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import MetaTensor
 from monai.transforms import MapTransform, NormalizeIntensity, ScaleIntensity, Transform
-from monai.utils import convert_to_dst_type
+from monai.utils import ImageMetaKey, convert_to_dst_type
 
 from .hounsfield import whole_number_dtype
 
-_RANGES: dict[str, list[float]] = {"none": [-1000, 1000], "zscore": [-3, 5], "minmax": [0, 1]}
+_RANGES: dict[str, list[float]] = {
+    "none": [-1000, 1000],
+    "zscore": [-3, 5],
+    "minmax": [0, 1],
+    "full_scale": [0, 1],
+}
 
 
 def default_intensity_range(normalise: str) -> list[float]:
     """Give the intensity range that becomes [0, 1] where none is stated.
 
     Args:
-        normalise: ``"none"``, ``"zscore"`` or ``"minmax"``.
+        normalise: ``"none"``, ``"zscore"``, ``"minmax"`` or ``"full_scale"``.
 
     Returns:
         The lowest and the highest value, after the normalisation: HU for ``"none"``; of z-scores three standard
@@ -56,13 +62,28 @@ def restored_dtype(normalise: str, intensity_range: tuple[float, float]) -> str:
     return whole_number_dtype(intensity_range) if normalise == "none" else "float32"
 
 
+class _CheckFullScale(Transform):
+    """Refuse values that are no shares of a full scale."""
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        low, high = float(img.min()), float(img.max())
+        if not 0 <= low <= high <= 1:
+            name = img.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "scan") if isinstance(img, MetaTensor) else "scan"
+            raise ValueError(
+                f"{name}: expected shares of full scale in [0, 1], as pictures and radiographs are read, found "
+                f"{low:g} to {high:g}"
+            )
+        return img
+
+
 class NormaliseScan(Transform):
     """Normalise each channel of a scan, before it is clipped to its intensity range.
 
     Args:
         normalise: ``"none"`` leaves the scan as it is (CT, in HU); ``"zscore"`` subtracts the mean of the voxels that
             are not zero and divides by their standard deviation, zeros stay zero; ``"minmax"`` maps the lowest voxel to
-            0 and the highest to 1.
+            0 and the highest to 1; ``"full_scale"`` is for pictures and radiographs, which are read as shares of the
+            full scale that their file states: they stay as they are, and anything outside of [0, 1] is refused.
 
     Raises:
         ValueError: for another normalisation.
@@ -78,6 +99,7 @@ class NormaliseScan(Transform):
         steps = {
             "zscore": NormalizeIntensity(nonzero=True, channel_wise=True),
             "minmax": ScaleIntensity(minv=0.0, maxv=1.0, channel_wise=True),
+            "full_scale": _CheckFullScale(),
         }
         self.step = steps.get(normalise)
 
@@ -89,6 +111,9 @@ class NormaliseScan(Transform):
 
         Returns:
             The scan, of the same kind and shape; float32 if it was normalised.
+
+        Raises:
+            ValueError: for ``"full_scale"``, when a value lies outside of [0, 1].
         """
         if self.step is None:
             return img

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -244,22 +245,36 @@ def _describe(base: DicomSlice, dataset: Any, stream: BinaryIO, start: int) -> l
     syntax = str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID", "") or LITTLE_ENDIAN[0])
     if syntax == DEFLATED:
         raise SliceError("unreadable", "expected pixels that are not deflated as a whole file, found such")
-    pixels = _check_pixels(stream, start, syntax, rows * columns * allocated // 8, frames)
+    pixels = check_pixels(stream, start, syntax, rows * columns * allocated // 8, frames)
     described = replace(
         base,
         shape=(columns, rows),
         stored=(allocated, stored, high, bool(sign)),
         syntax=syntax,
         start=pixels,
-        padding=_padding(dataset, bool(sign), allocated),
+        padding=padding_ends(dataset, bool(sign), allocated),
     )
     if frames > 1 or "PerFrameFunctionalGroupsSequence" in dataset:
         return _frames(described, dataset, frames)
     return [_place(described, dataset, dataset, dataset, dataset)]
 
 
-def _check_pixels(stream: BinaryIO, start: int, syntax: str, frame_bytes: int, frames: int) -> int:
-    """Compare the pixels in the file with what the header claims; give the place where they begin."""
+def check_pixels(stream: BinaryIO, start: int, syntax: str, frame_bytes: int, frames: int) -> int:
+    """Compare the pixels in a file with what its header claims.
+
+    Args:
+        stream: the file.
+        start: where the header ends.
+        syntax: identifier of the transfer syntax.
+        frame_bytes: of each frame, decoded.
+        frames: how many.
+
+    Returns:
+        The place where the pixels begin.
+
+    Raises:
+        SliceError: When there are none, too few, or more than one frame's.
+    """
     size = os.fstat(stream.fileno()).st_size
     stream.seek(start)
     head = stream.read(12)
@@ -305,8 +320,17 @@ def _fragments(stream: BinaryIO, begin: int, size: int) -> int:
     raise SliceError("too short", f"expected compressed pixels to their end, found {found:,} bytes and no end")
 
 
-def _padding(dataset: Any, signed: bool, allocated: int) -> tuple[int, int] | None:
-    """Read the stored values that mean "outside", in the sign of the pixels."""
+def padding_ends(dataset: Any, signed: bool, allocated: int) -> tuple[int, int] | None:
+    """Read the stored values that mean "outside".
+
+    Args:
+        dataset: header of the image.
+        signed: whether the pixels are.
+        allocated: bits of a pixel.
+
+    Returns:
+        The first and the last such value, in the sign of the pixels; ``None`` where there is none.
+    """
     first, last = _numbers(dataset, "PixelPaddingValue", 1), _numbers(dataset, "PixelPaddingRangeLimit", 1)
     if first is None:
         return None
@@ -445,6 +469,46 @@ def _decoded_frames(first: DicomSlice, slices: Sequence[DicomSlice]) -> Iterator
         raise ValueError(f"{values.shape} pixels")
     for each in slices:
         yield np.rint((values[each.frame or 0].T.astype(np.float64) - intercept) / slope).astype(np.int64)
+
+
+def stored_pixels(dataset: Any) -> NDArray[np.int32]:
+    """Read the stored values of a file of one frame, by pydicom, or by ITK's GDCM where pydicom lacks the decoder.
+
+    Args:
+        dataset: the whole file as pydicom read it.
+
+    Returns:
+        (rows, columns), without the bits beyond those that are stored.
+    """
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import ImplicitVRLittleEndian
+
+    if not getattr(dataset, "file_meta", {}).get("TransferSyntaxUID"):
+        dataset.ensure_file_meta()
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and not get_decoder(syntax).is_available:
+        values = _decoded_as_they_are(dataset)
+    else:
+        values = np.asarray(dataset.pixel_array)
+    stored = int(dataset.get("BitsStored") or dataset.BitsAllocated)
+    bits = values.astype(np.int32) & (2**stored - 1)
+    signed = bool(dataset.get("PixelRepresentation"))
+    return np.where(bits >= 2 ** (stored - 1), bits - 2**stored, bits).astype(np.int32) if signed else bits
+
+
+def _decoded_as_they_are(dataset: Any) -> NDArray:
+    """Decompress a file's one frame by GDCM; as MONOCHROME2, since ITK turns the values of MONOCHROME1 around."""
+    kind = dataset.PhotometricInterpretation
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "image.dcm")
+        dataset.PhotometricInterpretation = "MONOCHROME2"
+        try:
+            dataset.save_as(path)
+        finally:
+            dataset.PhotometricInterpretation = kind
+        each = DicomSlice(path, shape=(int(dataset.Columns), int(dataset.Rows)))
+        return next(_decoded_frames(each, [each])).T
 
 
 def _rescaled(frame: NDArray, each: DicomSlice) -> NDArray:

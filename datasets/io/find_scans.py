@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .dicom_series import list_series
-from .dicom_slice import is_dicom
+from .dicom_slice import DICOM_SUFFIXES, is_dicom
 from .file_walk import walk_folders
+from .picture_file import PICTURE_SUFFIXES
 from .scan_geometry import SCAN_SUFFIXES, SERIES_SEPARATOR, split_series
 
-__all__ = ["find_scans", "scan_name", "without_suffix"]
+__all__ = ["find_pictures", "find_scans", "scan_name", "without_suffix"]
 
 
 def find_scans(root: Path) -> Iterator[str]:
@@ -34,6 +35,22 @@ def find_scans(root: Path) -> Iterator[str]:
             yield from (f"{relative.as_posix()}{SERIES_SEPARATOR}{name}" for name in series if len(series) > 1)
 
 
+def find_pictures(root: Path) -> Iterator[str]:
+    """Walk through a folder tree and name what may be an image of two dimensions, in order: each file by itself.
+
+    Args:
+        root: the folder; see :func:`.walk_folders`.
+
+    Yields:
+        Paths of PNG, JPEG and DICOM files relative to the root, with forward slashes.
+    """
+    for folder, files in walk_folders(root):
+        for name in files:
+            other = name.upper() == "DICOMDIR" or name.lower().endswith(SCAN_SUFFIXES)
+            if name.lower().endswith(PICTURE_SUFFIXES) or (not other and is_dicom(folder / name)):
+                yield (folder.relative_to(root) / name).as_posix()
+
+
 def scan_name(image: str) -> str:
     """Name a scan as a seriesuid does: its file without folder and suffix, or the DICOM folder's name.
 
@@ -47,5 +64,6 @@ def scan_name(image: str) -> str:
 
 def without_suffix(name: str) -> str:
     """Take the suffix of a scan off a name; a series identifier is full of dots, so no other."""
-    suffix = next((suffix for suffix in SCAN_SUFFIXES if name.lower().endswith(suffix)), "")
+    suffixes = SCAN_SUFFIXES + PICTURE_SUFFIXES + DICOM_SUFFIXES
+    suffix = next((suffix for suffix in suffixes if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(suffix)]

@@ -15,9 +15,12 @@ from pathlib import Path
 from numpy.typing import NDArray
 
 from .dicom_series import list_series, open_series, series_name
+from .dicom_slice import is_dicom
 from .metaimage_scan import metaimage_voxels, open_metaimage
 from .nifti_scan import open_nifti
 from .nrrd_scan import nrrd_voxels, open_nrrd
+from .picture_file import PICTURE_SUFFIXES, open_picture
+from .radiograph import open_radiograph
 from .scan_geometry import (
     META_SUFFIXES,
     NIFTI_SUFFIXES,
@@ -51,7 +54,8 @@ def open_scan(scan: str) -> tuple[ScanHeader, Callable[[], NDArray]]:
 
     Args:
         scan: NIfTI, MetaImage or NRRD file, or a folder with a DICOM series, with ``::`` and the series identifier
-            behind it where the folder holds several.
+            behind it where the folder holds several; or a gray picture (PNG, JPEG) or a radiograph (one DICOM file),
+            which is a scan of one slice.
 
     Returns:
         The header, and a function that reads the voxels along the axes that the header describes: (X, Y, Z), with
@@ -71,8 +75,13 @@ def open_scan(scan: str) -> tuple[ScanHeader, Callable[[], NDArray]]:
     for suffixes, read in ((NIFTI_SUFFIXES, open_nifti), (META_SUFFIXES, open_metaimage), (NRRD_SUFFIXES, open_nrrd)):
         if scan.lower().endswith(suffixes):
             return read(scan)
-    formats = ", ".join(SCAN_SUFFIXES)
-    raise BadScanError(scan, "unreadable", f"expected an image ({formats} or a DICOM folder), found another file")
+    if scan.lower().endswith(PICTURE_SUFFIXES):
+        return open_picture(scan)
+    if is_dicom(Path(scan)):
+        return open_radiograph(scan)
+    formats = ", ".join(SCAN_SUFFIXES + PICTURE_SUFFIXES)
+    detail = f"expected an image ({formats}, a DICOM folder or a radiograph in DICOM), found another file"
+    raise BadScanError(scan, "unreadable", detail)
 
 
 def read_scan_header(scan: str, channels: int = 1) -> ScanHeader:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any folder tree of scans, NIfTI, MetaImage, NRRD and DICOM, surveyed by its headers and split by patient."""
+"""Any folder tree of scans, or of pictures and radiographs, surveyed by its headers and split by patient."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from typing import Any
 from tqdm import tqdm
 
 from ..datalist import NAME_EXCLUDED, DatasetSummary, ScanRecord
-from ..io.find_scans import find_scans, without_suffix
+from ..io.find_scans import find_pictures, find_scans, without_suffix
+from ..io.picture_file import PICTURE_SUFFIXES
+from ..io.radiograph import RADIOGRAPHS
 from ..io.scan_header import SCAN_SUFFIXES, SERIES_SEPARATOR, BadScanError, ScanHeader, read_scan_header
 from ..splits import RULE, patient_by_pattern, split_patients
 
@@ -31,9 +33,13 @@ class FolderRules:
     """What :func:`list_folder` keeps, and how it splits.
 
     Attributes:
-        min_size: least voxels to the right, forward and upward.
+        spatial_dims: 3 for scans; 2 for images of two dimensions, which are PNG, JPEG and radiographs in DICOM, each
+            file an image by itself.
+        min_size: least voxels to the right, forward and upward, by default 64, 64 and 32; of images columns and rows,
+            by default 64 and 64.
         exclude: pattern of relative paths to leave out, by default :data:`LABEL_PATTERN`; ``""`` for none.
-        modality: DICOM modality to keep, or ``"any"``; files that do not say their modality are kept.
+        modality: DICOM modality to keep, several with commas between, or ``"any"``; files that do not say their
+            modality are kept. By default CT; of images DX and CR, the radiographs that are read.
         patient_pattern: pattern whose first group in the relative path names the patient. By default the patient is the
             DICOM patient identifier, else the first folder below the one that holds all scans, else the file's name.
         validation_fraction: share of the patients for validation.
@@ -41,13 +47,36 @@ class FolderRules:
         seed: seed of the split.
     """
 
-    min_size: tuple[int, int, int] = (64, 64, 32)
+    spatial_dims: int = 3
+    min_size: Sequence[int] | None = None
     exclude: str = LABEL_PATTERN
-    modality: str = "CT"
+    modality: str | None = None
     patient_pattern: str = ""
     validation_fraction: float = 0.2
     test_fraction: float = 0.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Fill in what depends on the number of dimensions, and check it."""
+        if self.spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims: expected 2 or 3, found {self.spatial_dims}.")
+        if self.min_size is None:
+            object.__setattr__(self, "min_size", (64, 64, 32)[: self.spatial_dims])
+        if self.modality is None:
+            object.__setattr__(self, "modality", ",".join(RADIOGRAPHS) if self.spatial_dims == 2 else "CT")
+        if len(self.least) != self.spatial_dims:
+            raise ValueError(f"min_size: expected {self.spatial_dims} sizes, found {list(self.least)}.")
+
+    @property
+    def least(self) -> tuple[int, ...]:
+        """The least size along each axis."""
+        return tuple(self.min_size or ())
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities to keep; empty for any."""
+        names = tuple(name.strip() for name in (self.modality or "").split(","))
+        return () if "any" in names else names
 
 
 def list_folder(root: str | Path, progress: bool = False, **rules: Any) -> DatasetSummary:
@@ -69,10 +98,12 @@ def list_folder(root: str | Path, progress: bool = False, **rules: Any) -> Datas
     folder = Path(root)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a folder of scans, found no such folder.")
-    images = list(find_scans(folder))
+    images = list((find_scans if settings.spatial_dims == 3 else find_pictures)(folder))
     if not images:
-        expected = ", ".join(SCAN_SUFFIXES)
-        raise ValueError(f"{folder}: expected scans ({expected} or DICOM), found none.")
+        expected = ", ".join(SCAN_SUFFIXES if settings.spatial_dims == 3 else PICTURE_SUFFIXES)
+        flat = settings.spatial_dims == 3 and next(find_pictures(folder), None)
+        hint = f", but {flat}: images of two dimensions are listed with --spatial-dims 2" if flat else ""
+        raise ValueError(f"{folder}: expected scans ({expected} or DICOM), found none{hint}.")
     checked = [_check(folder, image, settings) for image in tqdm(images, "headers", disable=None if progress else True)]
     kept = [image for image, _, scan in checked if not scan.reason]
     patients = _patients(kept, {image: header.patient for image, header, _ in checked if header}, settings)
@@ -105,15 +136,15 @@ def _check(root: Path, image: str, rules: FolderRules) -> tuple[str, ScanHeader 
         return image, None, ScanRecord(image, reason=error.reason, detail=error.detail)
     geometry = ScanRecord.geometry(header)
     reason = detail = ""
-    shape = header.ras_shape
+    shape = header.ras_shape[: rules.spatial_dims]
     if "LOCALIZER" in header.image_type.upper():
         reason, detail = "localizer", f"DICOM image type {header.image_type}"
-    elif rules.modality != "any" and header.modality not in ("", rules.modality):
+    elif rules.modalities and header.modality not in ("", *rules.modalities):
         reason, detail = "other modality", f"expected {rules.modality}, found {header.modality}"
-    elif shape[2] < rules.min_size[2]:
-        reason, detail = "too few slices", f"expected at least {rules.min_size[2]}, found {shape[2]}"
-    elif any(size < least for size, least in zip(shape, rules.min_size, strict=True)):
-        expected, found = (" x ".join(map(str, sizes)) for sizes in (rules.min_size, shape))
+    elif rules.spatial_dims == 3 and shape[2] < rules.least[2]:
+        reason, detail = "too few slices", f"expected at least {rules.least[2]}, found {shape[2]}"
+    elif any(size < least for size, least in zip(shape, rules.least, strict=True)):
+        expected, found = (" x ".join(map(str, sizes)) for sizes in (rules.least, shape))
         reason, detail = "too small", f"expected at least {expected} voxels, found {found}"
     return image, header, ScanRecord(image, reason=reason, detail=detail, **geometry)
 
@@ -149,9 +180,17 @@ def _notes(scans: Sequence[ScanRecord]) -> list[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line of ``python -m models_genesis.datasets folder``."""
     rules = FolderRules()
-    parser.add_argument("--min-size", type=_sizes, default=rules.min_size, metavar="X,Y,Z", help="least size in voxels")
+    parser.add_argument(
+        "--spatial-dims", type=int, choices=(2, 3), default=rules.spatial_dims,
+        help="3 lists scans; 2 lists pictures (PNG, JPEG) and radiographs (DICOM), each file by itself",
+    )  # fmt: skip
+    parser.add_argument(
+        "--min-size", type=_sizes, metavar="X,Y[,Z]", help="least size in voxels; 64,64,32 or 64,64 where not given"
+    )
     parser.add_argument("--exclude", default=rules.exclude, metavar="REGEX", help="relative paths to leave out")
-    parser.add_argument("--modality", default=rules.modality, help="DICOM modality to keep: CT, MR, ... or any")
+    parser.add_argument(
+        "--modality", help="DICOM modality to keep: MR, ... or any, several with commas; CT, or DX,CR, where not given"
+    )
     parser.add_argument("--patient-pattern", default="", metavar="REGEX", help="its first group names the patient")
     parser.add_argument("--validation-fraction", type=float, default=rules.validation_fraction)
     parser.add_argument("--test-fraction", type=float, default=rules.test_fraction)
@@ -166,6 +205,6 @@ def list_scans(arguments: argparse.Namespace) -> DatasetSummary:
 
 def _sizes(text: str) -> tuple[int, ...]:
     sizes = tuple(int(part) for part in text.split(","))
-    if len(sizes) != 3 or min(sizes) < 1:
-        raise ValueError(f"expected three sizes, found {text}")
+    if len(sizes) not in (2, 3) or min(sizes) < 1:
+        raise ValueError(f"expected two or three sizes, found {text}")
     return sizes

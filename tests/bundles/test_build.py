@@ -235,6 +235,15 @@ def test_the_settings_of_weights_go_with_them_and_need_no_key(build, tmp_path):
         build.build(PRETRAINING, tmp_path / "out", build.Weights(path))
 
 
+def test_what_follows_from_another_setting_still_does_in_a_package(build, tmp_path):
+    """``--normalise zscore`` in a packed pretraining must not leave MR in the range of HU that its weights had."""
+    package = build.build("genesis_chest_ct_pretraining", tmp_path)
+    with zipfile.ZipFile(package.path) as archive:
+        train = json.loads(archive.read(f"{package.name}/configs/train.json"))
+    assert train["features"] == [16, 32, 64, 128] and train["cube_size"] == [32, 32, 16]  # of the weights
+    assert train["intensity_range"] == "$@default_intensity_range(@normalise)" and train["normalise"] == "none"
+
+
 def test_large_weights_are_listed_by_url_and_checksum(build, tmp_path, monkeypatch):
     path = tmp_path / "model.pt"
     save_weights(GenesisUNet(features=SMALL["features"]).state_dict(), path)

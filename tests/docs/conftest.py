@@ -16,6 +16,7 @@ from types import ModuleType
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from models_genesis.datasets import Label, Phantom, make_phantom
 from models_genesis.datasets.phantom.brain_mr import make_brain_phantom
@@ -49,6 +50,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, image in enumerate(others(brain.images["t1"], 4)):
         save(folder / "my_mr" / f"patient{number}.nii.gz", image, brain.affine)
     save(folder / "mr_around_the_hippocampus" / "one.nii.gz", brain.images["t1"][16:48, 16:52], brain.affine)
+    (folder / "xrays").mkdir()
+    for number in range(4):
+        shares = np.random.default_rng(number).integers(0, 256, (96, 80)).astype(np.uint8)
+        Image.fromarray(shares).save(folder / "xrays" / f"{number:08}_000.png")
     write_livers(folder)
     write_luna16(folder / "luna16", 10)
     (folder / "LUNA16").symlink_to(folder / "luna16")

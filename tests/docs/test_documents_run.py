@@ -19,7 +19,7 @@ import torch
 from document_blocks import ROOT, spans_of
 from document_session import Session
 
-from models_genesis.networks import GenesisUNet
+from models_genesis.networks import GenesisClassifier, GenesisUNet
 
 LITS, LUNA = "genesis_lits_liver_ct_segmentation", "genesis_luna16_nodule_ct_classification"
 PRETRAINING = "genesis_chest_ct_pretraining"
@@ -119,15 +119,23 @@ def test_pages_on_other_data(session: Session, data: Path) -> None:
 def test_two_dimensions(session: Session, data: Path) -> None:
     folder = session.folder
     names = session.run("docs/how-to/two-dimensions.md")
-    settings = json.loads((folder / "models" / "model.json").read_text())["settings"]
-    assert settings["cube_size"] == [40, 40] and settings["slice_axis"] == 2
+    of_slices, of_xrays = (
+        json.loads((folder / name / "model.json").read_text())["settings"] for name in ("models", "xray_models")
+    )
+    assert of_slices["cube_size"] == of_xrays["cube_size"] == [40, 40]
+    assert of_slices["slice_axis"] == of_xrays["slice_axis"] == 2
+    assert of_xrays["normalise"] == "full_scale" and epochs(folder / "xray_eval") == 2
+    assert entries(data / "xrays" / "datalist.json") == {"training": 3, "validation": 1, "testing": 0}
     assert epochs(folder / "eval") == 2
     assert (folder / "eval" / "restoration.csv").is_file()
     listed = json.loads((data / "my_ct" / "datalist.json").read_text())["validation"]
     restored = list((folder / "restored").glob("**/*_restored.nii.gz"))
     assert len(restored) == len(listed) > 0
     assert_same_space(restored[0], data / "my_ct" / listed[0]["image"])
-    assert names["network"].head.out_channels == 2
+    assert isinstance(names["network"], GenesisClassifier)  # the last of the page
+    kernel = torch.load(folder / "bundles" / PRETRAINING / "models" / "model.pt", weights_only=True)
+    first = "encoder.levels.0.conv1.weight"
+    assert torch.equal(names["network"].state_dict()[first], kernel[first][..., 1])
 
 
 def test_the_card_of_the_pretraining(session: Session, data: Path) -> None:

@@ -8,8 +8,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from models_genesis.transforms import NormaliseScan, NormaliseScand
-from models_genesis.transforms.scan_normalisation import default_intensity_range
+from models_genesis.transforms import NormaliseScan, NormaliseScand, default_intensity_range, restored_dtype
 
 SCAN = np.array([[[[10, 20, 30]]], [[[0, 4, 6]]]], np.int16)
 EXPECTED = {
@@ -47,3 +46,14 @@ def test_a_scan_between_its_ends_fills_the_range_that_is_cut_out():
     assert default_intensity_range("none") == [-1000, 1000]  # HU of air, and beyond that of soft tissue
     default_intensity_range("none").clear()
     assert default_intensity_range("none") == [-1000, 1000]
+
+
+def test_shares_of_full_scale_stay_and_anything_else_is_refused():
+    """They are known from the file: a dark picture is not stretched."""
+    dark = np.random.default_rng(0).random((1, 6, 5, 1)).astype(np.float32) / 3
+    np.testing.assert_array_equal(NormaliseScan("full_scale")(dark), dark)
+    assert default_intensity_range("full_scale") == [0, 1]
+    assert restored_dtype("full_scale", (0, 1)) == "float32"
+    for wrong in (dark * 4, dark - 0.1, np.full((1, 2, 2, 2), -1000, np.int16), dark * np.nan):
+        with pytest.raises(ValueError, match=r"expected shares of full scale in \[0, 1\]"):
+            NormaliseScan("full_scale")(wrong)

@@ -164,3 +164,56 @@ def test_real_folder_of_scans(shared):
         "volume-0.nii.gz": "",
         "volume-1.nii.gz": "",
     }
+
+
+@pytest.fixture
+def picture_folder(tmp_path):
+    """Two pictures of each of three patients, among them what is no picture to learn from."""
+    from PIL import Image
+
+    rows = np.random.default_rng(0).integers(0, 255, (90, 80)).astype(np.uint8)
+    root = tmp_path / "pictures"
+    for patient in ("00001", "00002", "00003"):
+        for number in (0, 1):
+            path = root / f"{patient}_{number:03}.{'png' if number else 'jpg'}"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(rows).save(path)
+    Image.fromarray(np.stack([rows, rows, 255 - rows], -1)).save(root / "photo.png")
+    Image.fromarray(rows[:60]).save(root / "small.png")
+    Image.fromarray(rows).save(root / "lung_mask.png")
+    return root
+
+
+def test_pictures_are_listed_each_by_itself(picture_folder, tmp_path, capsys):
+    line = ["folder", "--root", str(picture_folder), "--out", str(tmp_path / "list.json"), "--spatial-dims", "2"]
+    assert main([*line, "--patient-pattern", r"(\d+)_\d+\."]) == 0
+    datalist = json.loads((tmp_path / "list.json").read_text())
+    listed = {split: {entry["patient"] for entry in datalist[split]} for split in SPLITS}
+    assert [len(listed[split]) for split in SPLITS] == [2, 1, 0] and datalist["numTraining"] == 4
+    printed = capsys.readouterr().out
+    for reason in ("colour", "too small", "name excluded"):
+        assert f"left out, {reason}" in printed
+    assert "expected at least 64 x 64 voxels, found 80 x 60" in printed
+
+
+def test_radiographs_that_come_with_pydicom_are_listed_and_nothing_else_is():
+    from pydicom.data.data_manager import DATA_ROOT
+
+    summary = list_folder(DATA_ROOT, spatial_dims=2, min_size=(8, 8), exclude="")
+    kept = [scan.image for scan in summary.scans if scan.split]
+    assert kept == [f"test_files/dicomdirtests/77654033/{name}" for name in ("CR1/6154", "CR2/6247", "CR3/6278")]
+    assert {scan.patient for scan in summary.scans if scan.split} == {"77654033"}
+    assert not any(scan.image.endswith("/DICOMDIR") for scan in summary.scans)
+    only = list_folder(DATA_ROOT, spatial_dims=2, min_size=(8, 8), exclude="", modality="DX")
+    assert {scan.reason for scan in only.scans if scan.image in kept} == {"other modality"}
+
+
+def test_pictures_among_scans_need_to_be_asked_for(picture_folder, scan_folder):
+    with pytest.raises(
+        ValueError, match=r"found none, but .*: images of two dimensions are listed with --spatial-dims 2"
+    ):
+        list_folder(picture_folder)
+    (picture_folder / "photo.png").rename(scan_folder / "photo.png")
+    assert not any(scan.image.endswith(".png") for scan in list_folder(scan_folder, **SMALL).scans)
+    with pytest.raises(ValueError, match=r"min_size: expected 2 sizes, found \[8, 8, 4\]"):
+        list_folder(picture_folder, spatial_dims=2, **SMALL)
