@@ -6,7 +6,7 @@ mkdir -p build/typing/models_genesis
 for package in transforms networks datasets training transfer; do
   ln -sfn "$PWD/$package" "build/typing/models_genesis/$package"
 done
-mypy=("${PYTHON:-.venv/bin/python}" -m mypy --num-workers "${JOBS:-2}" --namespace-packages --explicit-package-bases)
+mypy=("${PYTHON:-.venv/bin/python}" -m mypy --namespace-packages --explicit-package-bases)
 MYPYPATH=build/typing "${mypy[@]}" -p models_genesis "$@"
 MYPYPATH=build/typing:bundles "${mypy[@]}" bundles/*.py "$@"
 MYPYPATH=build/typing:label "${mypy[@]}" label/main.py label/copy_bundle.py $(find label/lib -name "*.py") "$@"
