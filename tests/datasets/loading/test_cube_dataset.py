@@ -29,7 +29,8 @@ def make(scan_folder, tmp_path, tools):
             "progress": False,
             **settings,
         }
-        return CubeDataset(data, tools.preprocessing(), tools.random_transform(), **settings)
+        random_transform = settings.pop("random_transform", None) or tools.random_transform()
+        return CubeDataset(data, tools.preprocessing(), random_transform, **settings)
 
     return make_dataset
 
@@ -43,6 +44,13 @@ def contents(samples):
 
 def unbatch(batch):
     return [{key: values[index] for key, values in batch.items()} for index in range(len(batch["scan"]))]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_transforms_may_be_given_one_by_one(kind, make, tools):
+    together = tools.random_transform()
+    one_by_one = make(random_transform=kind(together.transforms))
+    assert contents(one_by_one) == contents(make(random_transform=together))
 
 
 def test_a_sample_is_the_cube_at_its_start(make, tools):
