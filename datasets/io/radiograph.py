@@ -124,6 +124,9 @@ def _read(scan: str) -> NDArray:
             warnings.simplefilter("ignore")
             dataset: Any = pydicom.dcmread(scan, force=True)
             shares = _shares(stored_pixels(dataset), dataset)
+    except ImportError as error:
+        message = f"{scan}: expected pydicom 3 or later to read a radiograph, found {pydicom.__version__}"
+        raise ImportError(message) from error
     except Exception as error:
         raise _unreadable(scan, error) from error
     return np.ascontiguousarray(shares.T)[..., None]

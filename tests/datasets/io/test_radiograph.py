@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,14 @@ def test_other_files_are_no_radiographs(tmp_path):
     (tmp_path / "a.dcm").write_bytes(b"text" * 200)
     with pytest.raises(BadScanError, match=r"a\.dcm: "):
         open_scan(str(tmp_path / "a.dcm"))
+
+
+def test_an_older_pydicom_is_named(tmp_path, monkeypatch):
+    """MONAI Label's environment has pydicom 2, which has no ``pydicom.pixels``."""
+    load = open_scan(radiograph(tmp_path / "a.dcm"))[1]
+    monkeypatch.setitem(sys.modules, "pydicom.pixels", None)
+    with pytest.raises(ImportError, match=r"a\.dcm: expected pydicom 3 or later to read a radiograph"):
+        load()
 
 
 CR = [f"dicomdirtests/77654033/{name}" for name in ("CR1/6154", "CR2/6247", "CR3/6278")]
