@@ -14,7 +14,7 @@ from dataclasses import dataclass
 VARIABLES = {
     "docs/data-lists.md": {"nnUNet_raw": "/data/nnUNet_raw", "nnUNet_preprocessed": "/data/nnUNet_preprocessed"},
     "docs/formats.md": {"nnUNet_preprocessed": "/data/nnUNet_preprocessed"},
-    "docs/monai-label.md": {"WEIGHTS": "models/model.pt", "CASE": "case", "SERIES": "1.2.3"},
+    "docs/monai-label.md": {"WEIGHTS": "models/model.pt", "CASE": "case"},
     "docs/publishing.md": {
         "B": "bundles/genesis_lits_liver_ct_segmentation",
         "DATA": "--dataset_dir /data/lits --datalist /data/lits/datalist.json",
@@ -58,6 +58,7 @@ _BY_HAND = Elsewhere("needs an account or sends things out; docs/publishing.md s
 _STOCK = "tests/label/test_stock_app.py"
 _GENESIS = "tests/label/test_genesis_app.py"
 _NNUNET = "tests/networks/test_nnunet_training.py"
+_AS_IT_STANDS = Elsewhere("make test-label, the block as it stands", "tests/label/test_viewer.py", "_as_documented(url")
 
 ELSEWHERE = {
     "curl --fail http://127.0.0.1:8123/info/": Elsewhere("make test-label", _STOCK, '"/info/"'),
@@ -73,6 +74,9 @@ ELSEWHERE = {
         "make test-label", _GENESIS, '"/activelearning/'
     ),
     "curl --fail http://127.0.0.1:8123/scoring/": Elsewhere("make test-label", _GENESIS, '"/scoring/'),
+    "curl --fail --silent --compressed http://127.0.0.1:8000/proxy/dicom/": _AS_IT_STANDS,
+    "curl --fail -X POST http://127.0.0.1:8000/infer/": _AS_IT_STANDS,
+    "curl --fail -X PUT http://127.0.0.1:8000/datastore/label": _AS_IT_STANDS,
     "curl -LO https://example.org/": Elsewhere("an address that stands for the reader's own"),
     "commandsManager.runCommand('storeSegmentation'": Elsewhere(
         "make test-label, in OHIF", "tests/label/test_viewer.py", "storeSegmentation"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -292,6 +294,7 @@ def test_ohif_segments_and_stores(name, study, archive, browser, tmp_path):
     stored = page.wait("window.stored")
     found = archive.segmentations(name)
     assert set(found) == {*before, stored}
+    assert found[stored].SegmentationType == "BINARY"  # fine-tuning refuses others
     np.testing.assert_array_equal(archive.label_map(name, found[stored]), study.labels[name])
 
 
@@ -396,13 +399,26 @@ def launched(viewer, tmp_path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The command, and the port that it was told."""
     port = viewer.free_port()
     process = subprocess.Popen(
-        [sys.executable, ROOT / "tools" / "viewer.py", "--port", str(port), "--storage", tmp_path / "storage"],
+        [sys.executable, ROOT / "tools" / "viewer.py", "--port", str(port), "--storage", tmp_path / "my storage"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     yield process, port
     if process.poll() is None:
         process.terminate()  # it ends its servers
         process.wait(180)
+
+
+def hand_in_as_documented(url: str, folder: Path) -> None:
+    """Run the block of the document that hands in a label, as it stands but for the port."""
+    document = (ROOT / "docs" / "monai-label.md").read_text(encoding="utf-8")
+    (block,) = (each for each in re.findall(r"```bash\n(.*?)```", document, re.DOTALL) if "SERIES=$(" in each)
+    assert "http://127.0.0.1:8000" in block
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block.replace("http://127.0.0.1:8000", url)],
+        cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_one_command_starts_both_servers_and_ctrl_c_ends_them(launched, tmp_path):
@@ -420,8 +436,15 @@ def test_one_command_starts_both_servers_and_ctrl_c_ends_them(launched, tmp_path
     assert requests.get(f"{url}/datastore/", timeout=60).json()["total"] == 2
     found = requests.get(f"{url}/proxy/dicom/qido/studies", timeout=60).json()
     assert {each["00100010"]["Value"][0]["Alphabetic"] for each in found} == {"PHANTOM-CT", "PHANTOM-MR"}
-    names = {path.name for path in (tmp_path / "storage" / "bundles").iterdir()}
+    names = {path.name for path in (tmp_path / "my storage" / "bundles").iterdir()}
     assert {LIDC, MSD} <= names
+    foreign = requests.get(f"{url}/proxy/dicom/qido/studies", headers={"Origin": "http://foreign.example"}, timeout=60)
+    assert foreign.ok and "access-control-allow-origin" not in foreign.headers
+    hand_in_as_documented(url, tmp_path)
+    series = requests.get(f"{url}/proxy/dicom/qido/series", timeout=60).json()
+    assert sorted((each["00080060"]["Value"][0], each["00100020"]["Value"][0]) for each in series) == [
+        ("CT", "PHANTOM-CT"), ("MR", "PHANTOM-MR"), ("SEG", "PHANTOM-CT"),
+    ]  # fmt: skip
     servers = psutil.Process(process.pid).children(recursive=True)
     assert {"Orthanc", "monailabel.main"} <= {Path(part).name for each in servers for part in each.cmdline()}
     process.send_signal(signal.SIGINT)
