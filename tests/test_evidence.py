@@ -205,3 +205,14 @@ def test_what_is_quoted_says_what_the_best_rates_show(page):
     (row,) = [row for row in rows_of("candidates_rates", "contrasts.csv") if row["primary"] == "True"]
     difference, low, high = (f"{float(row[key]):.3f}" for key in ("difference", "low", "high"))
     assert f"{difference} ({low} to {high})" in (DOCS.parent / page).read_text(encoding="utf-8")
+
+
+def test_random_weights_with_more_steps_against_fewer():
+    part = TEXT.split("### Each start at its best rate", 1)[1].split("\n#", 1)[0]
+    (more,) = [
+        row
+        for row in rows_of("candidates_rates", "scores.csv")
+        if (row["arm"], row["rate_kind"]) == ("scratch", "best")
+    ]
+    (fewer,) = [row for row in rows_of("candidates_longer", "scores.csv") if row["arm"] == "scratch"]
+    assert f"reach {float(more['score']):.3f}" in part and f"had {float(fewer['score']):.3f} at 0.001" in part
