@@ -197,7 +197,7 @@ def readme_command(root: Path, first_words: str, data: dict[str, str]) -> list[s
 
 def test_downloaded_pretraining_learns_and_restores(downloaded, chest_scans, run, tmp_path):
     """The README's own commands from the package's own folder; the data list by the package's own code."""
-    root = downloaded(PRETRAINING)
+    root = shutil.copytree(downloaded(PRETRAINING), tmp_path / PRETRAINING)  # others start from its weights
     datalist = tmp_path / "datalist.json"
     run("-m", "scripts.datasets", "folder", "--root", str(chest_scans), "--out", str(datalist), cwd=root)
     assert json.loads(datalist.read_text())["made_by"] == "models-genesis, packed in a bundle"
