@@ -371,7 +371,7 @@ def _place(base: DicomSlice, plane: Any, orientation: Any, measures: Any, values
         column=directions[3:],
         spacing=(spacing[1], spacing[0]),  # DICOM names the distance of the rows first
         thickness=next(filter(None, _thicknesses(measures)), None),
-        rescale=_rescale(values),
+        rescale=read_rescale(values),
     )
 
 
@@ -381,12 +381,24 @@ def _thicknesses(measures: Any) -> Sequence[float | None]:
     return [None if each is None else abs(each[0]) for each in found]
 
 
-def _rescale(values: Any) -> tuple[float, float] | None:
+def read_rescale(values: Any) -> tuple[float, float] | None:
+    """Read how stored values are rescaled.
+
+    Args:
+        values: header of the image, or the functional group that has it.
+
+    Returns:
+        Slope, which is not 0, and intercept; ``None`` where there are none.
+
+    Raises:
+        SliceError: When they are broken, or only one is there.
+    """
     slope, intercept = _numbers(values, "RescaleSlope", 1), _numbers(values, "RescaleIntercept", 1)
     if slope is None and intercept is None:
         return None
     if slope is None or intercept is None or slope[0] == 0:
-        raise SliceError("bad scaling", f"expected a slope and an intercept, found {slope} and {intercept}")
+        found = " and ".join("none" if each is None else f"{each[0]:g}" for each in (slope, intercept))
+        raise SliceError("bad scaling", f"expected a slope and an intercept, found {found}")
     return slope[0], intercept[0]
 
 
@@ -471,6 +483,19 @@ def _decoded_frames(first: DicomSlice, slices: Sequence[DicomSlice]) -> Iterator
         yield np.rint((values[each.frame or 0].T.astype(np.float64) - intercept) / slope).astype(np.int64)
 
 
+def state_syntax(dataset: Any) -> None:
+    """Add the transfer syntax that counts where a file states none, without which pydicom decodes nothing.
+
+    Args:
+        dataset: header or whole file as pydicom read it.
+    """
+    if not getattr(dataset, "file_meta", {}).get("TransferSyntaxUID"):
+        from pydicom.uid import ImplicitVRLittleEndian
+
+        dataset.ensure_file_meta()
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+
+
 def stored_pixels(dataset: Any) -> NDArray[np.int32]:
     """Read the stored values of a file of one frame, by pydicom, or by ITK's GDCM where pydicom lacks the decoder.
 
@@ -481,11 +506,8 @@ def stored_pixels(dataset: Any) -> NDArray[np.int32]:
         (rows, columns), without the bits beyond those that are stored.
     """
     from pydicom.pixels import get_decoder
-    from pydicom.uid import ImplicitVRLittleEndian
 
-    if not getattr(dataset, "file_meta", {}).get("TransferSyntaxUID"):
-        dataset.ensure_file_meta()
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    state_syntax(dataset)
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_compressed and not get_decoder(syntax).is_available:
         values = _decoded_as_they_are(dataset)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ from .dicom_slice import (
     SliceError,
     check_pixels,
     padding_ends,
+    read_rescale,
+    state_syntax,
     stored_pixels,
 )
 from .picture_file import MOST_PIXELS, flat_header
@@ -28,8 +29,10 @@ __all__ = ["RADIOGRAPHS", "open_radiograph"]
 RADIOGRAPHS = ("DX", "CR")
 """DICOM modalities of radiographs that are read, each file as an image by itself."""
 
-_GREY = ("MONOCHROME1", "MONOCHROME2")
-_SHAPES = {"": _GREY, "IDENTITY": ("MONOCHROME2",), "INVERSE": ("MONOCHROME1",)}  # of the presentation, by DICOM
+_GRAY = ("MONOCHROME1", "MONOCHROME2")
+_SHAPES = {"": _GRAY, "IDENTITY": ("MONOCHROME2",), "INVERSE": ("MONOCHROME1",)}  # of the presentation, by DICOM
+_FOR_PROCESSING = tuple(f"1.2.840.10008.5.1.4.1.1.{kind}.1" for kind in ("1.1", "1.2", "1.3"))
+"""SOP classes of raw values of the detector: of radiographs, of mammograms, and from within the mouth."""
 _BEYOND = 1e12  # a value beyond any window
 
 
@@ -48,6 +51,7 @@ def open_radiograph(scan: str) -> tuple[ScanHeader, Callable[[], NDArray]]:
     Raises:
         BadScanError: When the file is no radiograph, is damaged, coloured, of several frames, holds raw values of the
             detector, or contradicts itself.
+        ImportError: When pydicom is older than 3.
     """
     import pydicom
 
@@ -58,6 +62,7 @@ def open_radiograph(scan: str) -> tuple[ScanHeader, Callable[[], NDArray]]:
             dataset: Any = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
             start = stream.tell()
             shape, spacing = _check(scan, dataset)
+            _check_scaling(scan, dataset)
             syntax = str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID", "") or LITTLE_ENDIAN[0])
             if syntax == DEFLATED:
                 raise SliceError("unreadable", "expected pixels that are not deflated as a whole file, found such")
@@ -68,7 +73,7 @@ def open_radiograph(scan: str) -> tuple[ScanHeader, Callable[[], NDArray]]:
                 "image_type": "\\".join(map(str, np.atleast_1d(dataset.get("ImageType") or ""))),
                 "series": str(dataset.get("SeriesInstanceUID") or ""),
             }
-    except BadScanError:
+    except (BadScanError, ImportError):
         raise
     except SliceError as error:
         raise BadScanError(scan, error.reason, error.detail) from error
@@ -85,19 +90,20 @@ def _check(scan: str, dataset: Any) -> tuple[tuple[int, int], tuple[float, float
     if modality not in RADIOGRAPHS or "Rows" not in dataset:
         found = f"the modality {modality or '(none)'}" + ("" if "Rows" in dataset else " without pixels")
         detail = f"expected a radiograph ({' or '.join(RADIOGRAPHS)}) in a single file, found {found}"
-        raise BadScanError(scan, "other modality", f"{detail}; of other DICOM series the folder is named")
+        raise BadScanError(scan, "other modality", f"{detail}; for other DICOM series give the folder, not a file")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
         raise BadScanError(scan, "multi-frame", f"expected one frame, found {frames}")
     samples, kind = int(dataset.get("SamplesPerPixel") or 1), str(dataset.get("PhotometricInterpretation") or "none")
-    if samples != 1 or kind not in _GREY:
-        detail = f"expected one gray value a pixel ({' or '.join(_GREY)}), found {samples} of {kind}"
+    if samples != 1 or kind not in _GRAY:
+        detail = f"expected one gray value a pixel ({' or '.join(_GRAY)}), found {samples} of {kind}"
         raise BadScanError(scan, "colour", detail)
     lut_shape = str(dataset.get("PresentationLUTShape") or "")
     if kind not in _SHAPES.get(lut_shape, ()):
         detail = f"expected one statement of what is bright, found {kind} with the presentation LUT {lut_shape}"
         raise BadScanError(scan, "contradiction", detail)
-    if str(dataset.get("PresentationIntentType") or "").upper() == "FOR PROCESSING":
+    intent = str(dataset.get("PresentationIntentType") or "").upper()
+    if intent == "FOR PROCESSING" or str(dataset.get("SOPClassUID")) in _FOR_PROCESSING:
         detail = "expected an image FOR PRESENTATION, found raw values of the detector, FOR PROCESSING"
         raise BadScanError(scan, "raw detector values", detail)
     allocated, stored = int(dataset.BitsAllocated), int(dataset.get("BitsStored") or dataset.BitsAllocated)
@@ -105,14 +111,41 @@ def _check(scan: str, dataset: Any) -> tuple[tuple[int, int], tuple[float, float
     if allocated not in (8, 16) or not 1 < stored == high + 1 <= allocated or sign not in (0, 1):
         found = f"{allocated} allocated, {stored} stored up to bit {high}, representation {sign}"
         raise BadScanError(scan, "bad header", f"expected 8 or 16 bits, the lower ones stored, found {found}")
-    slope = dataset.get("RescaleSlope")
-    if slope is not None and not float(slope) > 0:
-        raise BadScanError(scan, "bad scaling", f"expected a rescale slope above 0, found {slope}")
     columns, rows = int(dataset.get("Columns") or 0), int(dataset.Rows or 0)
     if not 0 < columns * rows <= MOST_PIXELS:
         raise BadScanError(scan, "bad header", f"expected up to {MOST_PIXELS:,} pixels, found {columns} x {rows}")
     given = dataset.get("PixelSpacing") or dataset.get("ImagerPixelSpacing") or (1.0, 1.0)
     return (columns, rows), (float(given[1]), float(given[0]))  # DICOM names the distance of the rows first
+
+
+def _check_scaling(scan: str, dataset: Any) -> None:
+    """Refuse scaling and windowing that say half, and what cannot be applied, before the pixels are read."""
+    import pydicom
+
+    try:
+        import pydicom.pixels
+    except ImportError as error:
+        message = f"{scan}: expected pydicom 3 or later to read a radiograph, found {pydicom.__version__}"
+        raise ImportError(message) from error
+    slope = dataset.get("RescaleSlope")
+    if slope is not None and not float(slope) > 0:
+        raise BadScanError(scan, "bad scaling", f"expected a rescale slope above 0, found {slope}")
+    if read_rescale(dataset) is None and ("RescaleSlope" in dataset or "RescaleIntercept" in dataset):
+        raise BadScanError(scan, "bad scaling", "expected a slope and an intercept, found empty ones")
+    window = [dataset.get(name) for name in ("WindowCenter", "WindowWidth")]
+    if window.count(None) == 1 and not dataset.get("VOILUTSequence"):
+        found = " and ".join("none" if each is None else str(each) for each in window)
+        raise BadScanError(scan, "bad scaling", f"expected a window's center and width, found {found}")
+    state_syntax(dataset)
+    try:
+        shares = _shares(np.zeros((1, 1), np.int32), dataset)
+    except SliceError:
+        raise
+    except Exception as error:  # pydicom raises many kinds
+        detail = f"expected a scaling and a window that can be applied, found {root_cause_message(error)}"
+        raise BadScanError(scan, "bad scaling", detail) from error
+    if not np.isfinite(shares).all():
+        raise BadScanError(scan, "bad scaling", "expected finite values after scaling and windowing, found others")
 
 
 def _read(scan: str) -> NDArray:
@@ -124,9 +157,6 @@ def _read(scan: str) -> NDArray:
             warnings.simplefilter("ignore")
             dataset: Any = pydicom.dcmread(scan, force=True)
             shares = _shares(stored_pixels(dataset), dataset)
-    except ImportError as error:
-        message = f"{scan}: expected pydicom 3 or later to read a radiograph, found {pydicom.__version__}"
-        raise ImportError(message) from error
     except Exception as error:
         raise _unreadable(scan, error) from error
     return np.ascontiguousarray(shares.T)[..., None]
@@ -179,5 +209,4 @@ def _full_scale(dataset: Any) -> tuple[float, float]:
 
 
 def _unreadable(scan: str, error: Exception) -> BadScanError:
-    detail = f"expected a whole radiograph in DICOM, found {root_cause_message(error)}"
-    return BadScanError(scan, "unreadable", f"{Path(scan).name}: {detail}")
+    return BadScanError(scan, "unreadable", f"expected a whole radiograph in DICOM, found {root_cause_message(error)}")

@@ -147,8 +147,8 @@ def test_positions_written_with_one_decimal_are_a_grid(scan, tmp_path, tools):
         (everywhere(ModalityLUTSequence=[pydicom.Dataset()]), "bad scaling: .*found a table of values"),
         (everywhere(PhotometricInterpretation="MONOCHROME1"), "expected MONOCHROME2"),
         (setting(RescaleSlope=0), "bad scaling"),
-        (without("RescaleSlope"), "bad scaling: .*expected a slope and an intercept, found None and"),
-        (without("RescaleIntercept"), "bad scaling: .*expected a slope and an intercept, found .* and None"),
+        (without("RescaleSlope"), "bad scaling: .*expected a slope and an intercept, found none and"),
+        (without("RescaleIntercept"), "bad scaling: .*expected a slope and an intercept, found .* and none"),
         (setting(Rows=0), "bad header"),
     ],
 )

@@ -17,7 +17,10 @@ from pydicom.sequence import Sequence as Items
 from pydicom.uid import (
     ComputedRadiographyImageStorage,
     DeflatedExplicitVRLittleEndian,
+    DigitalIntraOralXRayImageStorageForProcessing,
+    DigitalMammographyXRayImageStorageForProcessing,
     DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     RLELossless,
@@ -128,6 +131,16 @@ def test_a_modality_lut_gives_its_own_full_scale(tmp_path):
     np.testing.assert_allclose(row(radiograph(tmp_path / "a.dcm", **tables)), entries[VALUES] / 65535, atol=1e-6)
 
 
+def test_tables_are_read_in_a_file_that_states_no_transfer_syntax(tmp_path):
+    """Which is little endian with implicit kinds of values then."""
+    entries = 65535 - np.arange(4096) * 15
+    path = radiograph(tmp_path / "a.dcm", ModalityLUTSequence=lut(entries, 0, 16))
+    dataset = pydicom.dcmread(path)
+    del dataset.file_meta, dataset.preamble
+    dataset.save_as(path, implicit_vr=True, little_endian=True)
+    np.testing.assert_allclose(row(path), entries[VALUES] / 65535, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
 def test_padding_is_black_whatever_is_bright(kind, tmp_path):
     padding = {"PixelPaddingValue": 4095, "PixelPaddingRangeLimit": 2900, "PhotometricInterpretation": kind}
@@ -174,7 +187,8 @@ def test_the_header_is_that_of_a_scan_of_one_slice(tmp_path):
     [
         (
             {"Modality": "CT"},
-            r"other modality: expected a radiograph \(DX or CR\) .* found the modality CT",
+            r"other modality: expected a radiograph \(DX or CR\) .* found the modality CT; for other DICOM series give "
+            "the folder, not a file",
         ),
         ({"Modality": None}, "other modality"),
         ({"NumberOfFrames": 2}, "multi-frame: expected one frame, found 2"),
@@ -182,8 +196,29 @@ def test_the_header_is_that_of_a_scan_of_one_slice(tmp_path):
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour"),
         ({"PresentationLUTShape": "INVERSE"}, "contradiction: .* found MONOCHROME2 with the presentation LUT INVERSE"),
         ({"PresentationIntentType": "FOR PROCESSING"}, "raw detector values"),
+        ({"SOPClassUID": DigitalXRayImageStorageForProcessing}, "raw detector values: .* FOR PROCESSING"),
+        ({"SOPClassUID": DigitalIntraOralXRayImageStorageForProcessing}, "raw detector values"),
+        ({"SOPClassUID": DigitalMammographyXRayImageStorageForProcessing}, "raw detector values"),
         ({"BitsStored": 12, "HighBit": 13}, "bad header: .* 12 stored up to bit 13"),
         ({"RescaleSlope": -1, "RescaleIntercept": 4095}, "bad scaling: expected a rescale slope above 0, found -1"),
+        ({"RescaleSlope": 0, "RescaleIntercept": 0}, "bad scaling: expected a rescale slope above 0, found 0"),
+        ({"RescaleSlope": 2}, "bad scaling: expected a slope and an intercept, found 2 and none"),
+        ({"RescaleIntercept": -100}, "bad scaling: expected a slope and an intercept, found none and -100"),
+        (
+            {"RescaleSlope": 2, "RescaleIntercept": ""},
+            "bad scaling: expected a slope and an intercept, found 2 and none",
+        ),
+        ({"RescaleSlope": "", "RescaleIntercept": ""}, "bad scaling: expected .*, found empty"),
+        ({"WindowCenter": 2000}, "bad scaling: expected a window's center and width, found 2000.0 and none"),
+        ({"WindowWidth": 2000}, "bad scaling: expected a window's center and width, found none and 2000.0"),
+        ({"WindowCenter": 2000, "WindowWidth": 0}, "bad scaling: .*Window Width must be greater than or equal to 1"),
+        (
+            {"WindowCenter": 2000, "WindowWidth": 9, "VOILUTFunction": "CUBIC"},
+            "bad scaling: .*Unsupported .* VOI LUT Function value 'CUBIC'",
+        ),
+        ({"VOILUTSequence": Items([pydicom.Dataset()])}, "bad scaling"),
+        ({"ModalityLUTSequence": Items([pydicom.Dataset()])}, "bad scaling"),
+        ({"WindowCenter": "nan", "WindowWidth": 9}, "bad scaling"),
         ({"ImagerPixelSpacing": [0, 0]}, "bad spacing"),
         ({"PixelData": STORED.tobytes()[:-10]}, "too short"),
         ({"PixelData": None}, "no pixels"),
@@ -203,11 +238,11 @@ def test_other_files_are_no_radiographs(tmp_path):
 
 
 def test_an_older_pydicom_is_named(tmp_path, monkeypatch):
-    """MONAI Label's environment has pydicom 2, which has no ``pydicom.pixels``."""
-    load = open_scan(radiograph(tmp_path / "a.dcm"))[1]
+    """MONAI Label's environment has pydicom 2, which has no ``pydicom.pixels``; what is listed can be read."""
+    path = radiograph(tmp_path / "a.dcm")
     monkeypatch.setitem(sys.modules, "pydicom.pixels", None)
     with pytest.raises(ImportError, match=r"a\.dcm: expected pydicom 3 or later to read a radiograph"):
-        load()
+        open_scan(path)
 
 
 CR = [f"dicomdirtests/77654033/{name}" for name in ("CR1/6154", "CR2/6247", "CR3/6278")]
@@ -228,3 +263,15 @@ def test_real_radiographs(name):
     shown = np.clip((values - (dataset.WindowCenter - 0.5)) / (dataset.WindowWidth - 1) + 0.5, 0, 1)
     np.testing.assert_allclose(load()[..., 0].T, 1 - shown, atol=1e-6)
     assert np.ptp(load()) > 0
+
+
+def test_pixels_that_cannot_be_decoded_are_named_once(tmp_path):
+    """Fragments that end as they should and hold no RLE."""
+    path = radiograph(tmp_path / "a.dcm", syntax=RLELossless)
+    load = open_scan(path)[1]
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = pydicom.encaps.encapsulate([b"\x7f" * 80])
+    dataset.save_as(path)
+    with pytest.raises(BadScanError, match="unreadable: expected a whole radiograph in DICOM, found") as raised:
+        load()
+    assert str(raised.value).count("a.dcm") == 1
