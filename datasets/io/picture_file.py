@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .scan_geometry import LPS_TO_RAS, BadScanError, ScanHeader, root_cause_message
+from .scan_geometry import LPS_TO_RAS, BadScanError, ScanHeader
 
 __all__ = ["MOST_PIXELS", "PICTURE_SUFFIXES", "flat_header", "open_picture"]
 
@@ -20,7 +20,7 @@ MOST_PIXELS = 2**26
 """Pixels of a picture up to which its header is believed; no detector makes more."""
 
 _FORMATS = ("PNG", "JPEG")
-_PNG_GREY, _PNG_DEPTH, _PNG_COLOUR = 0, 24, 25  # colour type of gray; places of depth and colour type in the file
+_PNG_GRAY, _PNG_DEPTH, _PNG_COLOUR = 0, 24, 25  # colour type of gray; places of depth and colour type in the file
 _ORIENTATION = 0x0112  # of EXIF
 
 
@@ -54,30 +54,35 @@ def open_picture(scan: str) -> tuple[ScanHeader, Callable[[], NDArray]]:
         brightest value that the file's bit depth can state.
 
     Raises:
-        BadScanError: When the file is no such picture, is cut off, coloured, transparent, or to be turned by a viewer.
+        BadScanError: When the file is no such picture, is cut off, coloured, transparent, or rotated by EXIF.
     """
     from PIL import Image
 
     try:
         with Image.open(scan, formats=_FORMATS) as picture:
             shape, mode, info = picture.size, picture.mode, dict(picture.info)
-            frames, turned = getattr(picture, "n_frames", 1), picture.getexif().get(_ORIENTATION, 1)
-            kind = picture.format
+            frames, kind = getattr(picture, "n_frames", 1), picture.format
+            # the base class's, for a PNG's own would decode all pixels to look behind them
+            orientation = Image.Image.getexif(picture).get(_ORIENTATION, 1)
     except Exception as error:  # PIL raises many kinds for damaged files
         raise _unreadable(scan, error) from error
     if shape[0] * shape[1] > MOST_PIXELS:
         raise BadScanError(scan, "too large", f"expected at most {MOST_PIXELS:,} pixels, found {shape[0]} x {shape[1]}")
     if frames > 1:
         raise BadScanError(scan, "several pictures", f"expected one picture, found {frames}")
-    if turned not in (0, 1):
-        detail = f"expected an upright picture, found EXIF orientation {turned}: turn it first"
-        raise BadScanError(scan, "to be turned", detail)
+    _check_orientation(scan, orientation)
     if "transparency" in info:
         raise BadScanError(scan, "transparent", "expected a picture without transparent values, found some")
     depth = _check_kind(scan, kind, mode)
     if mode not in ("L", "I;16"):
-        _grey(scan, depth)  # whether its channels are alike only the pixels say
-    return flat_header(shape), lambda: _grey(scan, depth)
+        _gray(scan, depth)  # whether its channels are alike only the pixels say
+    return flat_header(shape), lambda: _gray(scan, depth)
+
+
+def _check_orientation(scan: str, orientation: int) -> None:
+    if orientation not in (0, 1):
+        detail = f"expected an upright picture, found orientation {orientation} in EXIF or XMP: rotate its pixels first"
+        raise BadScanError(scan, "rotated by EXIF", detail)
 
 
 def _check_kind(scan: str, kind: str | None, mode: str) -> int:
@@ -87,7 +92,7 @@ def _check_kind(scan: str, kind: str | None, mode: str) -> int:
         with Path(scan).open("rb") as file:
             head = file.read(_PNG_COLOUR + 1)
     depth = head[_PNG_DEPTH] if head else 8
-    if depth == 16 and head[_PNG_COLOUR] != _PNG_GREY:
+    if depth == 16 and head[_PNG_COLOUR] != _PNG_GRAY:
         detail = "expected one gray value a pixel where it has 16 bits, found colours or transparency"
         raise BadScanError(scan, "colour", detail)
     if mode not in ("L", "I;16", "LA", "RGB", "RGBA", "P"):
@@ -95,17 +100,19 @@ def _check_kind(scan: str, kind: str | None, mode: str) -> int:
     return 16 if depth == 16 else 8  # PIL spreads 2 and 4 bits over 8
 
 
-def _grey(scan: str, depth: int) -> NDArray:
+def _gray(scan: str, depth: int) -> NDArray:
     """Read the pixels as shares of full scale, (columns, rows, 1)."""
     from PIL import Image
 
     try:
         with Image.open(scan, formats=_FORMATS) as picture:
             picture.load()
+            orientation = picture.getexif().get(_ORIENTATION, 1)  # in a PNG it may stand behind the pixels
             mode = picture.mode
             values = np.asarray(picture.convert("RGBA") if mode not in ("L", "I;16") else picture)
     except Exception as error:
         raise _unreadable(scan, error) from error
+    _check_orientation(scan, orientation)
     if values.ndim == 3:
         if (values[..., 3] != 255).any():
             raise BadScanError(scan, "transparent", "expected a picture without transparent pixels, found some")
@@ -118,5 +125,7 @@ def _grey(scan: str, depth: int) -> NDArray:
     return np.ascontiguousarray(shares.T)[..., None]
 
 
-def _unreadable(scan: str, error: Any) -> BadScanError:
-    return BadScanError(scan, "unreadable", f"expected a whole PNG or JPEG file, found {root_cause_message(error)}")
+def _unreadable(scan: str, error: Exception) -> BadScanError:
+    # PIL's message, not that of the error below it, which tells of bytes to be unpacked
+    found = f"{type(error).__name__}: {error}"[:300]
+    return BadScanError(scan, "unreadable", f"expected a whole PNG or JPEG file, found {found}")
