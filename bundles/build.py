@@ -313,6 +313,29 @@ def check_weights(weights: Path, folder: Path, settings: Mapping[str, Any]) -> N
                 ) from error
 
 
+def check_described(folder: Path, metadata: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse to pack what the bundle's metadata, which are not written for each weights, would describe wrongly.
+
+    Args:
+        folder: the bundle.
+        metadata: its metadata.
+        settings: those of the weights, and keys of the configs that are set.
+
+    Raises:
+        ValueError: when the network has another number of axes, or images are not scaled as the metadata say.
+    """
+    image = metadata["network_data_format"]["inputs"]["image"]
+    size, normalise, axes = settings.get("cube_size"), settings.get("normalise"), len(image["spatial_shape"])
+    if isinstance(size, list | tuple) and len(size) != axes:
+        detail = f"networks of {axes} axes, found cube_size {list(size)}"
+    elif normalise == "full_scale" or (image["format"] == "hounsfield" and normalise not in (None, "none")):
+        detail = f"{image['format']} of {image['modality']}, found normalise {normalise}"
+    else:
+        return
+    advice = "use the weights with load_pretrained, or pack a copy of the bundle with metadata of its own"
+    raise ValueError(f"{folder.name}: the metadata describe {detail}; {advice}")
+
+
 def provenance(root: Path) -> dict[str, str]:
     """Tell which package and which commit a bundle is packed from.
 
@@ -398,6 +421,7 @@ def contents(
         if carried.get("task") in decathlon_tasks():
             carried.pop("task_facts", None)  # they follow from the task, and from another one that a user gives
         check_weights(weights.path, folder, {**carried, **settings})
+    check_described(folder, metadata, {**carried, **settings})
     vendored = code == "vendored"
     texts = vendored_code(folder.parents[1]) if vendored else {}
     if vendored:

@@ -235,6 +235,25 @@ def test_the_settings_of_weights_go_with_them_and_need_no_key(build, tmp_path):
         build.build(PRETRAINING, tmp_path / "out", build.Weights(path))
 
 
+@pytest.mark.parametrize(
+    ("trained", "message"),
+    [
+        ({"cube_size": [128, 128]}, r"describe networks of 3 axes, found cube_size \[128, 128\]"),
+        ({"cube_size": [64, 64, 32], "normalise": "full_scale"}, "describe hounsfield of CT, found .* full_scale"),
+        ({"cube_size": [64, 64, 32], "normalise": "zscore"}, "describe hounsfield of CT, found normalise zscore"),
+    ],
+)
+def test_weights_that_the_metadata_do_not_describe_are_not_packed(trained, message, build, tmp_path):
+    """Whoever reads the metadata would feed 2D weights cubes of HU."""
+    path = tmp_path / "model.pt"
+    network = GenesisUNet(len(trained["cube_size"]), features=SMALL["features"])
+    save_trained_weights(network.state_dict(), path, {"features": list(SMALL["features"]), **trained})
+    for weights, settings in ((build.Weights(path), {}), (None, trained)):
+        with pytest.raises(ValueError, match=f"{PRETRAINING}: the metadata {message}"):
+            build.build(PRETRAINING, tmp_path / "out", weights, settings)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_follows_from_another_setting_still_does_in_a_package(build, tmp_path):
     """``--normalise zscore`` in a packed pretraining must not leave MR in the range of HU that its weights had."""
     package = build.build("genesis_chest_ct_pretraining", tmp_path)
