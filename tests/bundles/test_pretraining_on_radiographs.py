@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from monai.bundle import ConfigParser
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import (
@@ -25,6 +26,7 @@ from models_genesis.datasets import make_phantom
 from models_genesis.datasets.__main__ import main
 from models_genesis.networks import GenesisUNet, load_pretrained
 
+ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = "genesis_chest_ct_pretraining"
 STAGES = ["train", "2d", "radiographs"]
 SMALL = {
@@ -120,6 +122,21 @@ def test_every_format_gives_the_same_picture(radiographs):
         assert np.abs(pictures[one] - pictures[two]).max() < tolerance
     assert np.abs(pictures["p2"] - pictures["p5"]).mean() < 0.02  # JPEG is lossy
     assert np.abs(pictures["p0"] - pictures["p1"]).mean() > 0.02
+
+
+def test_the_network_sees_a_picture_as_the_how_to_says(radiographs):
+    """Turned to RAS, columns first; a patch of the whole picture leaves nothing to draw."""
+    page = (ROOT / "docs" / "how-to" / "two-dimensions.md").read_text()
+    assert "np.asarray(picture).T[::-1, ::-1] / 255" in page
+    picture = Image.open(radiographs / "p0.png")
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "bundles" / BUNDLE / "configs" / f"{stage}.json") for stage in STAGES])
+    parser["cube_size"] = list(picture.size)
+    item = parser.get_parsed_content("train#preprocessing")({"image": str(radiographs / "p0.png")})
+    seen = parser.get_parsed_content("train#random_transforms#transforms#0")(item)["image"]
+    expected = np.asarray(picture).T[::-1, ::-1] / 255
+    assert seen.shape == (1, *picture.size) == (1, 72, 80)
+    np.testing.assert_allclose(np.asarray(seen)[0], expected, atol=1e-6)
 
 
 def test_a_ct_is_refused_by_name(run_bundle, chest_scans, tmp_path):
