@@ -72,7 +72,7 @@ def blocks_for_share(shape: Sequence[int], share: float = PAPER_MOVED_SHARE, max
         The number of blocks.
 
     Raises:
-        ValueError: When no number of blocks moves so much, as of an image whose sides are shorter than 20 voxels.
+        ValueError: When no number of blocks moves so much, such as of a slice with sides below 40 voxels.
 
     Example:
         >>> blocks = blocks_for_share((128, 128))

@@ -101,6 +101,9 @@ def test_what_cannot_be_reached_is_refused_with_what_can():
     assert expected_moved_share((32, 32), blocks_for_share((32, 32), max_block_fraction=0.2), 0.2) == pytest.approx(
         PAPER_MOVED_SHARE, abs=1e-2
     )
+    with pytest.raises(ValueError, match=r"at most 0\.747"):
+        blocks_for_share((39, 39))
+    assert blocks_for_share((40, 40)) > 0
     with pytest.raises(ValueError, match=r"at most 0\.000"):
         blocks_for_share((16, 16))
     with pytest.raises(ValueError, match="share"):

@@ -110,7 +110,7 @@ _ADDED = {
     "max_block_fraction": (0.1, "@max_block_fraction"),
 }
 """Keys that came when pretraining in two dimensions did, by the last part of their id: without them checkpoints have
-the first value, which components take from the second."""
+the first value; components then refer to it as the second."""
 
 _REWRITTEN = {"network_def#spatial_dims": (3, "$len(@cube_size)")}
 """Former and present value of what the configs write otherwise now, with the same effect; a cube of two sides is a
