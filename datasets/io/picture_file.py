@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import mmap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .scan_geometry import LPS_TO_RAS, BadScanError, ScanHeader
 
-__all__ = ["MOST_PIXELS", "PICTURE_SUFFIXES", "flat_header", "open_picture"]
+__all__ = ["MOST_PIXELS", "PICTURE_SUFFIXES", "flat_header", "mapped_file", "open_picture"]
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -22,6 +24,22 @@ MOST_PIXELS = 2**26
 _FORMATS = ("PNG", "JPEG")
 _PNG_GRAY, _PNG_DEPTH, _PNG_COLOUR = 0, 24, 25  # colour type of gray; places of depth and colour type in the file
 _ORIENTATION = 0x0112  # of EXIF
+
+
+@contextmanager
+def mapped_file(path: str) -> Iterator[tuple[BinaryIO, Any]]:
+    """Open a file and map it, for readers that ask for as many bytes as its header claims.
+
+    Of a map they get what there is, where a stream would first make room for the claim.
+
+    Args:
+        path: the file, which is not empty.
+
+    Yields:
+        The stream and the map, both at their beginning.
+    """
+    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield stream, content
 
 
 def flat_header(shape: tuple[int, int], spacing: tuple[float, float] = (1.0, 1.0), **facts: Any) -> ScanHeader:
@@ -59,7 +77,7 @@ def open_picture(scan: str) -> tuple[ScanHeader, Callable[[], NDArray]]:
     from PIL import Image
 
     try:
-        with Image.open(scan, formats=_FORMATS) as picture:
+        with mapped_file(scan) as (_, content), Image.open(content, formats=_FORMATS) as picture:
             shape, mode, info = picture.size, picture.mode, dict(picture.info)
             frames, kind = getattr(picture, "n_frames", 1), picture.format
             # the base class's, for a PNG's own would decode all pixels to look behind them
@@ -105,7 +123,7 @@ def _gray(scan: str, depth: int) -> NDArray:
     from PIL import Image
 
     try:
-        with Image.open(scan, formats=_FORMATS) as picture:
+        with mapped_file(scan) as (_, content), Image.open(content, formats=_FORMATS) as picture:
             picture.load()
             orientation = picture.getexif().get(_ORIENTATION, 1)  # in a PNG it may stand behind the pixels
             mode = picture.mode

@@ -21,7 +21,7 @@ from .dicom_slice import (
     state_syntax,
     stored_pixels,
 )
-from .picture_file import MOST_PIXELS, flat_header
+from .picture_file import MOST_PIXELS, flat_header, mapped_file
 from .scan_geometry import BadScanError, ScanHeader, check_geometry, root_cause_message
 
 __all__ = ["RADIOGRAPHS", "open_radiograph"]
@@ -57,10 +57,10 @@ def open_radiograph(scan: str) -> tuple[ScanHeader, Callable[[], NDArray]]:
 
     try:
         # the filters of warnings belong to the whole process: threads must not mix them up
-        with open(scan, "rb") as stream, WARNINGS, warnings.catch_warnings():
+        with mapped_file(scan) as (stream, content), WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset: Any = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
-            start = stream.tell()
+            dataset: Any = pydicom.dcmread(content, stop_before_pixels=True, force=True)
+            start = content.tell()
             shape, spacing = _check(scan, dataset)
             _check_scaling(scan, dataset)
             syntax = str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID", "") or LITTLE_ENDIAN[0])
@@ -153,9 +153,9 @@ def _read(scan: str) -> NDArray:
     import pydicom
 
     try:
-        with WARNINGS, warnings.catch_warnings():
+        with mapped_file(scan) as (_, content), WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset: Any = pydicom.dcmread(scan, force=True)
+            dataset: Any = pydicom.dcmread(content, force=True)
             shares = _shares(stored_pixels(dataset), dataset)
     except Exception as error:
         raise _unreadable(scan, error) from error

@@ -12,6 +12,7 @@ import random
 import shutil
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 import pydicom
 import torch
 from mutations import Edit, edit_fields, edit_text, edit_zip
+from PIL import Image
 
 from models_genesis.datasets import BadScanError, ScanReader, load_datalist, open_scan, read_candidates
 from models_genesis.datasets.layouts.lidc_xml import LARGEST_SIDE, MAX_READERS, read_lidc_xml
@@ -194,24 +196,72 @@ DICOM_VALUES: dict[str, tuple[Any, ...]] = {
 }
 
 
-def edit_dicom(content: bytes, rng: random.Random) -> bytes:
-    """Change or remove an element, where the file can still be parsed."""
-    name = rng.choice(list(DICOM_VALUES))
-    try:
-        dataset = pydicom.dcmread(io.BytesIO(content), force=True)
-        if rng.random() < 0.3:
-            delattr(dataset, name)
-        else:
-            setattr(dataset, name, rng.choice(DICOM_VALUES[name]))
-        found = io.BytesIO()
-        dataset.save_as(found)
-        return found.getvalue()
-    except Exception:  # an earlier change has left nothing to edit
-        return content
+RADIOGRAPH_VALUES = DICOM_VALUES | {
+    "Modality": ("CT", "CR", ""),
+    "WindowCenter": (0, -1e30, [100, 200], ""),
+    "WindowWidth": (0, 1, 1e-30, 1e30, -5, [100, 200], ""),
+    "VOILUTFunction": ("LINEAR_EXACT", "SIGMOID", "CUBIC", ""),
+    "PresentationLUTShape": ("IDENTITY", "INVERSE", "LIN OD"),
+    "PixelPaddingRangeLimit": (0, 65535),
+}
+
+
+def edit_dicom(values: dict[str, tuple[Any, ...]]) -> Edit:
+    def edit(content: bytes, rng: random.Random) -> bytes:
+        """Change or remove an element, where the file can still be parsed."""
+        name = rng.choice(list(values))
+        try:
+            dataset = pydicom.dcmread(io.BytesIO(content), force=True)
+            if rng.random() < 0.3:
+                delattr(dataset, name)
+            else:
+                setattr(dataset, name, rng.choice(values[name]))
+            found = io.BytesIO()
+            dataset.save_as(found)
+            return found.getvalue()
+        except Exception:  # an earlier change has left nothing to edit
+            return content
+
+    return edit
 
 
 def read_series(path: Path) -> None:
     read_scan(path.parent)
+
+
+# Pictures and radiographs
+
+
+def make_radiograph(folder: Path) -> None:
+    make_series(folder)
+    one = pydicom.dcmread(folder / "1.dcm")
+    one.Modality, one.WindowCenter, one.WindowWidth = "DX", -500, 1000
+    one.save_as(folder / "1.dcm")
+
+
+def make_picture(name: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        Image.fromarray((np.arange(40 * 30) % 251).astype(np.uint8).reshape(40, 30)).save(folder / name)
+
+    return make
+
+
+def edit_png(content: bytes, rng: random.Random) -> bytes:
+    """Change a field of the header and the checksum with it."""
+    if len(content) < 33:
+        return content
+    head = bytearray(content[12:29])
+    place = rng.choice((4, 8, 12, 13, 14, 15, 16))
+    if place < 12:
+        head[place : place + 4] = rng.choice((0, 1, 7, 30, 41, 9000, 30000, 2**31 - 1)).to_bytes(4, "big")
+    else:
+        head[place] = rng.choice((0, 1, 2, 3, 4, 6, 8, 16, 255))
+    return content[:12] + bytes(head) + zlib.crc32(head).to_bytes(4, "big") + content[33:]
+
+
+def read_shares(path: Path) -> None:
+    _, voxels = read_scan(path)
+    expect(voxels.dtype == np.float32 and bool(((voxels >= 0) & (voxels <= 1)).all()), "values beyond full scale")
 
 
 # Tables, lists and outlines
@@ -395,7 +445,10 @@ FORMATS: dict[str, Format] = {
         SCAN_ERRORS,
         edit_text(),
     ),
-    "dicom": Format("1.dcm", make_series, read_series, SCAN_ERRORS, edit_dicom, 900),
+    "dicom": Format("1.dcm", make_series, read_series, SCAN_ERRORS, edit_dicom(DICOM_VALUES), 900),
+    "radiograph": Format("1.dcm", make_radiograph, read_shares, SCAN_ERRORS, edit_dicom(RADIOGRAPH_VALUES), 900),
+    "png": Format("a.png", make_picture("a.png"), read_shares, SCAN_ERRORS, edit_png, 60),
+    "jpeg": Format("a.jpg", make_picture("a.jpg"), read_shares, SCAN_ERRORS, edit_text(), 330),
     "candidates": Format("a.csv", make_table, read_table, (ValueError,), edit_text()),
     "lidc": Format("a.xml", make_xml, read_xml, (ValueError,), edit_text()),
     "datalist": Format("a.json", make_datalist, read_list, (ValueError, FileNotFoundError), edit_text()),
