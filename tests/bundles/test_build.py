@@ -254,6 +254,21 @@ def test_weights_that_the_metadata_do_not_describe_are_not_packed(trained, messa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_copy_with_metadata_of_its_own_takes_weights_of_slices(build, tree, tmp_path):
+    folder = tree / "bundles" / PRETRAINING
+    layout = json.loads((folder / "configs" / "metadata.json").read_text())["network_data_format"]
+    for image in (layout["inputs"]["image"], layout["outputs"]["pred"]):
+        image["spatial_shape"] = ["8*n", "8*n"]
+    edit_metadata(folder, network_data_format=layout)
+    path = tmp_path / "model.pt"
+    trained = {"features": list(SMALL["features"]), "cube_size": [48, 40], "slice_axis": 2}
+    save_trained_weights(GenesisUNet(2, features=SMALL["features"]).state_dict(), path, trained)
+    package = build.build(PRETRAINING, tmp_path / "out", build.Weights(path), root=tree / "bundles")
+    with zipfile.ZipFile(package.path) as archive:
+        packed_format = json.loads(archive.read(f"{PRETRAINING}/configs/metadata.json"))["network_data_format"]
+    assert packed_format == layout
+
+
 def test_what_follows_from_another_setting_still_does_in_a_package(build, tmp_path):
     """``--normalise zscore`` in a packed pretraining must not leave MR in the range of HU that its weights had."""
     package = build.build("genesis_chest_ct_pretraining", tmp_path)
