@@ -57,6 +57,32 @@ def test_metadata_next_to_the_scan_are_kept_up_to_date_as_monai_does(path):
     torch.testing.assert_close(torch.as_tensor(meta["affine"]), found["image"].affine)
 
 
+def test_what_begins_with_a_scan_s_name_is_not_taken_for_its_metadata(path):
+    """Another scan, in either order; and a dictionary of somebody else's, which MONAI writes into."""
+    for keys in (["image", "image_seg"], ["image_seg", "image"]):
+        item = {key: load(path) for key in keys}
+        with pytest.raises(AttributeError, match="'MetaTensor' object has no attribute 'update'"):
+            monai.transforms.Spacingd(keys, pixdim=PIXDIM)({"image": load(path), "image_seg": load(path)})
+        others = {"image_settings": {"own": 1}, "image_meta_dict": {"own": 1}}
+        found = Spacingd(keys, pixdim=PIXDIM, mode=["bilinear", "nearest"])({**item, **others})
+        for key, mode in zip(keys, ("bilinear", "nearest"), strict=True):
+            expected = monai.transforms.Spacingd(key, pixdim=PIXDIM, mode=mode)({key: load(path)})[key]
+            torch.testing.assert_close(found[key].as_tensor(), expected.as_tensor(), rtol=0, atol=0)
+        assert others == {"image_settings": {"own": 1}, "image_meta_dict": {"own": 1}}
+        assert found["image_settings"] is others["image_settings"]
+        assert "affine" in found["image_meta_dict"]
+
+
+def test_a_missing_scan_is_named_or_passed_over(path):
+    with pytest.raises(KeyError, match="`label` of transform `Spacingd` was missing"):
+        Spacingd(["label", "image"], pixdim=PIXDIM)({"image": load(path)})
+    modes = ["nearest", "bilinear"]
+    found = Spacingd(["label", "image"], pixdim=PIXDIM, mode=modes, allow_missing_keys=True)({"image": load(path)})
+    expected = monai.transforms.Spacingd("image", pixdim=PIXDIM, mode="bilinear")({"image": load(path)})
+    assert list(found) == ["image"]
+    torch.testing.assert_close(found["image"].as_tensor(), expected["image"].as_tensor(), rtol=0, atol=0)
+
+
 def test_a_prediction_goes_back_to_the_space_of_the_file(path):
     """As the bundles do it, by ``Invertd``: a prediction that equals the image comes back as the scan."""
     chain = Compose([LoadImaged("image", ensure_channel_first=True), Spacingd("image", pixdim=PIXDIM)])
