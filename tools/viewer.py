@@ -13,6 +13,7 @@ refuses whatever does not come from this machine. Neither has a password.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import runpy
@@ -43,6 +44,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 GRACE = 20.0
 """Seconds that a server has to end by itself."""
+
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Opens addresses of this machine, whatever proxy the environment names."""
 
 WITHOUT_STORAGE = "Without --storage FOLDER, archive, labels and trained weights are deleted"
 
@@ -120,7 +124,7 @@ def archive_port(settings: Path) -> int:
         found = f"found {type(error).__name__}: {error}"
         raise ValueError(f"{settings}: expected the archive's settings with an HttpPort, {found}") from error
     with socket.socket() as wanted:
-        # as Orthanc does, to which connections of its last run are no hindrance
+        # as Orthanc does, which ignores connections left from its last run
         wanted.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             wanted.bind(("", port))
@@ -129,6 +133,29 @@ def archive_port(settings: Path) -> int:
             print("port MONAI Label downloads all scans again, and scores them again", flush=True)
             return free_port()
     return port
+
+
+@contextmanager
+def storage_lock(folder: Path) -> Iterator[int]:
+    """Keep other viewers away from an archive until the block has ended, and whoever inherits the lock, too.
+
+    Args:
+        folder: of the archive, which is made if it does not exist.
+
+    Yields:
+        The lock, an open file.
+
+    Raises:
+        RuntimeError: when a viewer, or the Orthanc that a killed one left, has the archive.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "viewer.lock").open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            found = "found one, or the Orthanc that a killed one left"
+            raise RuntimeError(f"{folder}: expected a storage that no viewer runs on, {found}") from error
+        yield stream.fileno()
 
 
 @contextmanager
@@ -187,7 +214,7 @@ def end_server(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def run_server(
-    line: Sequence[str | Path], url: str, log: Path, environment: Mapping[str, str]
+    line: Sequence[str | Path], url: str, log: Path, environment: Mapping[str, str], inherited: Sequence[int] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server until the block ends, and then its children, too.
 
@@ -196,6 +223,7 @@ def run_server(
         url: what is answered with 200 as soon as it is ready.
         log: file of what it prints.
         environment: variables besides those of this process.
+        inherited: open files that it gets.
 
     Yields:
         Its first process.
@@ -209,7 +237,7 @@ def run_server(
             process = subprocess.Popen(
                 [str(part) for part in line],
                 cwd=log.parent, stdout=stream, stderr=subprocess.STDOUT,
-                env={**os.environ, **environment}, start_new_session=True,
+                env={**os.environ, **environment}, start_new_session=True, pass_fds=inherited,
             )  # fmt: skip
             stack.callback(end_server, process)
         deadline = time.monotonic() + 300
@@ -227,7 +255,7 @@ def _tail(log: Path) -> str:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=60) as answer:
+        with DIRECT.open(url, timeout=60) as answer:
             return int(answer.status) == 200
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
@@ -245,10 +273,28 @@ def run_orthanc(folder: Path) -> Iterator[Server]:
 
     Raises:
         NotInstalledError: see :func:`find_orthanc`.
+        RuntimeError: see :func:`storage_lock`, or when it does not start; the settings of its last start stay then.
     """
-    program, port = find_orthanc(), archive_port(folder / "orthanc.json")
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {
+    program = find_orthanc()
+    with storage_lock(folder) as lock:
+        port = archive_port(folder / "orthanc.json")
+        starting = folder / "orthanc.starting.json"
+        starting.write_text(json.dumps(orthanc_settings(folder, port), indent=4) + "\n", encoding="utf-8")
+        url, log = f"http://127.0.0.1:{port}", folder / "orthanc.log"
+        # Orthanc has the lock, too, so that none is started next to one that a killed viewer left
+        with run_server([program, starting], f"{url}/system", log, {}, [lock]) as process:
+            starting.replace(folder / "orthanc.json")
+            yield Server(url, process, log)
+
+
+def orthanc_settings(folder: Path, port: int) -> dict[str, object]:
+    """Give Orthanc's settings.
+
+    Args:
+        folder: of the archive.
+        port: where it listens.
+    """
+    return {
         "Name": "Models Genesis",
         "StorageDirectory": str(folder / "database"),
         "IndexDirectory": str(folder / "database"),
@@ -258,20 +304,16 @@ def run_orthanc(folder: Path) -> Iterator[Server]:
         "DicomServerEnabled": False,
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
     }
-    (folder / "orthanc.json").write_text(json.dumps(settings, indent=4) + "\n", encoding="utf-8")
-    url, log = f"http://127.0.0.1:{port}", folder / "orthanc.log"
-    with run_server([program, folder / "orthanc.json"], f"{url}/system", log, {}) as process:
-        yield Server(url, process, log)
 
 
 def count_instances(orthanc: str) -> int:
     """Count the files in an archive, given its address."""
-    with urllib.request.urlopen(f"{orthanc}/statistics", timeout=60) as answer:
+    with DIRECT.open(f"{orthanc}/statistics", timeout=60) as answer:
         return int(json.load(answer)["CountInstances"])
 
 
 def store_folder(orthanc: str, folder: Path) -> int:
-    """Store all DICOM files below a folder; others are left out and printed.
+    """Store all DICOM files below a folder; others, and the ``DICOMDIR`` of a disc, are left out and printed.
 
     Args:
         orthanc: address of the archive.
@@ -281,20 +323,27 @@ def store_folder(orthanc: str, folder: Path) -> int:
         Their number.
 
     Raises:
-        RuntimeError: when the archive cannot store a DICOM file.
+        RuntimeError: when the archive cannot store a DICOM file, such as one that is cut off.
         ValueError: when there is none.
     """
-    stored = 0
+    stored, url = 0, f"{orthanc}/instances"
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        request = urllib.request.Request(f"{orthanc}/instances", file.read_bytes(), method="POST")
+        if file.name == "DICOMDIR":  # the standard's name; it lists files, which an archive has no use for
+            print(f"{file}: left out, for it is the list of a disc", flush=True)
+            continue
+        content = file.read_bytes()
+        expected = f"{file}: expected that {url} stores it"
         try:
-            urllib.request.urlopen(request, timeout=60).close()
+            DIRECT.open(urllib.request.Request(url, content, method="POST"), timeout=60).close()
             stored += 1
         except urllib.error.HTTPError as error:
             found = error.read().decode(errors="replace")
-            if error.code != 400:
-                raise RuntimeError(f"{file}: expected that Orthanc stores it, found {error}: {found}") from error
+            # without a slice that is damaged the scan would have a gap
+            if error.code != 400 or content[128:132] == b"DICM":
+                raise RuntimeError(f"{expected}, found {error}: {found}") from error
             print(f"{file}: left out, for it is not a DICOM file", flush=True)
+        except OSError as error:
+            raise RuntimeError(f"{expected}, found {error}") from error
     if not stored:
         raise ValueError(f"{folder}: expected DICOM files, found none")
     return stored
@@ -313,9 +362,9 @@ def write_phantoms(folder: Path) -> None:
     middle = np.linalg.solve(chest.affine, [*nodule.center_mm, 1])[:3]
     reach = np.array([25.0, 25.0, nodule.diameter_mm / 2 + 1]) / chest.spacing
     first, last = (np.rint(middle + sign * reach).astype(int) for sign in (-1, 1))
-    place = chest.affine @ [[1, 0, 0, first[0]], [0, 1, 0, first[1]], [0, 0, 1, first[2]], [0, 0, 0, 1]]
+    affine = chest.affine @ [[1, 0, 0, first[0]], [0, 1, 0, first[1]], [0, 0, 1, first[2]], [0, 0, 0, 1]]
     crop = chest.image[tuple(slice(*ends) for ends in zip(first, last + 1, strict=True))]
-    write_series(folder / "ct", crop, place, "CT", "PHANTOM-CT", "Phantom CT, nodule")
+    write_series(folder / "ct", crop, affine, "CT", "PHANTOM-CT", "Phantom CT, nodule")
     write_series(folder / "mr", brain.images["flair"], brain.affine, "MR", "PHANTOM-MR", "Phantom brain FLAIR")
 
 
@@ -338,7 +387,12 @@ def dicomweb_environment(folder: Path, modalities: Sequence[str] = MODALITIES) -
     Returns:
         Variables of the environment.
     """
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    no_proxy = "*" if others == "*" else f"127.0.0.1,localhost,{others}".rstrip(",")
     return {
+        # the archive is on this machine
+        "no_proxy": no_proxy,
+        "NO_PROXY": no_proxy,
         # of `itkimage2segimage`, which the server downloads if it finds none
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "cache"),
@@ -406,9 +460,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dicom", type=Path, action="append", default=[], metavar="FOLDER", help="what is stored")
     parser.add_argument("--storage", type=Path, metavar="FOLDER", help="keep archive and trained bundles here")
-    parser.add_argument(
-        "--modality", choices=MODALITIES, help="what counts as a scan; both by default, but pretraining wants CT alone"
-    )
+    parser.add_argument("--modality", choices=MODALITIES, help="what is offered as a scan; both by default")
     parser.add_argument("--port", type=int, default=8000, help="of MONAI Label; OHIF's panel asks for 8000 by default")
     parser.add_argument(
         "--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="a setting of the app"

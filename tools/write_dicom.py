@@ -50,9 +50,9 @@ def write_series(
     if not np.array_equal(values, volume):
         found = f"{volume.dtype} from {volume.min()} to {volume.max()}"
         raise ValueError(f"{description}: expected whole numbers that int16 can hold, found {found}")
-    place = LPS_TO_RAS @ affine  # the same both ways
-    spacing = np.linalg.norm(place[:3, :3], axis=0)
-    axes = place[:3, :3] / spacing
+    to_lps = LPS_TO_RAS @ affine  # the same both ways
+    spacing = np.linalg.norm(to_lps[:3, :3], axis=0)
+    axes = to_lps[:3, :3] / spacing
     if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-4):
         raise ValueError(f"{description}: expected axes at right angles, found {axes.T.tolist()}")
     digest = hashlib.sha256(values.tobytes() + affine.tobytes() + f"{modality} {patient} {description}".encode())
@@ -75,7 +75,7 @@ def write_series(
         each.Modality, each.SeriesNumber, each.InstanceNumber = modality, 1, count
         each.ImageType, each.Manufacturer = ["ORIGINAL", "PRIMARY", "AXIAL"], "Models Genesis"
         each.PositionReferenceIndicator = ""
-        each.ImagePositionPatient = [f"{value:.10g}" for value in (place @ [0, 0, number, 1])[:3]]
+        each.ImagePositionPatient = [f"{value:.10g}" for value in (to_lps @ [0, 0, number, 1])[:3]]
         each.ImageOrientationPatient = [f"{value:.10g}" for value in axes[:, :2].T.ravel()]
         each.PixelSpacing = [f"{spacing[1]:.10g}", f"{spacing[0]:.10g}"]
         each.SliceThickness = each.SpacingBetweenSlices = f"{spacing[2]:.10g}"

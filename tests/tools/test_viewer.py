@@ -16,7 +16,9 @@ from types import ModuleType
 
 import numpy as np
 import psutil
+import pydicom
 import pytest
+from pydicom.fileset import FileSet
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "viewer.py"
@@ -81,11 +83,11 @@ sys.exit(viewer.main())
 """
     started = []
 
-    def begin(*arguments: object) -> subprocess.Popen[str]:
+    def begin(*arguments: object, **variables: str) -> subprocess.Popen[str]:
         line = [sys.executable, "-c", code, "--port", str(viewer.free_port()), *map(str, arguments)]
         process = subprocess.Popen(
             line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{package.parent}", "OMP_NUM_THREADS": "1"},
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{package.parent}", "OMP_NUM_THREADS": "1", **variables},
         )  # fmt: skip
         started.append(process)
         process.said = ""
@@ -174,6 +176,51 @@ def test_phantoms_are_stored_in_an_empty_archive_alone(viewer, orthanc, series, 
     assert address in first.said  # by which MONAI Label keeps scans and scores
 
 
+def test_a_second_viewer_of_a_storage_is_refused_and_changes_nothing(viewer, orthanc, series, start, tmp_path):
+    """Neither while the first one runs, nor while the Orthanc that it left does when it was killed."""
+    kept = tmp_path / "kept"
+    first = start("--dicom", series, "--storage", kept)
+    watched = [kept / "orthanc" / name for name in ("orthanc.json", "orthanc.log")]
+    before = [path.read_bytes() for path in watched]
+    servers = psutil.Process(first.pid).children(recursive=True)
+    refusal = f"{kept / 'orthanc'}: expected a storage that no viewer runs on, found one"
+    assert refusal in start("--storage", kept).said
+    assert [path.read_bytes()[: len(content)] for path, content in zip(watched, before, strict=True)] == before
+    first.kill()
+    first.wait(60)
+    try:
+        assert refusal in start("--storage", kept).said
+    finally:
+        for each in servers:
+            each.kill()
+    wait_for(lambda: not running(servers))
+    assert "has 3 files already" in start("--storage", kept).said
+
+
+def test_an_archive_that_does_not_start_keeps_its_settings(viewer, orthanc, tmp_path, monkeypatch):
+    """By which the next start finds its port."""
+    with viewer.run_orthanc(tmp_path / "orthanc"):
+        pass
+    before = (tmp_path / "orthanc" / "orthanc.json").read_bytes()
+    monkeypatch.setattr(viewer, "archive_port", lambda settings: viewer.free_port())
+    monkeypatch.setattr(viewer, "find_orthanc", lambda: Path("/bin/false"))
+    with pytest.raises(RuntimeError, match="expected an answer from"):
+        with viewer.run_orthanc(tmp_path / "orthanc"):
+            pass
+    assert (tmp_path / "orthanc" / "orthanc.json").read_bytes() == before
+
+
+def test_a_proxy_of_the_environment_is_passed_by(viewer, orthanc, series, start, tmp_path, monkeypatch):
+    """It would not find this machine's servers; what else the environment wants without it is kept."""
+    proxies = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "hospital.example"}
+    process = start("--dicom", series, "--storage", tmp_path / "kept", **proxies)
+    assert "3 files stored" in process.said and "MONAI Label  http" in process.said
+    for name, value in proxies.items():
+        monkeypatch.setenv(name, value)
+    environment = viewer.dicomweb_environment(tmp_path)
+    assert environment["no_proxy"] == environment["NO_PROXY"] == "127.0.0.1,localhost,hospital.example"
+
+
 def test_another_program_on_the_port_of_the_archive_is_named(viewer, orthanc, tmp_path, capsys):
     with viewer.run_orthanc(tmp_path / "orthanc") as first:
         port = int(first.url.rsplit(":", 1)[1])
@@ -224,6 +271,34 @@ def test_files_that_are_not_dicom_are_left_out_and_named(viewer, orthanc, series
             assert f"{tmp_path / 'study' / name}: left out" in said
         with pytest.raises(ValueError, match=r"notes: expected DICOM files, found none"):
             viewer.store_folder(server.url, tmp_path / "notes")
+
+
+def test_a_slice_that_is_cut_off_is_refused(viewer, orthanc, series, tmp_path):
+    """Without it the scan would have a gap."""
+    shutil.copytree(series, tmp_path / "series")
+    cut = sorted((tmp_path / "series").iterdir())[1]
+    cut.write_bytes(cut.read_bytes()[:300])
+    with viewer.run_orthanc(tmp_path / "orthanc") as server:
+        with pytest.raises(RuntimeError, match=rf"{cut}: expected that {server.url}/instances stores it, found HTTP"):
+            viewer.store_folder(server.url, tmp_path / "series")
+
+
+def test_the_list_of_a_disc_is_left_out(viewer, orthanc, series, tmp_path, capsys):
+    discs = FileSet()
+    for path in series.iterdir():
+        discs.add(pydicom.dcmread(path))
+    discs.write(tmp_path / "disc")
+    assert (tmp_path / "disc" / "DICOMDIR").read_bytes()[128:132] == b"DICM"
+    with viewer.run_orthanc(tmp_path / "orthanc") as server:
+        assert viewer.store_folder(server.url, tmp_path / "disc") == 3
+    assert f"{tmp_path / 'disc' / 'DICOMDIR'}: left out" in capsys.readouterr().out
+
+
+def test_an_archive_that_does_not_answer_is_named_with_the_file(viewer, series):
+    url = f"http://127.0.0.1:{viewer.free_port()}"
+    first = sorted(series.iterdir())[0]
+    with pytest.raises(RuntimeError, match=rf"{first}: expected that {url}/instances stores it, found .*refused"):
+        viewer.store_folder(url, series)
 
 
 def test_missing_packages_are_named(viewer, monkeypatch, capsys):
