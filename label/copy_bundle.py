@@ -17,6 +17,7 @@ import ast
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,15 +86,22 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
     if source.name.endswith("_segmentation"):
         describe_channels({**contents["inference"], "model_settings": recorded}, contents["metadata"])
     left_out = () if enclosed else ("model.pt", "model.json", "birth_certificate.json")
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("eval", "__pycache__", *left_out))
-    for name, content in contents.items():
-        text = json.dumps(content, indent=4, ensure_ascii=False)
-        (target / "configs" / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    if weights is not None:
-        (target / "models").mkdir(exist_ok=True)
-        shutil.copy(weights, target / "models" / "model.pt")
-        if recorded:
-            shutil.copy(weights.with_suffix(".json"), target / "models" / "model.json")
+    if target.exists():
+        raise FileExistsError(f"{target}: expected no such file or folder, found one")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # next to the target, which thus is whole or does not exist, wherever the copying is interrupted
+    with tempfile.TemporaryDirectory(prefix=".copy-", dir=target.parent) as scratch:
+        copy = Path(scratch) / target.name
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("eval", "__pycache__", *left_out))
+        for name, content in contents.items():
+            text = json.dumps(content, indent=4, ensure_ascii=False)
+            (copy / "configs" / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        if weights is not None:
+            (copy / "models").mkdir(exist_ok=True)
+            shutil.copy(weights, copy / "models" / "model.pt")
+            if recorded:
+                shutil.copy(weights.with_suffix(".json"), copy / "models" / "model.json")
+        copy.replace(target)
 
 
 def describe_channels(inference: Mapping[str, Any], metadata: dict[str, Any]) -> None:

@@ -101,6 +101,23 @@ def test_what_cannot_be_done_is_refused(tool, tmp_path):
         tool.copy_bundle(source, tmp_path / "copy", {})
 
 
+def test_an_interrupted_copy_leaves_nothing(tool, tmp_path, monkeypatch):
+    """Half a bundle would be taken for a copy at the next start."""
+    copytree = tool.shutil.copytree
+
+    def interrupted(*args, **kwargs):
+        copytree(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool.shutil, "copytree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tool.copy_bundle(ROOT / "bundles" / LITS, tmp_path / "bundles" / LITS, {})
+    assert list((tmp_path / "bundles").iterdir()) == []
+    monkeypatch.undo()
+    tool.copy_bundle(ROOT / "bundles" / LITS, tmp_path / "bundles" / LITS, {})
+    assert [path.name for path in (tmp_path / "bundles").iterdir()] == [LITS]
+
+
 def test_examples(tool):
     assert doctest.testmod(tool).failed == 0
 
