@@ -9,6 +9,8 @@ it with ``monailabel start_server --app label --studies STUDIES``; ``docs/monai-
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from lib.inference import CheckedInferTask
 from lib.points import PointScoreTask
 from lib.training import GenesisTrainTask, PretrainTask
 from lib.uncertainty import EntropyInferTask, LeastCertain, UncertaintyScoring
-from lib.web import read_origins, set_up
+from lib.web import read_hosts, read_origins, set_up
 from lib.whole_scans import WholeScanDatastore
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.app import MONAILabelApp
@@ -34,6 +36,12 @@ logger = logging.getLogger(__name__)
 KINDS = ("segmentation", "classification", "pretraining")
 """What bundles are for, as the ends of their names tell."""
 
+SETTINGS = ("bundles", "models", "uncertainty", "uncertainty_flips", "origins", "hosts")
+"""Keys of ``--conf`` that this app reads."""
+
+MONAILABEL_SETTINGS = ("auth_token", "preload", "server_mode", "zoo_repo", "zoo_source")
+"""Keys that MONAI Label 0.8.5 itself reads."""
+
 
 class GenesisApp(MONAILabelApp):
     """The bundles of a folder as models, trainers, scoring and strategy of a MONAI Label server.
@@ -44,18 +52,21 @@ class GenesisApp(MONAILabelApp):
         conf: settings of ``--conf KEY VALUE``: ``bundles``, folder of the bundles, by default ``bundles`` next to the
             app; ``models``, names of bundles separated by commas, by default all; ``uncertainty``, the segmentation
             bundle that chooses the next sample; ``uncertainty_flips``, axes to mirror for it, such as ``0,1``, or
-            ``none``; ``origins``, addresses of other servers whose web pages may use this one.
+            ``none``; ``origins``, addresses of other servers whose web pages may use this one; ``hosts``, names of
+            this server besides ``localhost`` and the machine's own.
 
     Raises:
         FileNotFoundError: when a bundle is missing.
-        ValueError: when a setting is something else.
+        ValueError: when a setting is something else, or neither this app nor MONAI Label has it.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        check_keys(conf)
         folder = Path(conf.get("bundles", Path(app_dir).parent / "bundles"))
         self.bundles = find_bundles(folder.resolve(), conf.get("models", ""))
         self.flips = read_flips(conf.get("uncertainty_flips", "0"))
         self.origins = read_origins(conf.get("origins", ""))
+        self.hosts = read_hosts(conf.get("hosts", ""))
         if (name := conf.get("uncertainty")) and kind_of(self.bundles.get(name)) != "segmentation":
             offered = [each for each, path in self.bundles.items() if kind_of(path) == "segmentation"]
             raise ValueError(
@@ -73,7 +84,7 @@ class GenesisApp(MONAILabelApp):
         """Close the server, which has started, to web pages of other addresses, and give its refusals a reason."""
         from monailabel.app import app  # makes the server's application when it is imported
 
-        set_up(app, self.origins)
+        set_up(app, self.origins, self.hosts)
         super().on_init_complete()
 
     def init_remote_datastore(self) -> Datastore:
@@ -142,6 +153,26 @@ def kind_of(bundle: Path | None) -> str:
     """
     kind = bundle.name.rsplit("_", 1)[-1] if bundle else ""
     return kind if kind in KINDS else ""
+
+
+def check_keys(keys: Iterable[str]) -> None:
+    """Refuse settings that nothing reads.
+
+    Raises:
+        ValueError: when there is one, with the known one that is most like it.
+
+    Example:
+        >>> check_keys(["models", "origin"])
+        Traceback (most recent call last):
+        ...
+        ValueError: --conf origin: found no such setting, did you mean origins?
+    """
+    known = (*SETTINGS, *MONAILABEL_SETTINGS)
+    for key in keys:
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            expected = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
+            raise ValueError(f"--conf {key}: found no such setting, {expected}")
 
 
 def read_flips(text: str) -> list[int]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import re
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,9 +54,12 @@ def bundles(tmp_path_factory) -> Path:
         ({"models": "lost"}, r"models \['lost'\]: expected bundles in"),
         ({"origins": "*"}, r"origins \*: expected addresses such as http://localhost:3000, found \*"),
         ({"origins": "http://a.org/page"}, r"expected addresses such as .*, found http://a.org/page"),
+        ({"hosts": "a.org:80"}, r"hosts a.org:80: expected names such as label.example.org, found a.org:80"),
+        ({"uncertainity": LITS}, r"--conf uncertainity: found no such setting, did you mean uncertainty\?"),
+        ({"sam2": "false"}, r"--conf sam2: found no such setting, expected one of bundles, models, .*, preload"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused_at_the_start(app, bundles, tmp_path, settings, message):
+def test_invalid_settings_are_refused_at_the_start(app, bundles, tmp_path, settings, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         app.GenesisApp(str(tmp_path), str(tmp_path / "studies"), {"bundles": str(bundles), **settings})
     assert not (tmp_path / "studies").exists()  # nothing was begun
@@ -75,7 +80,7 @@ def test_only_pages_of_the_given_addresses_may_read(environment, app):
     everybody = {"allow_origins": ["*"], "allow_credentials": True, "allow_methods": ["*"], "allow_headers": ["*"]}
     server = FastAPI(middleware=[Middleware(CORSMiddleware, **everybody)])
     server.get("/scan")(lambda: "slices")
-    client = TestClient(server)
+    client = TestClient(server, base_url="http://localhost")
 
     def allowed(origin: str) -> str | None:
         headers = {"Origin": origin}
@@ -93,6 +98,63 @@ def test_only_pages_of_the_given_addresses_may_read(environment, app):
     assert allowed("http://viewer.example:3000") is None
 
 
+def test_keys_of_monai_label_itself_are_known(environment, app):
+    """All that its source reads from the settings that it is given."""
+    import monailabel
+
+    texts = [path.read_text(encoding="utf-8") for path in Path(monailabel.__file__).parent.rglob("*.py")]
+    read = {key for text in texts for key in re.findall(r"\bconf(?:\.get\(|\[)[\"'](\w+)[\"']", text)}
+    assert read == set(app.MONAILABEL_SETTINGS)
+    app.check_keys([*app.SETTINGS, *app.MONAILABEL_SETTINGS])
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_foreign_pages_change_nothing(environment, app, method):
+    """A browser sends their requests, whatever it lets them read: a form needs nobody's permission."""
+    from fastapi import FastAPI
+    from starlette.testclient import TestClient
+
+    server, changes = FastAPI(), []
+    server.api_route("/label", methods=["GET", method])(lambda: changes.append(method))
+    app.set_up(server, ["http://viewer.example:3000"], ["label.example"])
+
+    def ask(method: str, base: str, origin: str | None) -> int:
+        headers = {} if origin is None else {"Origin": origin}
+        return TestClient(server, base_url=base).request(method, "/label", headers=headers).status_code
+
+    own = "http://127.0.0.1:8000"
+    accepted = [None, own, "http://viewer.example:3000"]
+    assert [ask(method, own, origin) for origin in accepted] == [200] * 3
+    assert len(changes) == 3
+    foreign = ["http://foreign.example", "http://127.0.0.1:9000", "http://127.0.0.1", "null", "", f"{own}.example"]
+    assert [ask(method, own, origin) for origin in foreign] == [403] * len(foreign)
+    assert len(changes) == 3
+    assert ask("GET", own, "http://foreign.example") == 200  # which the browser does not show to it
+
+
+def test_a_name_that_somebody_let_point_here_is_refused(environment, app):
+    """Its pages would be the server's own for the browser: of one origin with it, reading included."""
+    from fastapi import FastAPI
+    from starlette.testclient import TestClient
+
+    server = FastAPI()
+    server.get("/scan")(lambda: "slices")
+
+    def ask(base: str) -> int:
+        return TestClient(server, base_url=base).get("/scan", headers={"Origin": base}).status_code
+
+    app.set_up(server, [])
+    machine = f"http://{socket.gethostname()}:8000"
+    own = ["http://127.0.0.1:8000", "http://localhost:8000", "http://[::1]:8000", "http://10.1.2.3", machine]
+    assert [ask(base) for base in own] == [200] * len(own)
+    for foreign in ("http://rebound.example:8000", "http://label.example", "http://127.0.0.1.example"):
+        assert ask(foreign) == 403
+    app.set_up(server, [], ["label.example"])
+    assert ask("http://label.example:8000") == 200 and ask("http://rebound.example") == 403
+    refusal = TestClient(server, base_url="http://rebound.example").get("/scan").json()["detail"]
+    assert "found 'rebound.example'; see --conf hosts" in refusal
+
+
 def test_refusals_are_answered_with_their_reason(environment, app):
     from fastapi import FastAPI
     from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
@@ -106,10 +168,10 @@ def test_refusals_are_answered_with_their_reason(environment, app):
 
     app.set_up(server, [])
     for kind, status in (("INVALID_INPUT", 400), ("INFERENCE_ERROR", 500)):
-        answer = TestClient(server, raise_server_exceptions=False).get(f"/{kind}")
+        answer = TestClient(server, "http://localhost", raise_server_exceptions=False).get(f"/{kind}")
         assert (answer.status_code, answer.json()) == (status, {"detail": "expected one, found two"})
 
 
 def test_examples(app):
     assert doctest.testmod(app).failed == 0
-    assert doctest.testmod(importlib.import_module("lib.web")).attempted == 1
+    assert doctest.testmod(importlib.import_module("lib.web")).attempted == 2
