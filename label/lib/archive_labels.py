@@ -16,6 +16,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from lib.whole_scans import BROKEN_CONNECTION
 from monailabel.datastore.dicom import DICOMWebDatastore
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
@@ -37,6 +38,9 @@ def fetch_cases(datastore: DICOMWebDatastore, values: Mapping[str, int], bundle:
     Returns:
         ``image`` and ``label`` of each case, sorted by scan. A segmentation without any of the names, that does not fit
         its scan, or that cannot be read, is left out and named in the log.
+
+    Raises:
+        OSError: when the archive cannot be reached; see :data:`lib.whole_scans.BROKEN_CONNECTION`.
     """
     cases: dict[str, dict[str, str]] = {}
     images = set(datastore.list_images())
@@ -55,6 +59,8 @@ def fetch_cases(datastore: DICOMWebDatastore, values: Mapping[str, int], bundle:
         except ValueError as error:
             logger.warning("segmentation %s of scan %s left out: %s", series, image, error)
             continue
+        except BROKEN_CONNECTION:
+            raise
         except Exception:  # of one broken scan or segmentation, which must not keep the others from being learned from
             logger.exception("segmentation %s of scan %s left out, for one of them could not be read", series, image)
             continue
@@ -75,6 +81,8 @@ def _segmentations(datastore: DICOMWebDatastore) -> list[Dataset]:
             metadata = client.retrieve_series_metadata(str(series.StudyInstanceUID), str(series.SeriesInstanceUID))
             header = Dataset.from_json(metadata[0])
             _scan_of(header)
+        except BROKEN_CONNECTION:
+            raise
         except Exception as error:  # see above
             reason = f"{type(error).__name__}: {error}"
             logger.warning("segmentation %s left out: %s", series.get("SeriesInstanceUID"), reason)
@@ -147,10 +155,10 @@ def place_segments(segmentation: Any, header: ScanHeader, values: Mapping[str, i
         outside = (voxels < 0).any() or (voxels >= label.shape).any()
         if outside or np.abs(index - voxels).max(initial=0.0) > 0.05:
             raise ValueError(f"expected frame {number} to lie on voxels of its scan, found it at {index[:1].tolist()}")
-        place = tuple(voxels.T)
-        if (label[place] != 0).any():
+        index_of_all = tuple(voxels.T)
+        if (label[index_of_all] != 0).any():
             raise ValueError(f"expected segments that do not overlap, found that frame {number} overlaps another")
-        label[place] = value
+        label[index_of_all] = value
     if not label.any():  # OHIF writes an empty segment for each label of each model
         found = sorted(names.values())
         raise ValueError(f"expected something drawn in segments of the names {sorted(values)}, found segments {found}")

@@ -63,28 +63,41 @@ class CheckedInferTask(BundleInferTask):
         if not request.get("model_filename"):
             shortest = Path(default).with_name(offered[0])
             return shortest if shortest.exists() else Path(default)
-        path = Path(default).with_name(file_name(request["model_filename"]))
-        if not path.is_file():
-            there = sorted(each.name for each in path.parent.glob("*.pt"))
-            raise MONAILabelException(
-                MONAILabelError.INVALID_INPUT,
-                f"model_filename: expected one of {there} in {path.parent}, found {path.name}",
-            )
-        return path
+        return named_weights(Path(default).parent, request["model_filename"])
 
     def check_weights(self, path: Path | None) -> None:
         """Read the weights once for each state of their file."""
         if path is None or path.suffix == ".ts":  # TorchScript is not among what our bundles write
             return
         state = path.stat()
-        mark = (str(path), state.st_size, state.st_mtime_ns)
-        if mark == self._sound:
+        fingerprint = (str(path), state.st_size, state.st_mtime_ns)
+        if fingerprint == self._sound:
             return
         try:
             read_weights(path, need_checksums=True)
         except ValueError as error:
             raise MONAILabelException(MONAILabelError.INFERENCE_ERROR, str(error)) from error
-        self._sound = mark
+        self._sound = fingerprint
+
+
+def named_weights(models: Path, given: Any) -> Path:
+    """Find the weights that a request names.
+
+    Args:
+        models: folder of a bundle's weights.
+        given: see :func:`file_name`.
+
+    Raises:
+        MONAILabelException: when the name has a folder in it, or there is no such file, for which MONAI Label takes
+            another one, or none.
+    """
+    path = models / file_name(given)
+    if not path.is_file():
+        existing = sorted(each.name for each in models.glob("*.pt"))
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT, f"model_filename: expected one of {existing} in {models}, found {path.name}"
+        )
+    return path
 
 
 def file_name(given: Any) -> str:

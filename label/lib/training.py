@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.archive_labels import fetch_cases
-from lib.inference import file_name
-from lib.whole_scans import WholeScanDatastore
+from lib.inference import named_weights
+from lib.whole_scans import BROKEN_CONNECTION, WholeScanDatastore
 from monai.bundle import ConfigParser
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore
@@ -44,6 +44,7 @@ class GenesisTrainTask(BundleTrainTask):
     def __init__(self, path: str, conf: dict[str, str]) -> None:
         super().__init__(path, conf, load_strict=True)
         self.start_from = self.starts[0]
+        self.weights = Path(path) / "models" / "model.pt"
 
     def config(self) -> dict[str, Any]:
         """List the options that the viewer offers."""
@@ -63,7 +64,7 @@ class GenesisTrainTask(BundleTrainTask):
 
         Raises:
             MONAILabelException: when there is nothing to train on, ``start_from`` is something else, or the name of the
-                weights to go on from, ``model_filename``, has a folder in it.
+                weights to go on from, ``model_filename``, has a folder in it or is of no file.
         """
         asked = request.get("start_from", self.starts[0])
         self.start_from = asked if isinstance(asked, str) else asked[0]
@@ -71,9 +72,11 @@ class GenesisTrainTask(BundleTrainTask):
             raise MONAILabelException(
                 MONAILabelError.INVALID_INPUT, f"start_from: expected one of {self.starts}, found {self.start_from!r}"
             )
-        if request.get("model_filename"):
-            file_name(request["model_filename"])
-        return super().__call__({**request, "pretrained": self.start_from == "model"}, datastore)
+        given = request.get("model_filename")  # a viewer sends [] where there are no weights yet
+        models = Path(self.bundle_path) / "models"
+        self.weights = named_weights(models, given) if given else models / "model.pt"
+        checked = {"pretrained": self.start_from == "model", "model_filename": self.weights.name}
+        return super().__call__({**request, **checked}, datastore)
 
     def _fetch_datalist(self, request: dict[str, Any], datastore: Datastore) -> Cases:
         """List the labelled scans; those of an archive by the names of the bundle's labels."""
@@ -115,11 +118,10 @@ class GenesisTrainTask(BundleTrainTask):
         return overrides
 
     def _width_of_model(self) -> dict[str, Any]:
-        """The network has the width of the ``model.pt`` that it goes on from, as its ``model.json`` tells."""
-        models = Path(self.bundle_path) / "models"
-        if self.start_from != "model" or not (models / "model.pt").is_file():
+        """The network has the width of the weights that it goes on from, as the ``.json`` next to them tells."""
+        if self.start_from != "model" or not self.weights.is_file():
             return {}
-        features = read_model_settings(models).get("features")
+        features = read_model_settings(self.weights.parent, self.weights.name).get("features")
         return {"features": features} if features else {}
 
 
@@ -154,6 +156,8 @@ class PretrainTask(GenesisTrainTask):
                     logger.warning("%s: left out, expected the modality %s, found %s", name, expected, found)
                     continue
                 cases.append({"image": str(datastore.get_image_uri(name))})
+            except BROKEN_CONNECTION:
+                raise
             except Exception:  # of an archive's scans, which are downloaded and converted here
                 logger.exception("%s: left out, for it could not be read", name)
         return cases

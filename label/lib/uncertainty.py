@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lib.inference import CheckedInferTask
+from lib.whole_scans import BROKEN_CONNECTION
 from monai.inferers import Inferer
 from monai.transforms import Activationsd
 from monailabel.interfaces.datastore import Datastore
@@ -137,6 +138,8 @@ class UncertaintyScoring(ScoringMethod):
             try:
                 uri = datastore.get_image_uri(image)
                 _, data = task({"image": uri, "device": request.get("device", "cuda"), "logging": "WARNING"})
+            except BROKEN_CONNECTION:
+                raise
             except Exception as error:  # one broken scan must not keep the others from being scored
                 logger.exception("%s: could not be scored", image)
                 failed[image] = f"{type(error).__name__}: {error}"

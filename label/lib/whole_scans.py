@@ -12,6 +12,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import requests
 from filelock import FileLock
 from monai.transforms import LoadImage
 from monailabel.datastore.dicom import DICOMWebDatastore
@@ -25,6 +26,15 @@ from pydicom.dataset import Dataset
 from models_genesis.datasets.io.atomic_write import atomic_text
 
 logger = logging.getLogger(__name__)
+
+BROKEN_CONNECTION = (
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+    ConnectionError,
+    TimeoutError,
+)
+"""What says that the archive cannot be reached, of which no single scan is to blame."""
 
 
 class WholeScanDatastore(DICOMWebDatastore):

@@ -106,7 +106,7 @@ def test_the_network_has_the_width_of_the_model_it_goes_on_from(lib, tmp_path, t
     assert made._update_overrides({})["features"] == [16, 32, 64, 128]
     made.start_from = "scratch"
     assert "features" not in made._update_overrides({})
-    made.start_from, made.bundle_path = "model", str(tmp_path)
+    made.start_from, made.weights = "model", tmp_path / "model.pt"
     assert "features" not in made._update_overrides({})
 
 
@@ -224,6 +224,36 @@ def test_a_folder_in_the_name_of_the_weights_is_refused_by_training_too(trainer,
     with pytest.raises(MONAILabelException) as error:
         trainer({"model_filename": str(tmp_path / "model.pt")}, None)
     assert "expected a name without a folder" in error.value.msg
+
+
+def test_training_goes_on_from_the_weights_that_a_request_names(lib, tmp_path, monkeypatch):
+    """With their width; and MONAI Label would start again for a name of no file, and overwrite ``model.pt``."""
+    from monailabel.interfaces.exception import MONAILabelException
+    from monailabel.tasks.train.bundle import BundleTrainTask
+
+    from models_genesis.training import save_trained_weights
+
+    bundle = tmp_path / "genesis_lits_liver_ct_segmentation"
+    tool = runpy.run_path(str(ROOT / "label" / "copy_bundle.py"))["copy_bundle"]
+    tool(ROOT / "bundles" / bundle.name, bundle, {"features": [4, 8]})
+    task = lib["training"].GenesisTrainTask(str(bundle), {})
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(BundleTrainTask, "__call__", lambda self, request, store: asked.append(request) or {})
+    for nothing in ({}, {"model_filename": []}, {"model_filename": ""}):  # as viewers send it before a first training
+        task(nothing, None)
+    assert [each["model_filename"] for each in asked] == ["model.pt"] * 3
+    (bundle / "models").mkdir(exist_ok=True)
+    for name, features in (("model.pt", [4, 8]), ("wide.pt", [8, 16])):
+        save_trained_weights({"head.weight": torch.zeros(1)}, bundle / "models" / name, {"features": features})
+    for given, features in (({}, [4, 8]), ({"model_filename": "wide.pt"}, [8, 16])):
+        task(given, None)
+        assert task._update_overrides({})["features"] == features
+    assert asked[-1]["model_filename"] == "wide.pt"
+    for given in ("lost.pt", ["lost.pt", "model.pt"]):
+        with pytest.raises(MONAILabelException) as error:
+            task({"model_filename": given}, None)
+        assert "expected one of ['model.pt', 'wide.pt']" in error.value.msg and "found lost.pt" in error.value.msg
+    assert len(asked) == 5
 
 
 def segmentation(label: np.ndarray, affine: np.ndarray, names: dict[int, str], extra: tuple[str, ...] = ()) -> Any:
@@ -465,6 +495,33 @@ def test_a_scan_that_cannot_be_read_is_left_out_and_named(lib, labelled, caplog)
     archive.scan.write_bytes(b"no scan")
     assert lib["archive_labels"].fetch_cases(archive, {"liver": 1}, "bundle") == []
     assert "segmentation 1.10 of scan 1.5 left out" in caplog.text
+
+
+@pytest.mark.parametrize("step", ["search", "retrieve_series_metadata", "get_image_uri", "retrieve_series"])
+def test_a_broken_connection_is_not_one_bad_scan(step, lib, labelled, monkeypatch):
+    """With what can still be reached a training would overwrite the weights of all."""
+    import requests
+
+    archive, header, label = labelled
+    archive.store(segmentation(label, header.affine, {2: "liver"}), "1.10", "080000")
+
+    for error in (
+        requests.ConnectionError,
+        requests.Timeout,
+        requests.exceptions.ChunkedEncodingError,
+        ConnectionError,
+    ):
+
+        def broken(*args: Any, error: type[Exception] = error, **kwargs: Any) -> Any:
+            raise error("the archive does not answer")
+
+        monkeypatch.setattr(archive, "search_for_series" if step == "search" else step, broken)
+        with pytest.raises(error, match="the archive does not answer"):
+            lib["archive_labels"].fetch_cases(archive, {"liver": 1}, "bundle")
+        if step == "get_image_uri":
+            task = lib["training"].PretrainTask(str(ROOT / "bundles" / "genesis_chest_ct_pretraining"), {})
+            with pytest.raises(error, match="the archive does not answer"):
+                task._fetch_datalist({}, archive)
 
 
 @pytest.fixture
