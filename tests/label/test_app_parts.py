@@ -504,13 +504,23 @@ def test_a_broken_connection_is_not_one_bad_scan(step, lib, labelled, monkeypatc
 
     archive, header, label = labelled
     archive.store(segmentation(label, header.affine, {2: "liver"}), "1.10", "080000")
+    listed = archive.search_for_series({"Modality": "SEG"})
+    monkeypatch.setattr(archive, "search_for_series", lambda search_filters: listed)
 
-    for error in (
-        requests.ConnectionError,
-        requests.Timeout,
-        requests.exceptions.ChunkedEncodingError,
-        ConnectionError,
-    ):
+    class Sound:
+        """A model with weights, of which no more is asked."""
+
+        def is_valid(self) -> bool:
+            return True
+
+        def weights(self, request: dict[str, Any]) -> Path:
+            return archive.scan
+
+    scoring = lib["uncertainty"].UncertaintyScoring("liver", Sound)
+    monkeypatch.setattr(archive, "get_unlabeled_images", archive.list_images, raising=False)
+    monkeypatch.setattr(archive, "get_image_info", lambda name: {}, raising=False)
+    cut_off = requests.exceptions.ChunkedEncodingError
+    for error in (requests.ConnectionError, requests.Timeout, cut_off, ConnectionError):
 
         def broken(*args: Any, error: type[Exception] = error, **kwargs: Any) -> Any:
             raise error("the archive does not answer")
@@ -522,6 +532,8 @@ def test_a_broken_connection_is_not_one_bad_scan(step, lib, labelled, monkeypatc
             task = lib["training"].PretrainTask(str(ROOT / "bundles" / "genesis_chest_ct_pretraining"), {})
             with pytest.raises(error, match="the archive does not answer"):
                 task._fetch_datalist({}, archive)
+            with pytest.raises(error, match="the archive does not answer"):
+                scoring({}, archive)
 
 
 @pytest.fixture
