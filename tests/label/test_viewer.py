@@ -438,8 +438,13 @@ def test_one_command_starts_both_servers_and_ctrl_c_ends_them(launched, tmp_path
     assert {each["00100010"]["Value"][0]["Alphabetic"] for each in found} == {"PHANTOM-CT", "PHANTOM-MR"}
     names = {path.name for path in (tmp_path / "my storage" / "bundles").iterdir()}
     assert {LIDC, MSD} <= names
-    foreign = requests.get(f"{url}/proxy/dicom/qido/studies", headers={"Origin": "http://foreign.example"}, timeout=60)
+    page = {"Origin": "http://foreign.example"}
+    foreign = requests.get(f"{url}/proxy/dicom/qido/studies", headers=page, timeout=60)
     assert foreign.ok and "access-control-allow-origin" not in foreign.headers
+    answers = [requests.post(f"{url}/activelearning/first", headers=each, timeout=60) for each in ({}, page)]
+    assert [answer.status_code for answer in answers] == [200, 403]
+    rebound = requests.get(f"{url}/info/", headers={"Host": "foreign.example"}, timeout=60)
+    assert rebound.status_code == 403
     hand_in_as_documented(url, tmp_path)
     series = requests.get(f"{url}/proxy/dicom/qido/series", timeout=60).json()
     assert sorted((each["00080060"]["Value"][0], each["00100020"]["Value"][0]) for each in series) == [
