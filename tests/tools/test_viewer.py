@@ -66,6 +66,12 @@ def orthanc(viewer) -> None:
         pytest.skip(str(error))
 
 
+def heed_signals() -> None:
+    """Undo what nohup and a shell's background jobs hand down: signals that are ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path, viewer) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start the command in a process of its own, with the stand-in; gives the process when both servers run."""
@@ -87,6 +93,7 @@ sys.exit(viewer.main())
         line = [sys.executable, "-c", code, "--port", str(viewer.free_port()), *map(str, arguments)]
         process = subprocess.Popen(
             line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            preexec_fn=heed_signals,
             env={"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{package.parent}", "OMP_NUM_THREADS": "1", **variables},
         )  # fmt: skip
         started.append(process)
@@ -139,10 +146,11 @@ def test_a_signal_during_the_end_is_heard_after_it(viewer, tmp_path, monkeypatch
     (tmp_path / "main.py").write_text(STAND_IN)
     port = viewer.free_port()
     line = [sys.executable, tmp_path / "main.py", "--port", str(port), "stubborn"]
+    others = {each.pid for each in psutil.Process().children(recursive=True)}  # of tests before this one
     servers = []
     with pytest.raises(KeyboardInterrupt):
         with viewer.run_server(line, f"http://127.0.0.1:{port}/", tmp_path / "log", {}):
-            servers = psutil.Process().children(recursive=True)
+            servers = [each for each in psutil.Process().children(recursive=True) if each.pid not in others]
             code = f"""
 import os, signal, time
 while not os.path.exists({str(tmp_path / "asked")!r}):
