@@ -140,6 +140,15 @@ def test_a_second_signal_does_not_leave_a_server_behind(number, orthanc, series,
     wait_for(lambda: not running(servers))
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C raises in this process, which a shell may have started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_a_signal_during_the_end_is_heard_after_it(viewer, tmp_path, monkeypatch):
     """As when a server that does not start is ended, and then Ctrl-C comes."""
     monkeypatch.setattr(viewer, "GRACE", 2)
