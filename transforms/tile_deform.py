@@ -69,12 +69,9 @@ class RandGenesisDeformTiles(RandomizableTransform):
         deformed = np.empty(volume.shape, dtype=np.float32)
         for tile in dense_patch_slices(shape, self.cube_size, self.cube_size):
             where = (slice(None), *tile)
-            if self.slice_axis is None:
-                deformed[where] = self.deform(volume[where])[0]
-            else:
-                deformed[where] = np.expand_dims(
-                    self.deform(drop_axis(volume[where], self.slice_axis))[0], self.slice_axis + 1
-                )
+            cube = volume[where]
+            seen = cube if self.slice_axis is None else drop_axis(cube, self.slice_axis)
+            deformed[where] = self.deform(seen)[0].reshape(cube.shape)
         return convert_to_dst_type(deformed, img, dtype=np.float32)[0]
 
 

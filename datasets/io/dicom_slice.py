@@ -242,9 +242,7 @@ def _describe(base: DicomSlice, dataset: Any, stream: BinaryIO, start: int) -> l
         raise SliceError("other photometric interpretation", detail)
     if "ModalityLUTSequence" in dataset:
         raise SliceError("bad scaling", "expected a rescale slope and intercept, found a table of values")
-    syntax = str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID", "") or LITTLE_ENDIAN[0])
-    if syntax == DEFLATED:
-        raise SliceError("unreadable", "expected pixels that are not deflated as a whole file, found such")
+    syntax = read_syntax(dataset)
     pixels = check_pixels(stream, start, syntax, rows * columns * allocated // 8, frames)
     described = replace(
         base,
@@ -257,6 +255,21 @@ def _describe(base: DicomSlice, dataset: Any, stream: BinaryIO, start: int) -> l
     if frames > 1 or "PerFrameFunctionalGroupsSequence" in dataset:
         return _frames(described, dataset, frames)
     return [_place(described, dataset, dataset, dataset, dataset)]
+
+
+def read_syntax(dataset: Any) -> str:
+    """Read the transfer syntax of a file's pixels, that of DICOM's default where the file states none.
+
+    Args:
+        dataset: header of the image.
+
+    Raises:
+        SliceError: When the whole file is deflated.
+    """
+    syntax = str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID", "") or LITTLE_ENDIAN[0])
+    if syntax == DEFLATED:
+        raise SliceError("unreadable", "expected pixels that are not deflated as a whole file, found such")
+    return syntax
 
 
 def check_pixels(stream: BinaryIO, start: int, syntax: str, frame_bytes: int, frames: int) -> int:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -79,7 +78,8 @@ def open_picture(scan: str) -> tuple[ScanHeader, Callable[[], NDArray]]:
     try:
         with mapped_file(scan) as (_, content), Image.open(content, formats=_FORMATS) as picture:
             shape, mode, info = picture.size, picture.mode, dict(picture.info)
-            frames, kind = getattr(picture, "n_frames", 1), picture.format
+            frames = getattr(picture, "n_frames", 1)
+            head = bytes(content[: _PNG_COLOUR + 1]) if picture.format == "PNG" else b""
             # the base class's, for a PNG's own would decode all pixels to look behind them
             orientation = Image.Image.getexif(picture).get(_ORIENTATION, 1)
     except Exception as error:  # PIL raises many kinds for damaged files
@@ -91,7 +91,7 @@ def open_picture(scan: str) -> tuple[ScanHeader, Callable[[], NDArray]]:
     _check_orientation(scan, orientation)
     if "transparency" in info:
         raise BadScanError(scan, "transparent", "expected a picture without transparent values, found some")
-    depth = _check_kind(scan, kind, mode)
+    depth = _check_kind(scan, head, mode)
     if mode not in ("L", "I;16"):
         _gray(scan, depth)  # whether its channels are alike only the pixels say
     return flat_header(shape), lambda: _gray(scan, depth)
@@ -103,12 +103,11 @@ def _check_orientation(scan: str, orientation: int) -> None:
         raise BadScanError(scan, "rotated by EXIF", detail)
 
 
-def _check_kind(scan: str, kind: str | None, mode: str) -> int:
-    """Refuse kinds of which PIL would not give all bits, or that cannot be gray; give the bits of a value."""
-    head = b""
-    if kind == "PNG":
-        with Path(scan).open("rb") as file:
-            head = file.read(_PNG_COLOUR + 1)
+def _check_kind(scan: str, head: bytes, mode: str) -> int:
+    """Refuse kinds of which PIL would not give all bits, or that cannot be gray; give the bits of a value.
+
+    ``head`` is the beginning of a PNG file, empty of a JPEG, whose values have 8 bits.
+    """
     depth = head[_PNG_DEPTH] if head else 8
     if depth == 16 and head[_PNG_COLOUR] != _PNG_GRAY:
         detail = "expected one gray value a pixel where it has 16 bits, found colours or transparency"

@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .dicom_slice import (
-    DEFLATED,
-    LITTLE_ENDIAN,
     WARNINGS,
     SliceError,
     check_pixels,
     padding_ends,
     read_rescale,
+    read_syntax,
     state_syntax,
     stored_pixels,
 )
@@ -63,10 +62,7 @@ def open_radiograph(scan: str) -> tuple[ScanHeader, Callable[[], NDArray]]:
             start = content.tell()
             shape, spacing = _check(scan, dataset)
             _check_scaling(scan, dataset)
-            syntax = str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID", "") or LITTLE_ENDIAN[0])
-            if syntax == DEFLATED:
-                raise SliceError("unreadable", "expected pixels that are not deflated as a whole file, found such")
-            check_pixels(stream, start, syntax, shape[0] * shape[1] * int(dataset.BitsAllocated) // 8, 1)
+            check_pixels(stream, start, read_syntax(dataset), shape[0] * shape[1] * int(dataset.BitsAllocated) // 8, 1)
             facts = {
                 "modality": str(dataset.Modality),
                 "patient": str(dataset.get("PatientID") or ""),
