@@ -35,11 +35,7 @@ def read_origins(text: str) -> list[str]:
         >>> read_origins("http://localhost:3000, https://viewer.example.org"), read_origins("")
         (['http://localhost:3000', 'https://viewer.example.org'], [])
     """
-    origins = [each.strip() for each in text.split(",") if each.strip()]
-    for origin in origins:
-        if not re.fullmatch(r"https?://[^/*\s]+", origin):
-            raise ValueError(f"--conf origins {text}: expected addresses such as http://localhost:3000, found {origin}")
-    return origins
+    return _read_list("origins", text, r"https?://[^/*\s]+", "addresses such as http://localhost:3000")
 
 
 def read_hosts(text: str) -> list[str]:
@@ -55,11 +51,16 @@ def read_hosts(text: str) -> list[str]:
         >>> read_hosts("label.example.org, scans"), read_hosts("")
         (['label.example.org', 'scans'], [])
     """
-    hosts = [each.strip() for each in text.split(",") if each.strip()]
-    for host in hosts:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", host):
-            raise ValueError(f"--conf hosts {text}: expected names such as label.example.org, found {host}")
-    return hosts
+    return _read_list("hosts", text, r"[A-Za-z0-9_.-]+", "names such as label.example.org")
+
+
+def _read_list(key: str, text: str, pattern: str, expected: str) -> list[str]:
+    """Read a setting of texts with commas between them, each of which matches a pattern."""
+    found = [each.strip() for each in text.split(",") if each.strip()]
+    for each in found:
+        if not re.fullmatch(pattern, each):
+            raise ValueError(f"--conf {key} {text}: expected {expected}, found {each}")
+    return found
 
 
 class OwnPagesMiddleware:
