@@ -227,13 +227,11 @@ def literal(values: Sequence[float]) -> str:
     return f"[{','.join(map(str, values))}]"
 
 
-def common_keys(
-    settings: Settings, bundle: Path, features: Sequence[int], cube_size: Sequence[int] | None = None
-) -> list[str]:
+def common_keys(settings: Settings, bundle: Path, cube_size: Sequence[int] | None = None) -> list[str]:
     """The keys that all stages of a bundle share."""
     data = settings.out / "phantom"
     keys = ["--bundle_root", str(bundle), "--dataset_dir", str(data), "--datalist", str(data / "dataset.json")]
-    return [*keys, "--features", literal(features), "--cube_size", literal(cube_size or settings.cube_size)]
+    return [*keys, "--features", literal(settings.features), "--cube_size", literal(cube_size or settings.cube_size)]
 
 
 def pretraining(settings: Settings) -> list[Stage]:
@@ -249,7 +247,7 @@ def pretraining(settings: Settings) -> list[Stage]:
     voxels = settings.patients * 345 * 295 * 420 / math.prod(settings.spacing)  # mm of a typical patient
     phantom = ["--out", str(out / "phantom"), "--region", "chest_abdomen", "--patients", str(settings.patients)]
     phantom += ["--spacing", *map(str, settings.spacing), "--validation-fraction", "0.2", "--labels", "liver", "lesion"]
-    common = common_keys(settings, PRETRAINING, settings.features, settings.pretraining_cube)
+    common = common_keys(settings, PRETRAINING, settings.pretraining_cube)
     # The paper's rule for where cubes may start is made for lungs; these cubes are nearly as large as a lung. The rate
     # is ten times the default: this is a small network and some thousand steps.
     keys = ["--tissue_threshold", "$None", "--val_cubes_per_scan", str(settings.val_cubes_per_scan)]
@@ -283,7 +281,7 @@ def restoring(settings: Settings) -> list[Stage]:
         The stages.
     """
     out, configs = settings.out, PRETRAINING / "configs"
-    common = common_keys(settings, PRETRAINING, settings.features)
+    common = common_keys(settings, PRETRAINING)
     # larger cubes than those of the pretraining
     common += ["--ckpt_dir", str(out / "models"), "--allow_changed_settings", "True"]
     evaluate = ["--config_file", f"['{configs}/train.json','{configs}/evaluate.json']", *common]
@@ -308,7 +306,7 @@ def fine_tuning(settings: Settings) -> list[Stage]:
         The stages.
     """
     out, configs = settings.out, SEGMENTATION / "configs"
-    common = common_keys(settings, SEGMENTATION, settings.features)
+    common = common_keys(settings, SEGMENTATION)
     common += ["--ckpt_dir", str(out / "liver_models"), "--overlap", "0.25"]
     # These scans have one scanner's intensities, and the liver is on one side: there is no time to learn it mirrored.
     keys = ["--flip_prob", "0", "--intensity_prob", "0", "--warmup_epochs", "1", "--learning_rate", "0.005"]
