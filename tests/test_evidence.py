@@ -35,10 +35,23 @@ def scores(study: str) -> dict[tuple[str, int, str], float]:
     return {(row["arm"], int(row["seed"]), row["rate"]): float(row["score"]) for row in rows}
 
 
+def part_of(heading: str) -> str:
+    """What stands below a heading, up to the next one."""
+    return TEXT.split(heading, 1)[1].split("\n#", 1)[0]
+
+
 def lines_of(heading: str) -> list[list[str]]:
     """Cells of the tables below a heading."""
-    part = TEXT.split(heading, 1)[1].split("\n#", 1)[0]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:1] == "|"]
+    lines = part_of(heading).splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+
+
+def check_differences(heading: str, rows: list[dict[str, str]]) -> None:
+    """Each contrast stands below the heading with its interval."""
+    part = part_of(heading).replace("95 % interval ", "").replace(" over patients", "")
+    for row in rows:
+        difference, low, high = (f"{float(row[key]):+.3f}" for key in ("difference", "low", "high"))
+        assert f"{difference} ({low} to {high}" in part, f"{row['arm']} against {row['against']}"
 
 
 def never_found(study: str) -> str:
@@ -129,12 +142,9 @@ def test_candidates_by_fold_and_seed(study, heading):
     ],
 )
 def test_differences_and_intervals(study, heading):
-    part = TEXT.split(heading, 1)[1].split("\n#", 1)[0].replace("95 % interval ", "").replace(" over patients", "")
     rows = [row for row in rows_of(study, "contrasts.csv") if row["rate_kind"] == "common" and row["difference"]]
     assert len(rows) == 3
-    for row in rows:
-        difference, low, high = (f"{float(row[key]):+.3f}" for key in ("difference", "low", "high"))
-        assert f"{difference} ({low} to {high}" in part, f"{row['arm']} against {row['against']}"
+    check_differences(heading, rows)
 
 
 @pytest.mark.parametrize(
@@ -192,10 +202,7 @@ def test_each_start_at_its_best_rate():
     for row in rows_of(study, "scores.csv"):
         name = f"{row['arm']}, {row['rate']}" + (" (its best)" if row["rate"] == best[row["arm"]] else "")
         assert lines[name] == [f"{float(score):.3f}" for score in (*row["by_seed"].split(), row["score"])]
-    part = TEXT.split(heading, 1)[1].split("\n#", 1)[0].replace("95 % interval ", "").replace(" over patients", "")
-    for row in rows_of(study, "contrasts.csv"):
-        difference, low, high = (f"{float(row[key]):+.3f}" for key in ("difference", "low", "high"))
-        assert f"{difference} ({low} to {high}" in part
+    check_differences(heading, rows_of(study, "contrasts.csv"))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +215,7 @@ def test_what_is_quoted_says_what_the_best_rates_show(page):
 
 
 def test_random_weights_with_more_steps_against_fewer():
-    part = TEXT.split("### Each start at its best rate", 1)[1].split("\n#", 1)[0]
+    part = part_of("### Each start at its best rate")
     (more,) = [
         row
         for row in rows_of("candidates_rates", "scores.csv")
