@@ -12,17 +12,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from demo_report import Run, StageRecord, write_report
+from demo_settings import Settings
+from demo_study import study_file, study_results, write_study
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINING = ROOT / "bundles" / "genesis_chest_ct_pretraining"
 SEGMENTATION = ROOT / "bundles" / "genesis_lits_liver_ct_segmentation"
 RUN = [sys.executable, "-m", "monai.bundle", "run"]
 PHANTOM = [sys.executable, "-m", "models_genesis.datasets", "phantom"]
+TRANSFER = [sys.executable, "-m", "models_genesis.transfer"]
 
 # Training frees and asks for the same tens of MB again and again. glibc's defaults give them back to the system each
 # time, and 7,700 pages a cube are mapped and cleared again; torch's large pages and a heap that keeps them save a
@@ -32,59 +35,6 @@ ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
 }
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the demo does, on scans that are coarse so that a processor can go through them often.
-
-    Args:
-        out: folder of everything the demo writes.
-        patients: number of phantom patients; a fifth is kept for validation.
-        spacing: voxel sides of the scans, mm.
-        features: channels of the network.
-        cube_size: of fine-tuning, evaluation and windows, voxels.
-        pretraining_cube: of pretraining: small, for the number of steps counts most in the first minutes.
-        pretraining_batch: cubes in a step of pretraining.
-        batch_size: cubes in a step of fine-tuning.
-        epochs: of pretraining.
-        cubes_per_scan: in an epoch of pretraining.
-        val_cubes_per_scan: restored in each validation.
-        liver_epochs: of fine-tuning.
-        cubes_per_case: in an epoch of fine-tuning.
-    """
-
-    out: Path
-    patients: int = 10
-    spacing: tuple[float, float, float] = (4, 4, 4)
-    features: tuple[int, ...] = (8, 16, 32, 64)
-    cube_size: tuple[int, int, int] = (32, 32, 32)
-    pretraining_cube: tuple[int, int, int] = (24, 24, 24)
-    pretraining_batch: int = 6
-    batch_size: int = 4
-    epochs: int = 20
-    cubes_per_scan: int = 60
-    val_cubes_per_scan: int = 24
-    liver_epochs: int = 8
-    cubes_per_case: int = 24
-
-    def as_text(self) -> dict[str, str]:
-        """The settings that decide the result, as text."""
-        values = {name: value for name, value in asdict(self).items() if name != "out"}
-        return {
-            name: ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            for name, value in values.items()
-        }
-
-    @property
-    def validation_patients(self) -> int:
-        """How many patients the phantom keeps for validation."""
-        return round(self.patients * 0.2)
-
-    @property
-    def training_patients(self) -> int:
-        """How many patients both trainings see."""
-        return self.patients - self.validation_patients
 
 
 @dataclass
@@ -127,9 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.patients < 5:
         parser.error(f"--patients: expected 5 or more, of which a fifth validates, found {parsed.patients}")
     settings = Settings(parsed.out.resolve(), parsed.patients, epochs=parsed.epochs, liver_epochs=parsed.liver_epochs)
+    write_study(SEGMENTATION, settings)
     print("Timing a few steps on this machine ...", flush=True)
     timing = measure_machine(settings)
-    stages = pretraining(settings) + fine_tuning(settings)
+    stages = pretraining(settings) + fine_tuning(settings) + comparing(settings)
     total = sum(stage.estimate(timing) for stage in stages)
     print(
         f"On this {timing['device']} the demo will take about {readable(total)}, in {len(stages)} stages.", flush=True
@@ -309,7 +260,16 @@ def fine_tuning(settings: Settings) -> list[Stage]:
     common = common_keys(settings, SEGMENTATION)
     common += ["--ckpt_dir", str(out / "liver_models"), "--overlap", "0.25"]
     # These scans have one scanner's intensities, and the liver is on one side: there is no time to learn it mirrored.
-    keys = ["--flip_prob", "0", "--intensity_prob", "0", "--warmup_epochs", "1", "--learning_rate", "0.005"]
+    keys = [
+        "--flip_prob",
+        "0",
+        "--intensity_prob",
+        "0",
+        "--warmup_epochs",
+        "1",
+        "--learning_rate",
+        str(settings.liver_rate),
+    ]
     interval = validation_interval(settings.liver_epochs, 4)
     keys += [
         "--epochs",
@@ -344,6 +304,30 @@ def fine_tuning(settings: Settings) -> list[Stage]:
             [*RUN, *predict, "--output_dir", str(out / "liver_predicted")],
             lambda t: windows * t["window"],
         ),
+    ]
+
+
+def comparing(settings: Settings) -> list[Stage]:
+    """The stages that ask whether the pretraining helped: the same short training from both starts, several times.
+
+    Args:
+        settings: what to run.
+
+    Returns:
+        The stages.
+    """
+    results = str(study_results(settings.out))
+    run = ["run", str(study_file(settings.out)), "--out", results, "--threads", str(os.cpu_count())]
+    trainings = 2 * settings.study_seeds
+    # each training is validated once, on one case, and then evaluated
+    windows = (1 + settings.validation_patients) * 4 * 4 * 5
+    return [
+        Stage(
+            "Ask whether it helps: short trainings from random and from pretrained weights",
+            [*TRANSFER, *run],
+            lambda t: trainings * (settings.study_steps * t["fine_tuning_step"] + windows * t["window"]),
+        ),
+        Stage("Report what that found", [*TRANSFER, "report", results]),
     ]
 
 

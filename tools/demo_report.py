@@ -21,6 +21,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from demo_study import study_results
 from matplotlib.image import imsave
 
 from models_genesis.datasets.io.atomic_write import atomic_text
@@ -49,6 +50,7 @@ summary{cursor:pointer;font-weight:600}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f4f6f8;padding:.6rem;border-radius:.3rem;font-size:.82rem}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.88rem}
+iframe{width:100%;height:80vh;border:1px solid var(--line);border-radius:.3rem}
 td,th{padding:.2rem .8rem .2rem 0;text-align:left;border-bottom:1px solid var(--line);white-space:nowrap}
 """
 
@@ -126,7 +128,7 @@ def write_report(out: Path, run: Run) -> Path:
     Returns:
         The file.
     """
-    body = "".join((answers(out, run), restored_scans(out, run), livers(out), folded(out, run)))
+    body = "".join((answers(out, run), restored_scans(out, run), livers(out), folded(out, run), study(out)))
     page = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Models Genesis, tried out</title><style>{STYLE}</style></head><body><main>
@@ -308,6 +310,33 @@ def livers(out: Path) -> str:
     )
 
 
+def study(out: Path) -> str:
+    """The end of the page: whether the pretraining helped, in a sentence, each start's scores, and the whole report.
+
+    Args:
+        out: folder of the demo.
+
+    Returns:
+        HTML.
+    """
+    results = study_results(out)
+    found = json.loads((results / "results.json").read_text(encoding="utf-8"))
+    answer = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in found["answer"])
+    rows = [
+        [line["arm"], f"{line['score']:.3f}", ", ".join(f"{score:.3f}" for score in line["by_seed"])]
+        for line in found["scores"]
+    ]
+    report = html.escape((results / "report.html").read_text(encoding="utf-8"))
+    return (
+        "<h2>Does the pretraining help?</h2><p>The livers once more, from a few labels only: short trainings from "
+        "random and from the pretrained weights, several of each. So few of them show large differences only; your own "
+        "scans are asked by the same two commands.</p>"
+        f"{answer}{html_table(['start', 'mean Dice', 'each training'], rows)}"
+        "<details><summary>The whole report of this study</summary>"
+        f'<iframe title="Report of the study" srcdoc="{report}"></iframe></details>'
+    )
+
+
 def folded(out: Path, run: Run) -> str:
     """What only some readers want: more pictures, all numbers, commands, settings and the machine.
 
@@ -382,9 +411,21 @@ def table(path: Path) -> str:
     """
     with path.open(newline="") as file:
         header, *rows = csv.reader(file)
+    return html_table(header, [[re.split(r"[\\/]", cell)[-1] for cell in row] for row in rows])
+
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table that scrolls by itself where it is wider than the screen.
+
+    Args:
+        header: names of the columns.
+        rows: cells.
+
+    Returns:
+        The table.
+    """
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    names = [[re.split(r"[\\/]", cell)[-1] for cell in row] for row in rows]
-    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in names]
+    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
     return f'<div class="scroll"><table><tr>{head}</tr>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
 
 

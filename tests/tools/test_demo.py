@@ -19,6 +19,7 @@ from matplotlib.image import imread, imsave
 from monai.bundle import ConfigParser
 
 from models_genesis.training import refuse_unknown_overrides
+from models_genesis.transfer.study import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMING = {
@@ -45,13 +46,13 @@ def demo_report(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def all_stages(demo: Any, out: Path) -> list[Any]:
     settings = demo.Settings(out)
-    return demo.pretraining(settings) + demo.fine_tuning(settings)
+    return demo.pretraining(settings) + demo.fine_tuning(settings) + demo.comparing(settings)
 
 
 def test_every_key_of_every_stage_is_one_of_its_bundle(demo, tmp_path):
     commands = [stage.command for stage in all_stages(demo, tmp_path)]
     runs = [command[len(demo.RUN) :] for command in commands if command[: len(demo.RUN)] == demo.RUN]
-    assert len(runs) == len(commands) - 1
+    assert len(runs) == len(commands) - 3  # the phantom, the study and its report
     for arguments in runs:
         refuse_unknown_overrides(["monai/bundle/__main__.py", "run", *arguments])
 
@@ -104,6 +105,22 @@ def write_errors(out: Path, restored: float) -> None:
     imsave(folder / "restoration.png", np.zeros((4, 4)))
 
 
+STUDY = {
+    "answer": ["With 2 labelled patients, pretrained against scratch: Dice +0.123 <shown>."],
+    "scores": [
+        {"arm": "scratch", "score": 0.5, "by_seed": [0.4, 0.6]},
+        {"arm": "pretrained", "score": 0.6234, "by_seed": [0.6, 0.65]},
+    ],
+}
+STUDY_REPORT = '<!DOCTYPE html><p class="answer">"all" & more</p>'
+
+
+def write_study_results(out: Path) -> None:
+    (out / "study").mkdir()
+    (out / "study" / "results.json").write_text(json.dumps(STUDY))
+    (out / "study" / "report.html").write_text(STUDY_REPORT)
+
+
 def write_results(out: Path, restored: float, dice: str) -> None:
     """What the stages leave behind, as far as the report reads it."""
     affine = np.diag([4.0, 4.0, 4.0, 1.0])
@@ -112,6 +129,7 @@ def write_results(out: Path, restored: float, dice: str) -> None:
     nib.save(nib.Nifti1Image(image, affine), out / "phantom" / "imagesTr" / "a.nii.gz")
     (out / "phantom" / "dataset.json").write_text(json.dumps({"validation": [{"image": "./imagesTr/a.nii.gz"}]}))
     write_errors(out, restored)
+    write_study_results(out)
     folder = out / "restored" / "a"
     folder.mkdir(parents=True)
     for kind in ("deformed", "restored"):
@@ -163,6 +181,38 @@ def test_the_answer_comes_first_and_is_what_was_measured(demo, demo_report, tmp_
     assert shown[0][1] == share and shown[1][1] == (f"{float(dice):.2f}" if dice else "nan")
     order = [page.index(text) for text in ('class="answers"', "<img", "<details", "monai.bundle")]
     assert order == sorted(order)
+
+
+def test_the_page_ends_with_the_study_its_answer_and_its_whole_report(demo, demo_report, tmp_path):
+    page = page_of(demo, demo_report, tmp_path / "results", 0.015, "0.86")
+    end = page[page.index("Does the pretraining help?") :]
+    assert "monai.bundle run" not in end and "<h2>" not in end
+    assert html.escape(STUDY["answer"][0]) in end
+    cells = re.findall("<td>([^<]*)</td>", end)
+    assert cells == ["scratch", "0.500", "0.400, 0.600", "pretrained", "0.623", "0.600, 0.650"]
+    assert html.unescape(re.findall('srcdoc="([^"]*)"', end)[0]) == STUDY_REPORT
+
+
+def test_the_study_is_one_of_its_bundle_and_starts_from_the_pretrained_weights(demo, tmp_path):
+    settings = demo.Settings(tmp_path / "new", study_seeds=2, study_labels=3)
+    demo.write_study(demo.SEGMENTATION, settings)
+    arguments = demo.comparing(settings)[0].command[len(demo.TRANSFER) + 1 :]
+    study = load_study(arguments[0])
+    assert study.seeds == (0, 1) and study.labels == (3,) and not study.folds > 1
+    assert [arm.weights for arm in study.arms.values()] == [None, str(settings.out / "models" / "model.pt")]
+    assert study.test_lists == ("validation",)
+    trained = demo.fine_tuning(settings)[0].command
+    for key in ("features", "cube_size", "batch_size", "flip_prob", "intensity_prob", "learning_rate"):
+        value = {**study.overrides, **study.train_overrides, "learning_rate": study.rates.common}[key]
+        assert json.loads(trained[trained.index(f"--{key}") + 1]) == value
+
+
+def test_an_earlier_study_does_not_stand_in_the_way(demo, tmp_path):
+    """Other weights behind an arm are refused in the folder of results, so a second demo starts with none."""
+    settings = demo.Settings(tmp_path)
+    write_study_results(tmp_path)
+    demo.write_study(demo.SEGMENTATION, settings)
+    assert not (tmp_path / "study").exists() and (tmp_path / "study.json").is_file()
 
 
 @pytest.mark.parametrize("axcodes", ["RAS", "LPS", "SAR"])
