@@ -64,31 +64,37 @@ class EpochSampler(Sampler[int]):
         self.fixed = fixed
         self.even_divisible = even_divisible
         self.epoch = 0
+        self.start = 0
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch, from 0; without effect where the sampler is fixed.
 
         Args:
             epoch: its number.
+            start: this process's samples of the epoch that are done already, as after a resume in its middle.
 
         Raises:
-            ValueError: When it is negative.
+            ValueError: When one of them is negative, or the epoch has not as many samples.
         """
         if epoch < 0:
             raise ValueError(f"epoch must be 0 or more, got {epoch}.")
+        if not 0 <= start <= len(self):
+            raise ValueError(f"start must lie in 0 to {len(self)}, the samples of an epoch, got {start}.")
         self.epoch = 0 if self.fixed else epoch
+        self.start = start
 
     def __iter__(self) -> Iterator[int]:
-        """Yield this process's indices of the epoch."""
+        """Yield this process's indices of the epoch, from the start on."""
         order: NDArray[np.int64] = np.arange(self.length)
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
         if self.even_divisible:
             order = np.resize(order, -(-self.length // self.num_replicas) * self.num_replicas)
-        return iter((self.epoch * self.length + order[self.rank :: self.num_replicas]).tolist())
+        own = order[self.rank :: self.num_replicas][self.start :]
+        return iter((self.epoch * self.length + own).tolist())
 
     def __len__(self) -> int:
-        """Count this process's indices."""
+        """Count this process's indices of a whole epoch."""
         if self.even_divisible:
             return -(-self.length // self.num_replicas)
         return len(range(self.rank, self.length, self.num_replicas))

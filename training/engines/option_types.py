@@ -214,6 +214,7 @@ OPTION_KINDS: dict[str, Kind] = {
     "network": COMPONENT,
     "num_workers": number(0, whole=True),
     "seed": number(0, whole=True),
+    "save_every_minutes": optional(POSITIVE),
     # training
     **dict.fromkeys(("epochs", "val_interval", "batch_size", "eval_batch_size", "sw_batch_size"), COUNT),
     **dict.fromkeys(("cubes_per_case", "cubes_per_scan", "val_cubes_per_scan", "num_resamples"), COUNT),

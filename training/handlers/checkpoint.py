@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ...datasets.io.atomic_write import sweep_temporary
 from ...datasets.loading.processes import process_rank
+from ...datasets.loading.samplers import EpochSampler
+from ...networks.weight_container import named_tensors, non_finite
 from ...networks.weight_files import save_weights
 from ..engines.model_settings import save_trained_weights
 from .birth_certificate import CERTIFICATE, data_of_birth, session_of_now, sources_of_run, write_birth_certificate
-from .last_states import check_room, read_last_state, state_before, write_last_state
+from .history import EpochPart, TrainingHistory
+from .last_states import check_room, read_last_state, read_state_within_epoch, state_before, write_last_state
 from .run_lock import FolderLock, hold_folder
 from .run_settings import (
     ChangedSettingsError,
@@ -36,6 +40,7 @@ from .run_settings import (
     steps_of_schedule,
     take_over_schedule,
 )
+from .schedule_step import steps_within_epoch
 
 __all__ = ["TrainingCheckpoint"]
 
@@ -50,6 +55,10 @@ class TrainingCheckpoint:
     stopping and the random states; MONAI Label takes the file with the shortest name, so this name must be the longer
     one. MONAI's ``CheckpointSaver`` writes in place and forgets its best metric when it resumes: a full disk would
     leave half a file and a resumed run could overwrite better weights by worse.
+
+    With ``save_every_minutes`` the middle of a long epoch is saved too, as ``last_iteration.pt``, which the end of the
+    epoch removes: resuming takes it, with the batches that are left of the epoch, and equals a training that was never
+    interrupted. With other settings, for which the rest of an epoch would be another one, the last whole epoch counts.
 
     The state before stays as ``last_epoch_before_1.pt``: where ``last_epoch.pt`` is damaged, resuming falls back to it
     with a warning. While the training runs it holds the folder, so that a second one is refused.
@@ -74,9 +83,13 @@ class TrainingCheckpoint:
         settings: those that the result depends on; None takes them from the bundle's config.
         model_settings: those that inference has to know; they are written to ``model.json`` with the weights. None
             writes the weights alone.
+        save_every_minutes: time from one state within an epoch to the next; None saves after epochs alone, and so
+            does a training whose loader has no ``EpochSampler``.
+        history: the handler that sums the epoch's losses, which ``save_every_minutes`` needs.
 
     Raises:
-        ValueError: when ``keep_last`` is below 1.
+        ValueError: when ``keep_last`` is below 1, ``save_every_minutes`` is not above 0, or there is no ``history``
+            that it needs.
     """
 
     def __init__(
@@ -93,7 +106,14 @@ class TrainingCheckpoint:
         resume_changed: bool = False,
         settings: Mapping[str, Any] | None = None,
         model_settings: Mapping[str, Any] | None = None,
+        save_every_minutes: float | None = None,
+        history: TrainingHistory | None = None,
     ) -> None:
+        if save_every_minutes is not None and not (save_every_minutes > 0 and history is not None):
+            raise ValueError(
+                f"save_every_minutes: expected minutes above 0 and the run's history, found {save_every_minutes!r} "
+                f"and {history!r}"
+            )
         if isinstance(keep_last, bool) or not isinstance(keep_last, int) or not 1 <= keep_last <= 100:
             raise ValueError(f"keep_last: expected a whole number from 1 to 100, found {keep_last!r}")
         self.keep_last = keep_last
@@ -102,6 +122,10 @@ class TrainingCheckpoint:
             raise ValueError("--resume_changed True goes with --resume True")
         self.best_path = Path(ckpt_dir) / "model.pt"
         self.last_path = Path(ckpt_dir) / "last_epoch.pt"
+        self.within_path = Path(ckpt_dir) / "last_iteration.pt"
+        self.save_every_minutes = save_every_minutes
+        self.history = history
+        self._saved_at = time.monotonic()
         self.network = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -122,6 +146,9 @@ class TrainingCheckpoint:
             engine: the MONAI trainer.
         """
         engine.add_event_handler(Events.STARTED, self.start)
+        if self.save_every_minutes is not None:
+            # before a batch is asked for: what belongs to the step before is done, whatever handlers it has
+            engine.add_event_handler(Events.GET_BATCH_STARTED, self._save_when_due)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)
         engine.add_event_handler(Events.COMPLETED, self._certify_or_say_why_not)
 
@@ -141,15 +168,17 @@ class TrainingCheckpoint:
             self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.save_best)  # an evaluation writes no weights
         if self.rank == 0:
             self._lock = hold_folder(engine, self.best_path.parent)
-            names = [self.best_path.name, self.last_path.name]
+            names = [self.best_path.name, self.last_path.name, self.within_path.name]
             sweep_temporary(self.best_path.parent, names, older_than=0)
             check_room(self.best_path.parent, self.network, self.keep_last)
         if self.resume:
             self._load(engine)
-        elif self.rank == 0 and self.last_path.exists():
+        elif self.rank == 0 and (self.last_path.exists() or self.within_path.exists()):
             logger.warning("%s of an earlier run will be overwritten; --resume True goes on from it", self.last_path)
             for before in self.last_path.parent.glob(state_before(self.last_path, 0).name.replace("0", "*")):
                 before.unlink()  # a state of another run is nothing to fall back to
+            self.within_path.unlink(missing_ok=True)
+        self._saved_at = time.monotonic()
         if self.rank == 0:
             if not self.resume and self.best_path.with_name(CERTIFICATE).exists():
                 logger.warning("%s and its birth certificate will be overwritten by this training", self.best_path)
@@ -182,14 +211,52 @@ class TrainingCheckpoint:
             return
         if self._sessions:
             self._sessions[-1]["last_epoch"] = engine.state.epoch
+        self._write(self.last_path, self._state(engine, engine.state.epoch), self.keep_last)
+        self.within_path.unlink(missing_ok=True)
+
+    def _save_when_due(self, engine: Engine) -> None:
+        """Save within an epoch where the last state is old enough."""
+        assert self.save_every_minutes is not None
+        if time.monotonic() - self._saved_at >= 60 * self.save_every_minutes:
+            self.save_within_epoch(engine)
+
+    def save_within_epoch(self, engine: Engine) -> None:
+        """Write ``last_iteration.pt`` between two steps of an epoch; nothing where none of its steps is done.
+
+        Weights that are not finite are not written: the guard against them is about to end the training.
+
+        Args:
+            engine: the trainer.
+        """
+        if self.rank != 0 or self.history is None or not self._can_divide(engine) or steps_within_epoch(engine) == 0:
+            return
+        state = self._state(engine, engine.state.epoch - 1)
+        if non_finite(dict(named_tensors(state["model"], "model"))):
+            return
+        self._write(self.within_path, {**state, "part_of_epoch": self.history.part()._asdict()}, 1)
+        logger.info("saved %s (epoch %d, iteration %d)", self.within_path, engine.state.epoch, engine.state.iteration)
+
+    def _write(self, path: Path, state: Mapping[str, Any], keep: int) -> None:
+        if self._lock is not None:
+            self._lock.check()
+        write_last_state(path, state, keep)
+        self._saved_at = time.monotonic()
+
+    def _state(self, engine: Engine, epochs: int) -> dict[str, Any]:
+        """All that a training goes on from.
+
+        Args:
+            engine: the trainer.
+            epochs: number of whole epochs that are done.
+        """
         stopping = self.early_stop._handler if self.early_stop is not None else None
         scaler = getattr(engine, "scaler", None)
-        state = {
+        return {
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
-            "epoch": engine.state.epoch,
+            "epoch": epochs,
             "iteration": engine.state.iteration,
             "best_metric": float(self.evaluator.state.best_metric),
             "best_metric_epoch": self.evaluator.state.best_metric_epoch,
@@ -199,9 +266,6 @@ class TrainingCheckpoint:
             "settings": self._all_settings(engine),
             "sessions": list(self._sessions),
         }
-        if self._lock is not None:
-            self._lock.check()
-        write_last_state(self.last_path, state, self.keep_last)
 
     def certify(self, engine: Engine) -> None:
         """Write ``birth_certificate.json`` next to ``model.pt``, if this training has written it.
@@ -240,7 +304,8 @@ class TrainingCheckpoint:
             logger.exception("%s: no birth certificate could be written", self.best_path)
 
     def _load(self, engine: Engine) -> None:
-        state = read_last_state(self.last_path, set_aside=self.rank == 0)
+        state = self._newest_state(engine)
+        part = state.get("part_of_epoch")
         changes: dict[str, tuple[Any, Any]] = {}
         try:
             changes = self._refuse_changes(state, engine)
@@ -265,13 +330,56 @@ class TrainingCheckpoint:
         self.evaluator.state.best_metric = state["best_metric"]
         self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
         engine.state.epoch, engine.state.iteration = state["epoch"], state["epoch"] * engine.state.epoch_length
+        if part is not None and self.history is not None:
+            engine.state.iteration = state["iteration"]
+            self.history.go_on(EpochPart(**part))
         engine.state.history = list(state.get("history", []))
         self._sessions = list(state.get("sessions", [{"first_epoch": 1, "last_epoch": state["epoch"], "code": None}]))
         if "seed" not in changes:
             _restore_random_states(state["random_states"])
+            if part is not None:  # once more, since the loader draws a number when its epoch is begun
+                first_step = Events.ITERATION_STARTED(once=engine.state.iteration + 1)
+                engine.add_event_handler(first_step, lambda: _restore_random_states(state["random_states"]))
         if changes:
             self._note_changes(engine, changes)
-        logger.info("resumed from %s: %d epochs done", self.last_path, state["epoch"])
+        logger.info(
+            "resumed from %s: %d epochs done%s",
+            self.last_path if part is None else self.within_path,
+            state["epoch"],
+            "" if part is None else f", and {steps_within_epoch(engine)} steps of the next",
+        )
+
+    def _newest_state(self, engine: Engine) -> dict[str, Any]:
+        """Read the state to go on from: that of the middle of an epoch if it is whole and this training can use it."""
+        within = read_state_within_epoch(self.within_path, set_aside=self.rank == 0)
+        last = None
+        if within is None or self._has_epochs():
+            last = read_last_state(self.last_path, set_aside=self.rank == 0)
+        if within is None or (last is not None and last["iteration"] >= within["iteration"]):
+            assert last is not None
+            return last  # the run ended right after it was written
+        obstacle = ""
+        if changes := self._refuse_changes(within, engine):
+            obstacle = f"with other settings ({describe_changes(changes)}) the rest of its epoch would be another one"
+        elif not self._can_divide(engine):
+            obstacle = "this training cannot begin within an epoch, since its loader has no EpochSampler"
+        if not obstacle:
+            return within
+        if last is None:
+            raise ChangedSettingsError(
+                f"{self.within_path} was saved in the middle of the first epoch, and {obstacle}: give the settings as "
+                "they were, or train again without --resume"
+            )
+        logger.warning("%s is not used: %s. Going on from the last whole epoch", self.within_path, obstacle)
+        return last
+
+    def _can_divide(self, engine: Engine) -> bool:
+        """Tell whether the trainer can begin in the middle of an epoch."""
+        sampler = getattr(engine.state.dataloader, "sampler", None)
+        return isinstance(sampler, EpochSampler) and self.history is not None
+
+    def _has_epochs(self) -> bool:
+        return self.last_path.exists() or state_before(self.last_path, 1).exists()
 
     def _all_settings(self, engine: Engine) -> dict[str, Any]:
         """The settings of the run, with what only its data sets tell."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -22,17 +23,24 @@ class GracefulShutdown:
     """Turn SIGTERM into an ordinary exit, and say on any interruption how to go on.
 
     Job schedulers send SIGTERM before they kill. Without this handler Python dies at once, leaving loader processes and
-    temporary files behind.
+    temporary files behind. With ``save`` the step that is under way is finished and saved first; a second SIGTERM, or
+    one while an epoch is validated, ends the training at once. The exit status is 143, that of SIGTERM.
 
     Args:
         advice: what to tell the user, e.g. how to resume.
+        save: saves a training between two steps of an epoch; None ends it at once.
     """
 
     def __init__(
-        self, advice: str = "run the same command with --resume True to go on after the last whole epoch"
+        self,
+        advice: str = "run the same command with --resume True to go on from the last state that was saved",
+        save: Callable[[Engine], None] | None = None,
     ) -> None:
         self.advice = advice
+        self.save = save
         self._previous: Any = None
+        self._within_epoch = False
+        self._asked = False
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer.
@@ -41,6 +49,10 @@ class GracefulShutdown:
             engine: the trainer.
         """
         engine.add_event_handler(Events.STARTED, self._install)
+        if self.save is not None:
+            engine.add_event_handler(Events.EPOCH_STARTED, self._enter_epoch)
+            engine.add_event_handler(Events.GET_BATCH_STARTED, self._save_and_stop)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._leave_epoch)
         engine.add_event_handler(Events.COMPLETED, self._uninstall)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._interrupted)
         engine.add_event_handler(Events.EXCEPTION_RAISED, _raise_again)
@@ -49,7 +61,27 @@ class GracefulShutdown:
         self._go_first(engine)
         # Python allows signal handlers in the main thread alone; elsewhere (MONAI Label) the server owns the signals.
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, _exit_on_sigterm)
+            self._previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        if not self._within_epoch or self._asked:
+            raise SystemExit(128 + number)
+        self._asked = True
+
+    def _enter_epoch(self, engine: Engine) -> None:
+        self._within_epoch = True
+
+    def _save_and_stop(self, engine: Engine) -> None:
+        """Before the next batch is asked for: all that belongs to the step before is done."""
+        if self._asked and self.save is not None:
+            self.save(engine)
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def _leave_epoch(self, engine: Engine) -> None:
+        """A validation may take longer than a scheduler waits, so a request in the last step is met before it."""
+        self._within_epoch = False
+        if self._asked:
+            raise SystemExit(128 + signal.SIGTERM)
 
     def _go_first(self, engine: Engine) -> None:
         """Move before those that raise the error again, as MONAI's ``StatsHandler`` does: none after them is called.
@@ -66,6 +98,7 @@ class GracefulShutdown:
 
     def _interrupted(self, engine: Engine, error: BaseException) -> None:
         self._uninstall(engine)
+        self._within_epoch = self._asked = False
         release_folders(engine)
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             logger.warning(
@@ -75,7 +108,3 @@ class GracefulShutdown:
 
 def _raise_again(engine: Engine, error: BaseException) -> None:
     raise error
-
-
-def _exit_on_sigterm(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
@@ -24,7 +24,7 @@ from .feature_probe import FeatureProbe
 from .remaining_time import RemainingTime
 from .run_lock import hold_folder
 
-__all__ = ["TrainingHistory"]
+__all__ = ["EpochPart", "TrainingHistory"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,20 @@ _MAY_BE_MISSING = ("changed", *_OPTIONAL_COLUMNS)
 
 _TIMED_STEPS = (5, 25)
 """Steps of the first epoch between which its speed is measured; the steps before them start things up."""
+
+
+class EpochPart(NamedTuple):
+    """What has been trained of an epoch.
+
+    Attributes:
+        loss_sum: sum of the cubes' losses.
+        cubes: their number.
+        seconds: time that it took.
+    """
+
+    loss_sum: float = 0.0
+    cubes: int = 0
+    seconds: float = 0.0
 
 
 class TrainingHistory:
@@ -99,7 +113,8 @@ class TrainingHistory:
         self._loss_sum: Tensor | float = 0.0
         self._cubes = 0
         self._begin = 0.0
-        self._timed_from = 0.0
+        self._before: EpochPart | None = None
+        self._timed_from: float | None = None
         self._estimated = False
         self._remaining: RemainingTime | None = None
 
@@ -132,11 +147,25 @@ class TrainingHistory:
             rows = _compare(kept, self.path) if kept else read_history(self.path, before=engine.state.epoch)
             # the run before may have had a probe where this one has none, or the other way round
             self._rows = [{name: row.get(name, "") for name in self.columns} for row in rows]
-        self._loss_sum, self._cubes, self._begin = 0.0, 0, time.monotonic()
+        before = self._before or EpochPart()
+        self._before = None
+        self._loss_sum, self._cubes, self._begin = before.loss_sum, before.cubes, time.monotonic() - before.seconds
+
+    def part(self) -> EpochPart:
+        """What the line of the epoch that is under way will be made of, so far."""
+        return EpochPart(float(self._loss_sum), self._cubes, time.monotonic() - self._begin)
+
+    def go_on(self, part: EpochPart) -> None:
+        """Begin the next epoch with a part of it that was trained before, as after a resume in its middle.
+
+        Args:
+            part: see :meth:`part`.
+        """
+        self._before = part
 
     def _start_clock(self, engine: Engine) -> None:
         self._remaining = RemainingTime(self.val_interval, engine.state.max_epochs)
-        self._estimated = False
+        self._estimated, self._timed_from = False, None
 
     def _estimate(self, engine: Engine) -> None:
         """Say after some steps of this session's first epoch how long the training will take."""
@@ -147,7 +176,7 @@ class TrainingHistory:
         done = (engine.state.iteration - 1) % steps + 1
         if done == first:
             self._timed_from = time.monotonic()
-        if done != last:
+        if done != last or self._timed_from is None:
             return
         self._estimated = True
         seconds = (time.monotonic() - self._timed_from) / (last - first) * steps

@@ -15,7 +15,7 @@ from torch import nn
 from ...datasets.io.atomic_write import atomic_path
 from ...networks.weight_container import DamagedFileError, named_tensors, non_finite, read_checkpoint
 
-__all__ = ["check_room", "read_last_state", "state_before", "write_last_state"]
+__all__ = ["check_room", "read_last_state", "read_state_within_epoch", "state_before", "write_last_state"]
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,27 @@ def read_last_state(path: Path, set_aside: bool = False) -> dict[str, Any]:
     )
 
 
+def read_state_within_epoch(path: Path, set_aside: bool = False) -> dict[str, Any] | None:
+    """Read the state that was saved in the middle of an epoch.
+
+    Args:
+        path: the file.
+        set_aside: whether to rename a damaged file to ``NAME.damaged``.
+
+    Returns:
+        The state; None, with a warning, where the file is damaged, and where there is none.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return _read(path)
+    except ValueError as error:
+        logger.warning("%s; GOING ON FROM THE LAST WHOLE EPOCH instead", error)
+        if set_aside:
+            os.replace(path, path.with_name(f"{path.name}.damaged"))
+        return None
+
+
 def _states_before(path: Path) -> list[Path]:
     found: list[Path] = []
     number = 1
@@ -148,7 +169,7 @@ def check_room(folder: Path, network: nn.Module, keep: int = 2) -> None:
     weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     # what is there from an earlier run is replaced, but only when the new file is whole
     existing = sum(file.stat().st_size for file in folder.glob("*.pt") if file.is_file())
-    needed = max(weights * (2 + 3 * (keep + 1)) - existing, 4 * weights)
+    needed = max(weights * (2 + 3 * (keep + 2)) - existing, 4 * weights)  # one state is of the middle of an epoch
     status = os.statvfs(folder) if hasattr(os, "statvfs") else None
     if status is not None and status.f_bavail * status.f_frsize < needed:
         raise OSError(

@@ -49,7 +49,8 @@ _PLACES = (
 )  # fmt: skip
 _HARDWARE = ("device", "backend", "num_workers", "network", "precision", "inferer", "sw_batch_size")
 _DEEDS = (
-    "imports", "initialize", "run", "finalize", "resume", "resume_changed", "keep_last", "on_bad_case", "on_bad_scan",
+    "imports", "initialize", "run", "finalize", "resume", "resume_changed", "keep_last", "save_every_minutes",
+    "on_bad_case", "on_bad_scan",
     "epochs", "task", "metric_name", "tolerance_mm", "eval_batch_size", "model_settings", "loaded_settings", "_meta_",
     "loading",  # of steps that count where `train` and `validate` have them
 )  # fmt: skip

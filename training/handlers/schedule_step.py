@@ -8,7 +8,9 @@ from typing import Any, Protocol
 from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-__all__ = ["EpochSetter", "HasSetEpoch", "ScheduleStep"]
+from ...datasets.loading.samplers import EpochSampler
+
+__all__ = ["EpochSetter", "HasSetEpoch", "ScheduleStep", "steps_within_epoch"]
 
 
 class ScheduleStep:
@@ -61,8 +63,10 @@ class HasSetEpoch(Protocol):
 class EpochSetter:
     """Call ``sampler.set_epoch`` at the start of every epoch, so that a resumed run draws what it would have drawn.
 
+    A run that is resumed in the middle of an epoch begins with the batches that are left of it.
+
     Args:
-        sampler: an ``EpochSampler``, or torch's ``DistributedSampler``.
+        sampler: an ``EpochSampler``; or torch's ``DistributedSampler``, whose epochs are whole.
     """
 
     def __init__(self, sampler: HasSetEpoch) -> None:
@@ -81,5 +85,26 @@ class EpochSetter:
 
         Args:
             engine: the trainer.
+
+        Raises:
+            ValueError: when an epoch is to be begun in its middle, and the sampler begins at the start only.
         """
-        self.sampler.set_epoch(engine.state.epoch - 1)
+        epoch, done = engine.state.epoch - 1, steps_within_epoch(engine)
+        if not done:
+            self.sampler.set_epoch(epoch)
+        elif isinstance(self.sampler, EpochSampler):
+            self.sampler.set_epoch(epoch, done * int(engine.state.dataloader.batch_size))
+        else:
+            raise ValueError(
+                f"{done} steps of epoch {epoch + 1} are done: expected an EpochSampler, which can begin after them, "
+                f"found {type(self.sampler).__name__}"
+            )
+
+
+def steps_within_epoch(engine: Engine) -> int:
+    """Count the steps that are done of an epoch that is not over; 0 between epochs.
+
+    Args:
+        engine: the trainer.
+    """
+    return int(engine.state.iteration % (engine.state.epoch_length or 1))

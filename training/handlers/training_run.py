@@ -26,7 +26,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ...datasets.loading.processes import process_rank
+from ...datasets.loading.processes import process_count, process_rank
 from .checkpoint import TrainingCheckpoint
 from .collapse_guard import NonFiniteLossHandler
 from .feature_probe import FeatureProbe
@@ -87,6 +87,8 @@ class TrainingRunHandler:
         resume: whether to go on from ``last_epoch.pt``.
         resume_changed: whether to resume with other settings too.
         keep_last: number of states to keep.
+        save_every_minutes: time from one state within an epoch to the next, from which a resumed training goes on
+            exactly; None saves after epochs alone, see :class:`TrainingCheckpoint`.
         model_settings: what inference has to know, written next to the weights.
         metric: what the key metric is called in the history's picture, where it is another quantity than the loss.
         probe: measures the features every few epochs.
@@ -116,6 +118,7 @@ class TrainingRunHandler:
         resume: bool = False,
         resume_changed: bool = False,
         keep_last: int = 2,
+        save_every_minutes: float | None = 30,
         model_settings: Mapping[str, Any] | None = None,
         metric: str | None = None,
         probe: FeatureProbe | None = None,
@@ -158,6 +161,8 @@ class TrainingRunHandler:
             keep_last=keep_last,
             resume_changed=resume_changed,
             model_settings=model_settings,
+            save_every_minutes=save_every_minutes,
+            history=self.history,
         )
 
     def attach(self, engine: Engine) -> None:
@@ -168,7 +173,9 @@ class TrainingRunHandler:
         """
         engine.add_event_handler(Events.STARTED, self.check_order)
         engine.add_event_handler(Events.STARTED, self._join_evaluator)
-        GracefulShutdown().attach(engine)
+        # of several processes one would wait for another that has stopped at the step before
+        alone = self.checkpoint.save_every_minutes is not None and process_count() == 1
+        GracefulShutdown(save=self.checkpoint.save_within_epoch if alone else None).attach(engine)
         if self.sampler is not None:
             EpochSetter(self.sampler).attach(engine)
         self.guard.attach(engine)

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training that is stopped in the middle of an epoch goes on from there, to the bit."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import operator
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import DataLoader
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import MeanSquaredError, from_engine
+from monai.transforms import Activationsd
+from torch import nn
+from torch.utils.data import Dataset
+
+from models_genesis.datasets import EpochSampler, PrefetchDataLoader
+from models_genesis.training import RestorationLoss, TrainingCheckpoint, TrainingRunHandler
+from models_genesis.training.handlers import checkpoint, training_run
+from models_genesis.training.handlers.run_settings import ChangedSettingsError
+
+STEPS = 6
+"""Steps of an epoch: eleven cubes in batches of two, so that the last one is smaller."""
+
+
+class EndlessCubes(Dataset):
+    """Eleven cubes, each other in every epoch, as a ``CubeDataset`` counts them."""
+
+    def __len__(self) -> int:
+        return 11
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        label = torch.rand(1, 8, 8, 4, generator=torch.Generator().manual_seed(index))
+        return {"image": label + 0.1, "label": label}
+
+
+Build = Callable[..., tuple[SupervisedTrainer, TrainingRunHandler]]
+
+
+@pytest.fixture
+def make(make_cubes, tmp_path) -> Build:
+    """A trainer whose result depends on each random number, each loss and each step that was ever made."""
+
+    def build(
+        folder: Path = tmp_path,
+        epochs: int = 3,
+        num_workers: int = 0,
+        sampled: bool = True,
+        settings: dict[str, Any] | None = None,
+        **arguments: Any,
+    ) -> tuple[SupervisedTrainer, TrainingRunHandler]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.BatchNorm3d(4), nn.Dropout(0.3), nn.Conv3d(4, 1, 1))
+        optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
+        sampler = EpochSampler(11, seed=3) if sampled else None
+        order: dict[str, Any] = {"sampler": sampler} if sampled else {"shuffle": True}
+        evaluator = SupervisedEvaluator(
+            device=torch.device("cpu"),
+            val_data_loader=DataLoader(make_cubes(2), batch_size=2, num_workers=0),
+            network=network,
+            postprocessing=Activationsd("pred", sigmoid=True),
+            key_val_metric={"val_mse": MeanSquaredError(output_transform=from_engine(["pred", "label"]))},
+            metric_cmp_fn=operator.lt,
+        )
+        run = TrainingRunHandler(
+            network, optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9), evaluator, folder / "models",
+            folder / "eval", sampler, progress=False, tensorboard=False, **arguments,
+        )  # fmt: skip
+        run.checkpoint.settings = settings or {}
+        trainer = SupervisedTrainer(
+            device=torch.device("cpu"),
+            max_epochs=epochs,
+            train_data_loader=PrefetchDataLoader(EndlessCubes(), batch_size=2, num_workers=num_workers, **order),
+            network=network,
+            optimizer=optimizer,
+            loss_function=RestorationLoss(),
+            train_handlers=[run],
+            decollate=False,
+        )
+        return trainer, run
+
+    return build
+
+
+@pytest.fixture
+def whole(make, tmp_path) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
+    """Weights and history of a training that nothing interrupts."""
+    return result_of(*make(tmp_path / "whole"), tmp_path / "whole")
+
+
+def result_of(
+    trainer: SupervisedTrainer, run: TrainingRunHandler, folder: Path
+) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
+    trainer.run()
+    with (folder / "eval" / "history.csv").open() as file:
+        names = ("epoch", "train_loss", "val_metric", "learning_rate")
+        lines = [[row[name] for name in names] for row in csv.DictReader(file)]
+    return {name: value.clone() for name, value in run.network.state_dict().items()}, lines
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    assert found[1] == expected[1]
+    for name, value in expected[0].items():
+        assert torch.equal(found[0][name], value), name
+
+
+def terminate_in_step(trainer: SupervisedTrainer, step: int) -> None:
+    """Let a scheduler's SIGTERM come while a step is computed."""
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=step), lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+@pytest.mark.parametrize("step", [1, 5, 7, 16])
+def test_sigterm_saves_the_step_and_the_rest_is_as_if_nothing_had_been(make, whole, tmp_path, step, caplog):
+    trainer, run = make()
+    terminate_in_step(trainer, step)
+    with pytest.raises(SystemExit) as stop, caplog.at_level(logging.WARNING):
+        trainer.run()
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert f"stopped in epoch {(step - 1) // STEPS + 1}, iteration {step}: run the same command with" in caplog.text
+    state = torch.load(run.checkpoint.within_path, weights_only=True)
+    assert (state["epoch"], state["iteration"]) == ((step - 1) // STEPS, step)
+    assert state["part_of_epoch"]["cubes"] == 2 * ((step - 1) % STEPS + 1)
+    torch.rand(7)  # whatever happens in between must not matter
+    assert_same(result_of(*make(resume=True), tmp_path), whole)
+    assert not run.checkpoint.within_path.exists()  # the end of the epoch holds more
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_training_may_be_stopped_again_and_again(make, whole, tmp_path, num_workers):
+    """Twice in one epoch, and with other worker processes than the training that nothing interrupts."""
+    for resume, step in [(False, 2), (True, 4), (True, 15)]:
+        trainer, _ = make(resume=resume, num_workers=num_workers)
+        terminate_in_step(trainer, step)
+        with pytest.raises(SystemExit):
+            trainer.run()
+    assert_same(result_of(*make(resume=True, num_workers=num_workers), tmp_path), whole)
+
+
+def test_a_killed_training_goes_on_from_the_state_that_was_due(make, whole, tmp_path, monkeypatch):
+    """Saved before each third step by a clock that goes a minute a step; the kill comes by surprise in the 11th."""
+    trainer, run = make(save_every_minutes=3)
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: 60 * trainer.state.iteration))
+
+    def killed(engine):
+        raise MemoryError
+
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=11), killed)
+    with pytest.raises(MemoryError):
+        trainer.run()
+    monkeypatch.undo()
+    state = torch.load(run.checkpoint.within_path, weights_only=True)
+    assert (state["epoch"], state["iteration"]) == (1, 9)  # after 3 steps, 6 (the epoch's end), and 9
+    assert_same(result_of(*make(resume=True), tmp_path), whole)
+
+
+def test_a_damaged_state_costs_the_part_of_the_epoch_and_says_so(make, whole, tmp_path, caplog):
+    trainer, run = make()
+    terminate_in_step(trainer, 10)
+    with pytest.raises(SystemExit):
+        trainer.run()
+    path = run.checkpoint.within_path
+    path.write_bytes(path.read_bytes()[:-100])
+    with caplog.at_level(logging.WARNING):
+        found = result_of(*make(resume=True), tmp_path)
+    assert str(path) in caplog.text and "GOING ON FROM THE LAST WHOLE EPOCH" in caplog.text
+    assert path.with_name(f"{path.name}.damaged").exists()
+    assert_same(found, whole)
+
+
+def test_an_older_state_within_an_epoch_is_left(make, whole, tmp_path):
+    """As if the process had ended between writing the end of an epoch and removing the state from its middle."""
+    trainer, run = make()
+    terminate_in_step(trainer, 4)
+    with pytest.raises(SystemExit):
+        trainer.run()
+    old = run.checkpoint.within_path.read_bytes()
+    make(epochs=1, resume=True)[0].run()
+    run.checkpoint.within_path.write_bytes(old)
+    assert_same(result_of(*make(resume=True), tmp_path), whole)
+
+
+def test_other_settings_go_on_from_the_last_whole_epoch(make, tmp_path, caplog):
+    for step, settings in [(4, {"batch_size": 2}), (9, {"batch_size": 2})]:
+        trainer, run = make(settings=settings, resume=step > 4)
+        terminate_in_step(trainer, step)
+        with pytest.raises(SystemExit):
+            trainer.run()
+        with pytest.raises(ChangedSettingsError, match="batch_size 2 -> 4"):
+            make(settings={"batch_size": 4}, resume=True)[0].run()
+        changed, _ = make(settings={"batch_size": 4}, resume=True, resume_changed=True)
+        if step == 4:  # there is no whole epoch yet
+            with pytest.raises(ChangedSettingsError, match="in the middle of the first epoch"):
+                changed.run()
+            continue
+        with caplog.at_level(logging.INFO):
+            changed.run()
+        assert "Going on from the last whole epoch" in caplog.text
+        assert f"resumed from {run.checkpoint.last_path}: 1 epochs done" in caplog.text
+
+
+def test_a_new_training_leaves_no_state_of_the_old_one_behind(make, caplog):
+    trainer, run = make()
+    terminate_in_step(trainer, 4)
+    with pytest.raises(SystemExit):
+        trainer.run()
+    again, _ = make(save_every_minutes=None)
+    terminate_in_step(again, 1)
+    with pytest.raises(SystemExit), caplog.at_level(logging.WARNING):
+        again.run()
+    assert "will be overwritten" in caplog.text
+    assert not run.checkpoint.within_path.exists()
+
+
+def test_a_validation_is_not_waited_for(make):
+    trainer, run = make()
+    validated = run.evaluator
+    validated.add_event_handler(Events.STARTED, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    passed = []
+    validated.add_event_handler(Events.ITERATION_STARTED, lambda: passed.append(validated.state.iteration))
+    with pytest.raises(SystemExit):
+        trainer.run()
+    assert not passed and not run.checkpoint.within_path.exists()
+
+
+def test_a_second_sigterm_ends_the_step_itself(make):
+    trainer, run = make()
+    for _ in range(2):
+        terminate_in_step(trainer, 3)
+    passed = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda: passed.append(3))
+    with pytest.raises(SystemExit):
+        trainer.run()
+    assert not passed and not run.checkpoint.within_path.exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_of_several_processes_none_waits_for_one_that_has_stopped(make, monkeypatch, processes):
+    """They get the signal in different steps: each ends at once, and goes on from what the clock had saved."""
+    monkeypatch.setattr(training_run, "process_count", lambda: processes)
+    trainer, run = make()
+    terminate_in_step(trainer, 3)
+    passed = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda: passed.append(3))
+    with pytest.raises(SystemExit):
+        trainer.run()
+    assert passed == [3] * (processes == 1)
+    assert run.checkpoint.within_path.exists() is (processes == 1)
+
+
+def test_an_order_that_cannot_be_taken_up_again_is_saved_after_epochs_only(make):
+    trainer, run = make(sampled=False, save_every_minutes=1e-9)
+    terminate_in_step(trainer, 9)
+    with pytest.raises(SystemExit):
+        trainer.run()
+    assert run.checkpoint.last_path.exists() and not run.checkpoint.within_path.exists()
+
+
+def test_weights_that_are_not_finite_do_not_replace_good_ones(make):
+    trainer, run = make(save_every_minutes=1e-9)
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=4))
+    def spoil(engine):
+        with torch.no_grad():
+            run.network[3].bias.fill_(float("nan"))
+
+    with pytest.raises(RuntimeError, match="loss is nan"):
+        trainer.run()
+    assert torch.load(run.checkpoint.within_path, weights_only=True)["iteration"] == 3
+
+
+@pytest.mark.parametrize("minutes", [0, -1.0])
+def test_times_that_are_none_are_refused(make, minutes):
+    with pytest.raises(ValueError, match="save_every_minutes: expected minutes above 0"):
+        make(save_every_minutes=minutes)
+
+
+def test_the_loss_of_an_epoch_needs_the_history(tmp_path):
+    network = nn.Conv3d(1, 1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    with pytest.raises(ValueError, match="and the run's history"):
+        TrainingCheckpoint(tmp_path, network, optimizer, schedule, None, save_every_minutes=5)
