@@ -21,11 +21,11 @@ def study_content(bundle: Path, settings: Settings) -> dict[str, Any]:
         settings: the demo's, whose folder has scans and pretrained weights when the study is run.
 
     Returns:
-        What ``study.json`` holds.
+        What ``study.json`` holds, files of the demo relative to its folder.
     """
-    out, labels = settings.out, [settings.study_labels]
+    labels = [settings.study_labels]
     pretrained = {
-        "pretrained": str(out / "models" / "model.pt"),
+        "pretrained": "models/model.pt",
         "overrides": {"pretrained_scale": "initial"},
         "description": "the demo's pretrained weights, each convolution brought back to its initial norm",
     }
@@ -33,8 +33,8 @@ def study_content(bundle: Path, settings: Settings) -> dict[str, Any]:
         "name": "demo",
         "title": "Livers of the phantom: does the pretraining help when few are labelled?",
         "bundle": str(bundle),
-        "datalist": str(out / "phantom" / "dataset.json"),
-        "dataset_dir": str(out / "phantom"),
+        "datalist": "phantom/dataset.json",
+        "dataset_dir": "phantom",
         "score": "dice",
         "split": {"train": ["training"], "test": ["validation"]},
         "labels": labels,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ class Settings:
         arm = self.study.arms[run.arm]
         if arm.weights is None:
             return "none"
-        return f"{work}/{PERMUTED}" if arm.permute else f"{places.study}/{arm.weights}"
+        return f"{work}/{PERMUTED}" if arm.permute else _beside_study(arm.weights, places.study)
 
     def evaluate(self, run: Run, work: str, datalist: str, places: Places | None = None) -> dict[str, Any]:
         """Give the overrides of an evaluation; the intervals of a single run are not computed.
@@ -180,8 +181,11 @@ class Settings:
         folder, arm = f"$OUT/runs/{run.name}", self.study.arms[run.arm]
         train = self.train(run, subset, folder, f"{folder}/datalist.json", SHOWN_PLACES)
         evaluate = self.evaluate(run, folder, f"{folder}/datalist.json", SHOWN_PLACES)
-        permute = f'--weights "$STUDY/{arm.weights}" --seed {run.seed} --out "{folder}/{PERMUTED}"'
-        before = f"python -m models_genesis.transfer permute {permute} && " if arm.permute else ""
+        before = ""
+        if arm.permute and arm.weights is not None:
+            weights = _beside_study(arm.weights, SHOWN_PLACES.study)
+            permute = f'--weights "{weights}" --seed {run.seed} --out "{folder}/{PERMUTED}"'
+            before = f"python -m models_genesis.transfer permute {permute} && "
         return {
             "train_command": before + _command(self.study.train, train),
             "evaluate_command": _command(self.study.evaluate, evaluate),
@@ -216,6 +220,11 @@ def _silence(config: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
         for number, handler in enumerate(_handlers(config, part))
         if isinstance(handler, Mapping) and handler.get("_target_") in SILENT_HANDLERS
     }
+
+
+def _beside_study(weights: str, study: str) -> str:
+    """A weight file as a study names it: relative to the folder of the study's file, or from the root."""
+    return weights if os.path.isabs(weights) else f"{study}/{weights}"
 
 
 def weight_path(study: Study, arm: str) -> Path | None:

@@ -199,7 +199,8 @@ def test_the_study_is_one_of_its_bundle_and_starts_from_the_pretrained_weights(d
     arguments = demo.comparing(settings)[0].command[len(demo.TRANSFER) + 1 :]
     study = load_study(arguments[0])
     assert study.seeds == (0, 1) and study.labels == (3,) and not study.folds > 1
-    assert [arm.weights for arm in study.arms.values()] == [None, str(settings.out / "models" / "model.pt")]
+    assert [arm.weights for arm in study.arms.values()] == [None, "models/model.pt"]
+    assert study.datalist == settings.out / "phantom" / "dataset.json"
     assert study.test_lists == ("validation",)
     trained = demo.fine_tuning(settings)[0].command
     for key in ("features", "cube_size", "batch_size", "flip_prob", "intensity_prob", "learning_rate"):

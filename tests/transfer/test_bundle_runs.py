@@ -18,9 +18,10 @@ from models_genesis.networks import GenesisUNet
 from models_genesis.networks.weight_files import save_weights
 from models_genesis.transfer.plan import Run
 from models_genesis.transfer.results import VOLATILE, Results
+from models_genesis.transfer.settings import Settings, weight_path
 from models_genesis.transfer.slices import read_slices
-from models_genesis.transfer.study import load_study
-from models_genesis.transfer.subsets import read_cohort
+from models_genesis.transfer.study import load_study, study_of
+from models_genesis.transfer.subsets import choose_subset, read_cohort
 from models_genesis.transfer.workflow import Execution
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
@@ -110,6 +111,24 @@ def test_runs_leave_nothing_behind_for_the_next_and_their_commands_do_the_same(s
         by_hand = {Path(row["case"]).name: float(row["dice"]) for row in csv.DictReader(file)}
     assert by_hand == {row["case"]: float(row["score"]) for row in csv.DictReader(table.splitlines())}
     assert set(by_hand) == {"i3.nii.gz", "i4.nii.gz", "i5.nii.gz"}
+
+
+@pytest.mark.parametrize("permute", [False, True])
+def test_weights_may_be_named_from_the_root(segmentation, permute):
+    """As relative ones are: by what the run itself gets, by its hash, and by the commands of its row."""
+    content = json.loads(segmentation.read_text())
+    weights = str(segmentation.parent / "w.pt")
+    found = {}
+    for name in ("w.pt", weights):
+        arm = {"pretrained": name, "permute": permute}
+        study = study_of(content | {"arms": content["arms"] | {"permuted": arm}}, segmentation)
+        subset = choose_subset(study, read_cohort(study), 2, 0, 0)
+        settings = Settings(study)
+        used = settings.train(RUN, subset, "work", "list.json")["pretrained"]
+        found[name] = (used, weight_path(study, "permuted"), settings.commands(RUN, subset)["train_command"])
+    relative, absolute = found.values()
+    assert absolute[:2] == relative[:2] == ("work/permuted.pt" if permute else weights, Path(weights))
+    assert "$STUDY/w.pt" in relative[2] and f"$STUDY/{weights}" not in absolute[2] and weights in absolute[2]
 
 
 def test_a_run_keeps_a_slice_of_each_case(segmentation, tmp_path):
