@@ -13,6 +13,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 
 from .run_lock import release_folders
+from .worker_shield import shield_workers, stop_shielding
 
 __all__ = ["GracefulShutdown"]
 
@@ -24,7 +25,8 @@ class GracefulShutdown:
 
     Job schedulers send SIGTERM before they kill. Without this handler Python dies at once, leaving loader processes and
     temporary files behind. With ``save`` the step that is under way is finished and saved first; a second SIGTERM, or
-    one while an epoch is validated, ends the training at once. The exit status is 143, that of SIGTERM.
+    one while an epoch is validated, ends the training at once. The exit status is 143, that of SIGTERM. Of a SIGTERM
+    that goes to the whole job, loader processes take no notice.
 
     Args:
         advice: what to tell the user, e.g. how to resume.
@@ -62,6 +64,7 @@ class GracefulShutdown:
         # Python allows signal handlers in the main thread alone; elsewhere (MONAI Label) the server owns the signals.
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+            shield_workers()
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         if not self._within_epoch or self._asked:
@@ -95,6 +98,7 @@ class GracefulShutdown:
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None
+            stop_shielding()
 
     def _interrupted(self, engine: Engine, error: BaseException) -> None:
         self._uninstall(engine)
