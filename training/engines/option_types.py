@@ -187,7 +187,14 @@ def _read_mapping(value: Any) -> Any:
     raise ValueError
 
 
+def _read_auto(value: Any) -> str:
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return "auto"
+    raise ValueError
+
+
 SWITCH = Kind("True or False", _read_switch)
+AUTO = Kind("auto", _read_auto)
 TEXT = Kind("a text", _read_text)
 COMPONENT = Kind("a component, such as {'_target_': ...}", _read_component)
 MAPPING = Kind("names and values in braces", _read_mapping)
@@ -207,8 +214,9 @@ OPTION_KINDS: dict[str, Kind] = {
     "temperature": optional(either(POSITIVE, TEXT)),
     **dict.fromkeys(("normalise", "axcodes", "variant", "convention", "task"), TEXT),
     # switches
-    **dict.fromkeys(("amp", "resume", "resume_changed", "allow_changed_settings", "tumour", "vessel"), SWITCH),
+    **dict.fromkeys(("amp", "resume_changed", "allow_changed_settings", "tumour", "vessel"), SWITCH),
     # the run
+    "resume": either(SWITCH, AUTO),
     "cache_gib": optional(number(0)),
     "device": Kind("a device, such as cpu or cuda:0", _read_device),
     "network": COMPONENT,

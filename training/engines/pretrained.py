@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def load_pretrained_weights(
     network: nn.Module,
     pretrained: str | Path | None,
-    resume: bool = False,
+    resume: bool | str = False,
     scale: str = "kept",
     handlers: Sequence[Any] | None = None,
 ) -> WeightReport | None:
@@ -38,7 +38,8 @@ def load_pretrained_weights(
         network: the network; a ``DistributedDataParallel`` around it does not matter.
         pretrained: ``model.pt`` of the pretraining bundle or the original's ``Genesis_Chest_CT.pt``; ``None`` or
             ``"none"`` trains from scratch.
-        resume: whether the training goes on from its own ``last_epoch.pt``, which then holds all weights.
+        resume: whether the training goes on from a state of its own, which then holds all weights. With ``"auto"``
+            there may be none yet: the weights are loaded, and those of a state take their place.
         scale: ``"kept"``, or ``"initial"`` to give convolutions before a norm their initial scale again, see
             :func:`~models_genesis.networks.load_pretrained`; the key ``--pretrained_scale``.
         handlers: the trainer's handlers. MONAI Label puts a ``CheckpointLoader`` among them, which brings all weights
@@ -55,7 +56,7 @@ def load_pretrained_weights(
     """
     if scale not in PRETRAINED_SCALES:
         raise ValueError(f"--pretrained_scale: expected one of {PRETRAINED_SCALES}, found {scale!r}")
-    if resume:
+    if resume is True:
         logger.info("the training is resumed: its own weights count, not --pretrained %s", pretrained)
         return None
     for loader in _checkpoint_loaders(handlers):

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -75,7 +75,8 @@ class TrainingCheckpoint:
         lr_scheduler: its learning-rate schedule.
         evaluator: the MONAI evaluator whose key metric decides what is best.
         early_stop: the handler of early stopping, if there is one.
-        resume: whether to go on from ``last_epoch.pt``.
+        resume: whether to go on from the newest state; ``"auto"`` goes on where there is one, and else begins, for
+            schedulers and ``torchrun``, which start the same command again.
         rank: this process's rank, of which 0 alone writes; None asks ``torch.distributed``.
         keep_last: number of states to keep, ``last_epoch.pt`` included, 1 or more.
         resume_changed: whether to resume with other settings too. The schedule is then this run's own at the epoch that
@@ -100,7 +101,7 @@ class TrainingCheckpoint:
         lr_scheduler: LRScheduler,
         evaluator: Engine,
         early_stop: EarlyStopHandler | None = None,
-        resume: bool = False,
+        resume: bool | Literal["auto"] = False,
         rank: int | None = None,
         keep_last: int = 2,
         resume_changed: bool = False,
@@ -118,6 +119,8 @@ class TrainingCheckpoint:
             raise ValueError(f"keep_last: expected a whole number from 1 to 100, found {keep_last!r}")
         self.keep_last = keep_last
         self._lock: FolderLock | None = None
+        if resume not in (True, False, "auto"):
+            raise ValueError(f"resume: expected True, False or 'auto', found {resume!r}")
         if resume_changed and not resume:
             raise ValueError("--resume_changed True goes with --resume True")
         self.best_path = Path(ckpt_dir) / "model.pt"
@@ -171,7 +174,7 @@ class TrainingCheckpoint:
             names = [self.best_path.name, self.last_path.name, self.within_path.name]
             sweep_temporary(self.best_path.parent, names, older_than=0)
             check_room(self.best_path.parent, self.network, self.keep_last)
-        if self.resume:
+        if self.resume is True or (self.resume == "auto" and self._has_state()):
             self._load(engine)
         elif self.rank == 0 and (self.last_path.exists() or self.within_path.exists()):
             logger.warning("%s of an earlier run will be overwritten; --resume True goes on from it", self.last_path)
@@ -180,7 +183,7 @@ class TrainingCheckpoint:
             self.within_path.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
         if self.rank == 0:
-            if not self.resume and self.best_path.with_name(CERTIFICATE).exists():
+            if engine.state.iteration == 0 and self.best_path.with_name(CERTIFICATE).exists():
                 logger.warning("%s and its birth certificate will be overwritten by this training", self.best_path)
             self._sessions.append(session_of_now(engine.state.epoch + 1))
 
@@ -377,6 +380,9 @@ class TrainingCheckpoint:
         """Tell whether the trainer can begin in the middle of an epoch."""
         sampler = getattr(engine.state.dataloader, "sampler", None)
         return isinstance(sampler, EpochSampler) and self.history is not None
+
+    def _has_state(self) -> bool:
+        return self._has_epochs() or self.within_path.exists()
 
     def _has_epochs(self) -> bool:
         return self.last_path.exists() or state_before(self.last_path, 1).exists()

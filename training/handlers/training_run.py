@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ignite.engine import Engine, Events
 from ignite.handlers.base_logger import BaseHandler, BaseLogger
@@ -84,7 +84,7 @@ class TrainingRunHandler:
         sampler: gets the number of each epoch by ``set_epoch``; None for one that needs none.
         val_interval: epochs from one validation to the next; of a shorter training the last epoch is validated.
         early_stop_patience: validations without progress that end the training; None for no early stopping.
-        resume: whether to go on from ``last_epoch.pt``.
+        resume: whether to go on from the newest state; ``"auto"`` begins where there is none.
         resume_changed: whether to resume with other settings too.
         keep_last: number of states to keep.
         save_every_minutes: time from one state within an epoch to the next, from which a resumed training goes on
@@ -115,7 +115,7 @@ class TrainingRunHandler:
         sampler: HasSetEpoch | None = None,
         val_interval: int = 1,
         early_stop_patience: int | None = None,
-        resume: bool = False,
+        resume: bool | Literal["auto"] = False,
         resume_changed: bool = False,
         keep_last: int = 2,
         save_every_minutes: float | None = 30,

@@ -23,6 +23,7 @@ UNAMBIGUOUS = [
     ("tumour", "True", True),
     ("tumour", 0, False),
     ("resume", "FALSE", False),
+    ("resume", "Auto", "auto"),
     ("amp", "true", True),
     ("epochs", "12", 12),
     ("epochs", 12.0, 12),

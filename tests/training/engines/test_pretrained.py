@@ -56,6 +56,13 @@ def test_resuming_and_monai_label_bring_their_own_weights(weights, caplog):
     assert "resumed" in caplog.text and str(weights) in caplog.text
 
 
+def test_a_training_that_may_begin_has_its_weights(weights):
+    """With ``auto`` there may be no state yet."""
+    network = unet()
+    assert load_pretrained_weights(network, weights, resume="auto") is not None
+    assert same(network, unet(1), "")
+
+
 def test_a_missing_or_foreign_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="--pretrained none"):
         load_pretrained_weights(unet(), tmp_path / "model.pt")

@@ -277,6 +277,26 @@ def test_weights_that_are_not_finite_do_not_replace_good_ones(make):
     assert torch.load(run.checkpoint.within_path, weights_only=True)["iteration"] == 3
 
 
+def test_auto_begins_where_there_is_nothing_and_else_goes_on(make, whole, tmp_path):
+    """One command for each start, as a queue gives it again: from nothing, from within an epoch, and from its end."""
+    for step in (3, 14):
+        trainer, _ = make(resume="auto")
+        terminate_in_step(trainer, step)
+        with pytest.raises(SystemExit):
+            trainer.run()
+    assert_same(result_of(*make(resume="auto"), tmp_path), whole)
+    again, run = make(resume="auto")
+    steps = []
+    again.add_event_handler(Events.ITERATION_COMPLETED, lambda: steps.append(again.state.iteration))
+    again.run()
+    assert not steps and run.checkpoint.last_path.exists()
+
+
+def test_other_words_for_resuming_are_refused(make):
+    with pytest.raises(ValueError, match="resume: expected True, False or 'auto', found 'yes'"):
+        make(resume="yes")
+
+
 @pytest.mark.parametrize("minutes", [0, -1.0])
 def test_times_that_are_none_are_refused(make, minutes):
     with pytest.raises(ValueError, match="save_every_minutes: expected minutes above 0"):
