@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import email
+import fcntl
+import hashlib
 import importlib.util
 import shutil
 import subprocess
@@ -12,6 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -60,13 +63,17 @@ def load_script() -> Callable[[Path], ModuleType]:
 
 
 @pytest.fixture(scope="session")
-def forked_python(
-    load_script: Callable[[Path], ModuleType], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """Run ``python -m MODULE`` in a process of its own that has MONAI imported; see ``forked_python.py``."""
+def forked(load_script: Callable[[Path], ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Starts ``python -m MODULE`` in processes that have MONAI imported: a ``ForkedPython`` of ``forked_python.py``."""
     forked = load_script(Path(__file__).with_name("forked_python.py")).ForkedPython(tmp_path_factory.mktemp("output"))
-    yield forked.run
+    yield forked
     forked.close()
+
+
+@pytest.fixture(scope="session")
+def forked_python(forked: Any) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``python -m MODULE`` in a process of its own that has MONAI imported, until its end."""
+    return forked.run
 
 
 @pytest.fixture(scope="session")
@@ -83,19 +90,28 @@ def index_answers() -> list[bool]:
 
 @pytest.fixture(scope="module")
 def bare_environment(
-    load_script: Callable[[Path], ModuleType], package_index: ModuleType, index_answers: list[bool]
+    load_script: Callable[[Path], ModuleType],
+    package_index: ModuleType,
+    index_answers: list[bool],
+    made_once: Callable[..., Path],
 ) -> Callable[[Path, list[str]], Path]:
     """Make an environment of pinned packages and nothing else; gives its Python."""
 
     def install(site: Path, pins: list[str]) -> bool:
         if not pins:  # all of them are installed here
             return True
+
+        def download(folder: Path) -> None:
+            package_index.pip("install", "--no-deps", "--only-binary=:all:", "--target", str(folder), *pins)
+
         try:
-            package_index.pip("install", "--no-deps", "--only-binary=:all:", "--target", str(site), *pins)
+            packages = made_once(hashlib.sha256(" ".join(sorted(pins)).encode()).hexdigest(), download)
         except package_index.IndexUnreachableError:
             index_answers.append(False)
         else:
             index_answers.append(True)
+            for path in packages.iterdir():
+                (site / path.name).symlink_to(path)
         return index_answers[-1]
 
     script = load_script(Path(__file__).with_name("bare_environment.py"))
@@ -103,17 +119,44 @@ def bare_environment(
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a folder once in a session, whichever of its processes needs it first; tests read it, and write elsewhere.
+
+    What is called takes a name and a function that fills an empty folder.
+    """
+    own = tmp_path_factory.getbasetemp()
+    root = (own.parent if hasattr(request.config, "workerinput") else own) / "made_once"  # the session's, never older
+    root.mkdir(exist_ok=True)
+
+    def once(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, whole = root / name, root / f"{name}.whole"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # another process failed here
+                folder.mkdir()
+                fill(folder)
+                whole.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def wheel(made_once: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this project, alone in a folder that pip can take for an index (``--find-links``)."""
-    folder, tree = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("tree")
+    (path,) = made_once("wheel", lambda folder: build_wheel(folder, tmp_path_factory.mktemp("tree"))).glob("*.whl")
+    return path
+
+
+def build_wheel(folder: Path, tree: Path) -> None:
+    """Build the wheel in a folder; the other one gets a copy of what it is built from."""
     # Built from a copy: setuptools keeps old modules in build/ and would pack them again.
     for name in (*PACKAGES, "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tree / name)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--wheel-dir", str(folder), str(tree)], check=True, cwd=folder, timeout=300)
-    (path,) = folder.glob("models_genesis-*.whl")
-    return path
 
 
 @pytest.fixture(scope="module")

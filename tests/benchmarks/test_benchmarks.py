@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,14 +20,28 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_quick(name: str, folder: Path, *options: str) -> tuple[dict[str, Any], str]:
-    out = folder / "results.json"
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--out", str(out), *options],
-        cwd=ROOT, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(out.read_text()), done.stdout
+Python = Callable[..., subprocess.CompletedProcess[str]]
+RunQuick = Callable[..., tuple[dict[str, Any], str]]
+
+
+@pytest.fixture
+def run_quick(forked_python: Python, tmp_path: Path) -> RunQuick:
+    """Run a benchmark with small sizes, on one thread; gives its results and what it printed."""
+
+    def run(name: str, *options: str, python: Python = forked_python) -> tuple[dict[str, Any], str]:
+        out = tmp_path / "results.json"
+        line = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--out", str(out), *options]
+        done = python(line, ROOT, timeout=400)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads(out.read_text()), done.stdout
+
+    return run
+
+
+def real_python(line: list[str], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
+    """Run a command that forked processes are not for: the loader's workers end a moment after the benchmark."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
 @pytest.fixture
@@ -35,8 +50,8 @@ def reference_code(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("benchmarks.reference")
 
 
-def test_deformations_are_many_times_faster_than_the_plain_ones(tmp_path: Path) -> None:
-    results, printed = run_quick("deformations", tmp_path, "--chart", str(tmp_path / "chart.png"))
+def test_deformations_are_many_times_faster_than_the_plain_ones(run_quick: RunQuick, tmp_path: Path) -> None:
+    results, printed = run_quick("deformations", "--chart", str(tmp_path / "chart.png"))
     times = results["sizes"]["64x64x32"]["chain"]
     ratios = {name: times["reference"] / seconds for name, seconds in times.items()}
     # the targets are 40 and 5; a busy machine costs less than the rest
@@ -50,8 +65,8 @@ def test_deformations_are_many_times_faster_than_the_plain_ones(tmp_path: Path) 
     assert results["machine"]["cores"] >= 1 and "--quick" in results["machine"]["command"]
 
 
-def test_the_loader_is_no_limit(tmp_path: Path) -> None:
-    results, _ = run_quick("loader", tmp_path, "--steps", "2")
+def test_the_loader_is_no_limit(run_quick: RunQuick) -> None:
+    results, _ = run_quick("loader", "--steps", "2", python=real_python)
     assert results["extraction"]["times_faster_than_published_try"] > 1e4  # the target is 1,000
     cache = results["cache"]
     # two bytes a voxel, and starts of four bytes for at most all voxels
@@ -62,8 +77,8 @@ def test_the_loader_is_no_limit(tmp_path: Path) -> None:
     assert len(fed) == 3 and max(fed) > 0.5 * training["step alone"]
 
 
-def test_the_network_benchmark_counts_and_profiles(tmp_path: Path) -> None:
-    results, _ = run_quick("network", tmp_path, "--steps", "1")
+def test_the_network_benchmark_counts_and_profiles(run_quick: RunQuick) -> None:
+    results, _ = run_quick("network", "--steps", "1")
     # two levels of 8 and 16 channels: 2 * 27 * inputs * outputs * voxels for each convolution, three times for training
     # but for the gradient of the input; see the table in the network's description
     voxels = 32 * 32 * 16
@@ -77,8 +92,8 @@ def test_the_network_benchmark_counts_and_profiles(tmp_path: Path) -> None:
     assert shares == sorted(shares, reverse=True) and 50 < sum(shares) <= 100.001
 
 
-def test_the_device_benchmark_says_what_it_did_not_run(tmp_path: Path) -> None:
-    results, printed = run_quick("device", tmp_path)
+def test_the_device_benchmark_says_what_it_did_not_run(run_quick: RunQuick) -> None:
+    results, printed = run_quick("device")
     first, six = (row["peak_bytes"] for row in results["memory"])
     # two float32 results and the list of the blocks' voxels at least; six take no more than six times one
     assert 8 * 64 * 64 * 32 < first < six < 6.5 * first
@@ -87,8 +102,8 @@ def test_the_device_benchmark_says_what_it_did_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
-def test_on_a_gpu_deforming_is_a_small_part_of_a_step(tmp_path: Path) -> None:
-    results, _ = run_quick("device", tmp_path)
+def test_on_a_gpu_deforming_is_a_small_part_of_a_step(run_quick: RunQuick) -> None:
+    results, _ = run_quick("device")
     assert all(row["percent_of_step"] < 100 for row in results["gpu"])
 
 
@@ -119,8 +134,8 @@ def test_the_plain_map_and_painting_are_the_specified_ones(reference_code: Modul
         assert np.array_equal(painted != image, inside != outside)
 
 
-def test_a_whole_scan_is_measured_from_file_to_file(tmp_path: Path) -> None:
-    results, printed = run_quick("whole_scan", tmp_path)
+def test_a_whole_scan_is_measured_from_file_to_file(run_quick: RunQuick) -> None:
+    results, printed = run_quick("whole_scan")
     assert results["shape"] == [96, 80, 48]
     assert results["windows"] == 2 * 2 * 2  # of 64 x 64 x 32 voxels, half overlapping
     for clock, share in results["share_of_windows"].items():
@@ -130,8 +145,8 @@ def test_a_whole_scan_is_measured_from_file_to_file(tmp_path: Path) -> None:
     assert "% in windows" in printed
 
 
-def test_both_layouts_are_timed_in_training_and_inference(tmp_path: Path) -> None:
-    results, printed = run_quick("layouts", tmp_path)
+def test_both_layouts_are_timed_in_training_and_inference(run_quick: RunQuick) -> None:
+    results, printed = run_quick("layouts")
     assert [len(case["shape"]) for case in results["cases"]] == [5, 4]
     names = {f"{kind}, {layout}" for kind in ("training", "inference") for layout in ("contiguous", "channels last")}
     for case in results["cases"]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 
 import pytest
@@ -34,9 +33,9 @@ def test_errors_are_one_line_and_exit_code_2(arguments, message, tmp_path, capsy
     assert not (tmp_path / "list.json").exists()
 
 
-def test_the_module_runs(tmp_path):
+def test_the_module_runs(forked_python, tmp_path):
     command = [sys.executable, "-m", "models_genesis.datasets", "folder", "--root", str(tmp_path), "--out", "list.json"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = forked_python(command, tmp_path, timeout=120)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert f"error: {tmp_path}: expected scans" in result.stderr
     assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,13 @@ FORMATS = re.findall(r'^    "([^"]+)": Format\(', SCRIPT.with_name("formats.py")
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+def found(
+    forked_python: Callable[..., subprocess.CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict]:
     """What became of the files of each format; those found are kept in ``FUZZ_OUT``, or pytest's folder."""
     out = Path(os.environ.get("FUZZ_OUT") or tmp_path_factory.mktemp("fuzz"))
-    command = [sys.executable, str(SCRIPT), "--mutations", str(MUTATIONS), "--seed", SEED, "--out", str(out)]
-    process = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-m", SCRIPT.stem, "--mutations", str(MUTATIONS), "--seed", SEED, "--out", str(out)]
+    process = forked_python(command, SCRIPT.parent, timeout=60 + 10 * MUTATIONS * len(FORMATS))
     print(process.stdout, process.stderr, f"files are kept in {out}", sep="\n")
     assert (out / "summary.json").is_file(), process.stderr
     return json.loads((out / "summary.json").read_text(encoding="utf-8"))
@@ -83,10 +86,11 @@ sys.exit(fuzz.main())
 """
 
 
-def test_faults_are_found_and_their_files_kept(tmp_path: Path) -> None:
+def test_faults_are_found_and_their_files_kept(
+    forked_python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     command = [sys.executable, "-c", f"FAULTS = {FAULTS!r}\n{CULPRIT}", "--out", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(command, capture_output=True, text=True, env=environment)
+    process = forked_python(command, SCRIPT.parent, timeout=300)
     assert process.returncode == 1, process.stderr
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     for fault, (_, said) in FAULTS.items():

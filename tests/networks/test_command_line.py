@@ -9,7 +9,7 @@ import http.server
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,13 @@ def small_shapes(original_shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple
 
 
 def test_convert_the_full_file_in_a_process_of_its_own(
-    original_shapes: dict[str, tuple[int, ...]], tmp_path: Path
+    original_shapes: dict[str, tuple[int, ...]],
+    forked_python: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
 ) -> None:
     state = original_file(tmp_path / "Genesis_Chest_CT.pt", original_shapes)
     command = [sys.executable, "-m", "models_genesis.networks", "convert", "Genesis_Chest_CT.pt", "models/model.pt"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = forked_python(command, tmp_path, timeout=120)
     assert result.returncode == 0, result.stderr
     assert "106 matched, 0 adapted, 0 skipped, 0 missing" in result.stdout
     assert "non-commercial use only" in result.stdout

@@ -87,7 +87,16 @@ def kept(row):
 RUN = Run("main", "permuted", 2, 0, 0, 0.01)
 
 
-def test_runs_leave_nothing_behind_for_the_next_and_their_commands_do_the_same(segmentation, tmp_path):
+def python_lines(command, variables):
+    """Give the words of each call of Python in a command, as a shell reads it."""
+    said = subprocess.run(
+        ["bash", "-euc", f"function python {{ printf '%s\\0' \"$@\"; printf '\\0'; }}\n{command}"],
+        check=True, env={**os.environ, **variables}, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    return [line.split("\0") for line in said.split("\0\0")[:-1]]
+
+
+def test_runs_leave_nothing_behind_for_the_next_and_their_commands_do_the_same(segmentation, forked_python, tmp_path):
     """A run after another one, a run first of all, and the commands of its row in processes of their own agree."""
     after = execution(segmentation, tmp_path / "after")
     first = after(Run("main", "scratch", 2, 0, 1, 0.01))
@@ -103,10 +112,10 @@ def test_runs_leave_nothing_behind_for_the_next_and_their_commands_do_the_same(s
     (out / "runs" / RUN.name / "datalist.json").write_bytes((result / "datalist.json").read_bytes())
     places = {"OUT": out, "STUDY": segmentation.parent, "DATA": segmentation.parent / "data"}
     places["BUNDLE"] = BUNDLES / "genesis_msd_segmentation"
-    environment = {**os.environ, **{key: str(value) for key, value in places.items()}, "OMP_NUM_THREADS": "1"}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     for command in (second["train_command"], second["evaluate_command"]):
-        subprocess.run(["bash", "-c", command], check=True, env=environment, cwd=tmp_path, capture_output=True)
+        for words in python_lines(command, {key: str(value) for key, value in places.items()}):
+            done = forked_python([sys.executable, *words], tmp_path, timeout=300)
+            assert done.returncode == 0, done.stderr[-3000:]
     with (out / "runs" / RUN.name / "evaluation" / "segmentation.csv").open(newline="") as file:
         by_hand = {Path(row["case"]).name: float(row["dice"]) for row in csv.DictReader(file)}
     assert by_hand == {row["case"]: float(row["score"]) for row in csv.DictReader(table.splitlines())}

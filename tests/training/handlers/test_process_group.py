@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
@@ -60,19 +58,10 @@ Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(result))
 """
 
 
-def test_processes_with_different_work_agree_and_leave_no_thread(tmp_path):
+def test_processes_with_different_work_agree_and_leave_no_thread(forked, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-            *(str(tmp_path / "program.py"), str(tmp_path)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    for done in forked.run_ranks([sys.executable, "-m", "program", str(tmp_path)], tmp_path, timeout=120):
+        assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first["means"] != second["means"]
     assert first["given"] == second["given"] == first["means"]
