@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from models_genesis.datasets import Label, make_phantom, write_embolism_phantom
 from models_genesis.datasets.__main__ import main
 from models_genesis.datasets.phantom.brain_mr import make_brain_phantom
 from models_genesis.datasets.phantom.write_luna16 import write_luna16_phantom
+
+sys.path.append(str(Path(__file__).parent))  # for bundle_runs.py
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 
@@ -43,13 +47,34 @@ def bundles() -> Path:
 
 
 @pytest.fixture(scope="session")
-def chest_scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_build(forked_python: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., str]:
+    """Run ``bundles/build.py`` where it needs MONAI; gives what it said. ``status`` is what it must exit with."""
+
+    def run(*arguments: str, status: int = 0) -> str:
+        done = forked_python([sys.executable, "-m", "build", *arguments], BUNDLES, timeout=300)
+        assert done.returncode == status, done.stderr
+        return done.stdout + (done.stderr if status else "")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def bundle_pins() -> list[str]:
+    """What the metadata of all bundles pin, as pip writes it."""
+    line = [sys.executable, str(BUNDLES / "build.py"), "--all", "--pins"]
+    return subprocess.run(line, check=True, capture_output=True, text=True, timeout=120).stdout.split()
+
+
+@pytest.fixture(scope="session")
+def chest_scans(made_once: Callable[..., Path]) -> Path:
     """Four small phantom patients as a user keeps scans: a folder of NIfTI files."""
-    folder = tmp_path_factory.mktemp("scans")
+    return made_once("scans", write_chest_scans)
+
+
+def write_chest_scans(folder: Path) -> None:
     for seed in range(4):
         phantom = make_phantom(seed, region="chest", shape=(72, 64, 64))
         nib.save(nib.Nifti1Image(phantom.image, phantom.affine), folder / f"patient{seed}.nii.gz")
-    return folder
 
 
 def _save(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
@@ -58,12 +83,15 @@ def _save(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
 
 
 @pytest.fixture(scope="session")
-def liver_cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def liver_cases(made_once: Callable[..., Path]) -> Path:
     """Five phantom patients in the layout of LiTS: three for training, 100 to validate, 115 to test.
 
     The files are oriented LPS, as LiTS mostly is, so that a prediction in another space would be noticed.
     """
-    folder = tmp_path_factory.mktemp("lits")
+    return made_once("lits", write_liver_cases)
+
+
+def write_liver_cases(folder: Path) -> None:
     for seed, number in enumerate((0, 1, 2, 100, 115)):
         phantom = make_phantom(seed, region="abdomen", shape=(72, 64, 48))
         label = np.zeros(phantom.label.shape, np.uint8)
@@ -73,13 +101,15 @@ def liver_cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
         affine[:2, 3] = (phantom.affine @ [*(side - 1 for side in label.shape), 1])[:2]
         for kind, array in (("volume", phantom.image), ("segmentation", label)):
             _save(folder / f"{kind}-{number}.nii", np.ascontiguousarray(array[::-1, ::-1]), affine)
-    return folder
 
 
 @pytest.fixture(scope="session")
-def nodule_cubes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def nodule_cubes(made_once: Callable[..., Path]) -> Path:
     """Cubes of 40 x 40 x 20 voxels around phantom nodules, with the data list that ``datasets lidc`` would write."""
-    folder = tmp_path_factory.mktemp("lidc")
+    return made_once("lidc", write_nodule_cubes)
+
+
+def write_nodule_cubes(folder: Path) -> None:
     cubes: list[dict[str, str]] = []
     size = np.array([40, 40, 20])
     for seed in (1, 2, 3, 4):
@@ -99,25 +129,29 @@ def nodule_cubes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     held_out = [cube for cube in cubes if cube["patient"] == "4"]
     content = {"labels": {"0": "background", "1": "nodule"}, "training": training, "validation": held_out}
     (folder / "datalist.json").write_text(json.dumps({**content, "testing": held_out}))
-    return folder
 
 
 @pytest.fixture(scope="session")
-def brain_cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def brain_cases(made_once: Callable[..., Path]) -> Path:
     """Five phantom patients in the layout of BraTS 2018, of which 0, 3 and 4 are training and 2 validation."""
-    folder = tmp_path_factory.mktemp("brats")
+    return made_once("brats", write_brain_cases)
+
+
+def write_brain_cases(folder: Path) -> None:
     for number, seed in enumerate((1, 0, 2, 6, 4)):
         phantom = make_brain_phantom(seed, shape=(48, 56, 44), spacing=(4, 4, 4), enhancing=True)
         name = f"BraTS_{number}"
         for contrast, image in (*phantom.images.items(), ("seg", phantom.label)):
             _save(folder / name / f"{name}_{contrast}.nii.gz", image, phantom.affine)
-    return folder
 
 
 @pytest.fixture(scope="session")
-def decathlon_task(tmp_path_factory: pytest.TempPathFactory, liver_cases: Path) -> Path:
+def decathlon_task(made_once: Callable[..., Path], liver_cases: Path) -> Path:
     """The liver cases as a task of the Medical Segmentation Decathlon, liver and tumour as one label."""
-    folder = tmp_path_factory.mktemp("Task03_Liver")
+    return made_once("msd", lambda folder: write_decathlon_task(folder, liver_cases))
+
+
+def write_decathlon_task(folder: Path, liver_cases: Path) -> None:
     for number in (0, 1, 2, 100, 115):
         for kind, target in (("volume", "imagesTr"), ("segmentation", "labelsTr")):
             image = nib.load(liver_cases / f"{kind}-{number}.nii")
@@ -140,31 +174,35 @@ def decathlon_task(tmp_path_factory: pytest.TempPathFactory, liver_cases: Path) 
         "test": ["./imagesTs/liver_115.nii.gz"],
     }
     (folder / "dataset.json").write_text(json.dumps(content))
-    return folder
 
 
 @pytest.fixture(scope="session")
-def nodule_candidates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def nodule_candidates(made_once: Callable[..., Path]) -> Path:
     """Seven phantom patients in the layout of LUNA16, four for training, and the data list that its command writes."""
-    folder = write_luna16_phantom(tmp_path_factory.mktemp("luna16") / "raw", 7, 1, (104, 88, 84), (2.0, 2.0, 2.2))
+    return made_once("luna16", write_nodule_candidates) / "raw"
+
+
+def write_nodule_candidates(folder: Path) -> None:
+    raw = write_luna16_phantom(folder / "raw", 7, 1, (104, 88, 84), (2.0, 2.0, 2.2))
     split = ("--train", "0-3", "--validation", "4", "--test", "5-6")
-    main(["luna16-candidates", "--root", str(folder), "--out", str(folder / "datalist.json"), *split])
-    return folder
+    main(["luna16-candidates", "--root", str(raw), "--out", str(raw / "datalist.json"), *split])
 
 
 @pytest.fixture(scope="session")
-def embolism_candidates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def embolism_candidates(made_once: Callable[..., Path]) -> Path:
     """Twelve phantom angiograms with emboli and look-alikes, seven for training."""
-    folder = tmp_path_factory.mktemp("emboli") / "ct"
-    path = write_embolism_phantom(folder, 12, 0, (88, 80, 64), (1.8, 1.8, 1.8), 0.17, 0.25)
+    return made_once("emboli", write_embolism_candidates) / "ct"
+
+
+def write_embolism_candidates(folder: Path) -> None:
+    path = write_embolism_phantom(folder / "ct", 12, 0, (88, 80, 64), (1.8, 1.8, 1.8), 0.17, 0.25)
     # a folder to be scored must not hold two files of one name
-    shutil.rmtree(folder / "labelsTr")
+    shutil.rmtree(folder / "ct" / "labelsTr")
     content = json.loads(path.read_text())
     for split in ("training", "validation", "testing"):
         for entry in content[split]:
             del entry["label"]
     path.write_text(json.dumps(content))
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -221,11 +259,30 @@ def run_bundle(
     return run
 
 
-@pytest.fixture(scope="session")
-def run_two_processes(bundle_command: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> RunBundle:
-    """Run configs of a bundle by ``torchrun`` in two processes on the processor, which must end without threads left.
+@pytest.fixture
+def stop_training(bundle_command: Callable[..., list[str]], forked: Any, tmp_path: Path) -> Callable[..., None]:
+    """Start a training and send it a signal as soon as something is there that it makes."""
 
-    A thread of Gloo that is left can abort the process while the interpreter ends, but seldom does: it is looked for.
+    def stop(bundle: str, number: signal.Signals, ready: Callable[[], bool], **overrides: Any) -> None:
+        run = forked.start(bundle_command(bundle, ["train"], **overrides), tmp_path, timeout=180)
+        deadline = time.monotonic() + 120
+        while not ready() and run.running() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        run.send_signal(number)
+        done = run.wait()
+        assert done.returncode == (143 if number == signal.SIGTERM else -number), done.stderr[-6000:]
+
+    return stop
+
+
+@pytest.fixture(scope="session")
+def rank_command(
+    bundle_command: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Callable[..., list[str]]]:
+    """A folder, and the command line of one of several processes on the processor that runs there.
+
+    A thread of Gloo that is left can abort the process while the interpreter ends, but seldom does: each process says
+    at its end which there are.
     """
     folder = tmp_path_factory.mktemp("two_processes")
     (folder / "left_threads.py").write_text(LEFT_THREADS)
@@ -233,8 +290,19 @@ def run_two_processes(bundle_command: Callable[..., list[str]], tmp_path_factory
     (folder / "overlay.json").write_text(json.dumps(overlay))
     given = {"backend": "gloo", "device": "$torch.device('cpu')", "network#device_ids": "$None"}
 
+    def command(bundle: str, configs: list[str], **overrides: Any) -> list[str]:
+        return bundle_command(bundle, [*configs, str(folder / "overlay")], **given, **overrides)
+
+    return folder, command
+
+
+@pytest.fixture(scope="session")
+def run_by_torchrun(rank_command: tuple[Path, Callable[..., list[str]]]) -> RunBundle:
+    """Run configs of a bundle by ``torchrun`` in two processes on the processor, which must leave no threads."""
+    folder, command = rank_command
+
     def run(bundle: str, configs: list[str], **overrides: Any) -> subprocess.CompletedProcess[str]:
-        line = bundle_command(bundle, [*configs, str(folder / "overlay")], **given, **overrides)
+        line = command(bundle, configs, **overrides)
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
         done = subprocess.run(
             [line[0], *launcher, *line[2:]],
@@ -247,5 +315,20 @@ def run_two_processes(bundle_command: Callable[..., list[str]], tmp_path_factory
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
         assert done.stdout.count("left threads: []") == 2, done.stdout[-3000:]
         return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_two_processes(rank_command: tuple[Path, Callable[..., list[str]]], forked: Any) -> RunBundle:
+    """As :func:`run_by_torchrun`, in processes that have MONAI imported; gives the first one's."""
+    folder, command = rank_command
+
+    def run(bundle: str, configs: list[str], **overrides: Any) -> subprocess.CompletedProcess[str]:
+        ranks = forked.run_ranks(command(bundle, configs, **overrides), folder, timeout=300)
+        for rank, done in enumerate(ranks):
+            assert done.returncode == 0, [(each.returncode, each.stdout[-1500:], each.stderr[-3000:]) for each in ranks]
+            assert done.stdout.count("left threads: []") == 1, (rank, done.stdout[-3000:])
+        return ranks[0]
 
     return run

@@ -34,27 +34,25 @@ CHECKS = (
 )  # fmt: skip
 
 
-def build(*arguments: str) -> str:
-    command = [sys.executable, str(BUNDLES / "build.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
-def python(bare_environment, tmp_path_factory) -> str:
+def python(bare_environment, bundle_pins, tmp_path_factory) -> str:
     """A Python with what the metadata of the bundles pin."""
     if "ZIP_PYTHON" in os.environ:
         return os.environ["ZIP_PYTHON"]
     folder = tmp_path_factory.mktemp("environment") / "bare"
-    return str(bare_environment(folder, build("--all", "--pins").split()))
+    return str(bare_environment(folder, bundle_pins))
 
 
 @pytest.fixture(scope="module")
-def run(python, tmp_path_factory):
-    """Run that Python, without anything of this process's environment that could show it the project."""
+def environment(tmp_path_factory) -> dict[str, str]:
+    """Nothing of this process's environment that could show the project to another."""
     home = tmp_path_factory.mktemp("home")
-    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    return {"HOME": str(home), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+
+
+@pytest.fixture(scope="module")
+def run(python, environment):
+    """Run that Python from its start, as a user does."""
 
     def run(*arguments: str, cwd: Path, status: int = 0) -> str:
         done = subprocess.run(
@@ -67,10 +65,26 @@ def run(python, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def unpacked(tmp_path_factory) -> Path:
+def run_module(python, environment, load_script, tmp_path_factory):
+    """Run a module with that Python, in processes that have imported MONAI, which is most of what such a run takes."""
+    script = load_script(HERE.parent / "forked_python.py")
+    folder = tmp_path_factory.mktemp("output")
+    forked = script.ForkedPython(folder, python, environment, processes=1, preloaded=script.MONAI)
+
+    def run(*arguments: str, cwd: Path) -> str:
+        done = forked.run([sys.executable, *arguments], cwd, timeout=500)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
+        return done.stdout
+
+    yield run
+    forked.close()
+
+
+@pytest.fixture(scope="module")
+def unpacked(run_build, tmp_path_factory) -> Path:
     """All bundles, packed with small networks and unpacked."""
     folder = tmp_path_factory.mktemp("packages")
-    build("--all", "--out", str(folder), "--set", "features=[4,8,16,32]")
+    run_build("--all", "--out", str(folder), "--set", "features=[4,8,16,32]")
     for path in folder.glob("*.zip"):
         subprocess.run([sys.executable, "unpack.py", path.name, "--out", "unpacked"], cwd=folder, check=True)
     return folder / "unpacked"
@@ -110,9 +124,9 @@ except importlib.metadata.PackageNotFoundError:
         assert "No module named" in run("-c", "import pytest", cwd=tmp_path, status=1)
 
 
-def test_the_packages_are_those_that_the_metadata_pin(run, index_answers, tmp_path):
+def test_the_packages_are_those_that_the_metadata_pin(run, bundle_pins, index_answers, tmp_path):
     """None of them the newer one that development goes on with."""
-    wanted = dict(pin.split("==") for pin in build("--all", "--pins").split())
+    wanted = dict(pin.split("==") for pin in bundle_pins)
     code = f"""
 import json
 from importlib.metadata import version
@@ -143,7 +157,7 @@ def test_metadata_of_the_package_meet_the_schema(unpacked, name, shared):
     assert re.fullmatch(r"\d+\.\d+\.\d+", metadata["models_genesis_version"])
 
 
-def test_two_packages_in_one_process_share_the_same_code(unpacked, checked, run, tmp_path):
+def test_two_packages_in_one_process_share_the_same_code(unpacked, checked, run_module, tmp_path):
     """MONAI gives both the module name ``scripts``; whichever came first, the other finds all it needs."""
     names = [name for name in NAMES if name.endswith("_segmentation")][:2] + [PRETRAINING]
     code = f"""
@@ -152,14 +166,15 @@ for name in {names}:
     load(name, bundle_dir={str(unpacked)!r}, source="github", workflow_type="train")
 print("loaded")
 """
-    assert "loaded" in run("-c", code, cwd=tmp_path)
+    (tmp_path / "load_them.py").write_text(code)
+    assert "loaded" in run_module("-m", "load_them", cwd=tmp_path)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(run_build, tmp_path_factory):
     """A web server on this machine with all packages as they are published."""
     folder = tmp_path_factory.mktemp("web")
-    build("--all", "--out", str(folder))
+    run_build("--all", "--out", str(folder))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
         threading.Thread(target=serving.serve_forever, daemon=True).start()
@@ -168,13 +183,13 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def downloaded(server, run, tmp_path_factory):
-    """Downloads a bundle as a user does."""
+def downloaded(server, run_module, tmp_path_factory):
+    """Downloads a bundle as a user does; ``run`` starts the process."""
     folder, web = server
     target = tmp_path_factory.mktemp("downloaded")
 
     @functools.cache
-    def download(name: str) -> Path:
+    def download(name: str, run=run_module) -> Path:
         (package,) = folder.glob(f"{name}_v*.zip")
         run(
             "-m", "monai.bundle", "download", "--name", name, "--url", f"{web}/{package.name}", "--bundle_dir",
@@ -195,18 +210,18 @@ def readme_command(root: Path, first_words: str, data: dict[str, str]) -> list[s
     return arguments
 
 
-def test_downloaded_pretraining_learns_and_restores(downloaded, chest_scans, run, tmp_path):
+def test_downloaded_pretraining_learns_and_restores(downloaded, chest_scans, run_module, tmp_path):
     """The README's own commands from the package's own folder; the data list by the package's own code."""
     root = shutil.copytree(downloaded(PRETRAINING), tmp_path / PRETRAINING)  # others start from its weights
     datalist = tmp_path / "datalist.json"
-    run("-m", "scripts.datasets", "folder", "--root", str(chest_scans), "--out", str(datalist), cwd=root)
+    run_module("-m", "scripts.datasets", "folder", "--root", str(chest_scans), "--out", str(datalist), cwd=root)
     assert json.loads(datalist.read_text())["made_by"] == "models-genesis, packed in a bundle"
     data = {"dataset_dir": str(chest_scans), "datalist": str(datalist)}
     small = ["--features", "[4,8]", "--cube_size", "[32,32,16]", "--device", "cpu", "--amp", "False"]
     few = ["--epochs", "1", "--warmup_epochs", "0", "--cubes_per_scan", "6", "--val_cubes_per_scan", "4"]
-    run(*readme_command(root, "pretrain", data), *small, *few, cwd=root)
+    run_module(*readme_command(root, "pretrain", data), *small, *few, cwd=root)
     assert (root / "models" / "model.pt").is_file() and (root / "eval" / "history.csv").is_file()
-    run(*readme_command(root, "deformed and restored", data), *small, cwd=root)
+    run_module(*readme_command(root, "deformed and restored", data), *small, cwd=root)
     restored = sorted(root.glob("restored/**/*.nii.gz"))
     assert restored
     for path in restored:
@@ -215,11 +230,14 @@ def test_downloaded_pretraining_learns_and_restores(downloaded, chest_scans, run
 
 
 def test_a_downloaded_bundle_segments_a_real_hippocampus_at_once(downloaded, run, shared, tmp_path):
-    """Download and inference: the two commands of a first user, and the Dice that the certificate states."""
+    """Download and inference: the two commands of a first user, and the Dice that the certificate states.
+
+    Both processes start as the user's do, with nothing imported.
+    """
     data = shared / "data" / "msd" / "Task04_Hippocampus"
     if not data.is_dir():
         pytest.skip("needs ../shared/data, which is not part of the project")
-    root = downloaded("genesis_msd_segmentation")
+    root = downloaded("genesis_msd_segmentation", run)
     certificate = json.loads((root / "models" / "birth_certificate.json").read_text())
     case, certified = min(certificate["evaluations"]["testing"]["dice_by_case"].items())
     (tmp_path / "scans").mkdir()
@@ -236,16 +254,16 @@ def test_a_downloaded_bundle_segments_a_real_hippocampus_at_once(downloaded, run
         assert 2 * (a & b).sum() / (a.sum() + b.sum()) == pytest.approx(certified[name], abs=0.02)
 
 
-def test_downloaded_segmentation_starts_from_the_weights_next_to_it(downloaded, nodule_cubes, run):
+def test_downloaded_segmentation_starts_from_the_weights_next_to_it(downloaded, nodule_cubes, run_module):
     """What a first user has at once: both packages side by side, and weights to fine-tune."""
     downloaded(PRETRAINING)
     root = downloaded("genesis_lidc_nodule_ct_segmentation")
     data = {"dataset_dir": str(nodule_cubes), "datalist": str(nodule_cubes / "datalist.json")}
     small = ["--cube_size", "[32,32,16]", "--device", "cpu", "--amp", "False"]
-    said = run(*readme_command(root, "train", data), *small, "--epochs", "1", "--warmup_epochs", "0", cwd=root)
+    said = run_module(*readme_command(root, "train", data), *small, "--epochs", "1", "--warmup_epochs", "0", cwd=root)
     # all of the pretrained network but the head, which has other classes here
     assert re.search(r"104 matched, 0 adapted, 2 skipped", said), said[-3000:]
-    run(*readme_command(root, "predict", data), *small, cwd=root)
+    run_module(*readme_command(root, "predict", data), *small, cwd=root)
     cubes = {Path(entry["image"]).name: entry for entry in json.loads(Path(data["datalist"]).read_text())["testing"]}
     predicted = sorted(root.glob("predicted/**/*_seg.nii.gz"))
     assert len(predicted) == len(cubes)
@@ -255,21 +273,21 @@ def test_downloaded_segmentation_starts_from_the_weights_next_to_it(downloaded, 
         np.testing.assert_allclose(found.affine, image.affine, atol=1e-4)
 
 
-def test_downloaded_classification_scores_candidates(downloaded, nodule_candidates, run, tmp_path):
+def test_downloaded_classification_scores_candidates(downloaded, nodule_candidates, run_module, tmp_path):
     """Training from the pretrained weights, then the probabilities of one scan's candidates."""
     weights = downloaded(PRETRAINING) / "models" / "model.pt"
     root = downloaded("genesis_luna16_nodule_ct_classification")
     data = {"dataset_dir": str(nodule_candidates), "datalist": str(nodule_candidates / "datalist.json")}
     small = ["--features", "[16,32,64,128]", "--cube_size", "[16,16,16]", "--device", "cpu", "--amp", "False"]
     start = ["--pretrained", str(weights), "--epochs", "1", "--warmup_epochs", "0"]
-    said = run(*readme_command(root, "train", data), *small, *start, cwd=root)
+    said = run_module(*readme_command(root, "train", data), *small, *start, cwd=root)
     # the encoder: four levels of two convolutions with bias and of two norms with five tensors each
     assert re.search(r" 56 matched, 0 adapted, ", said), said[-3000:]
     table = (nodule_candidates / "candidates_V2.csv").read_text().splitlines()
     (scan,) = (nodule_candidates / "subset4").glob("*.mhd")
     wanted = [line for line in table[1:] if line.startswith(scan.stem)]
     (tmp_path / "candidates.csv").write_text("\n".join([table[0], *wanted]) + "\n")
-    run(
+    run_module(
         "-m", "monai.bundle", "run", "--config_file", "configs/inference.json", "--dataset_dir", str(scan.parent),
         "--candidates", str(tmp_path / "candidates.csv"), "--ckpt_dir", "models", "--output_dir", "scored", *small,
         cwd=root,

@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
-
 import pytest
-import torch
+from bundle_runs import assert_same_end, folders, history
 
 BUNDLE = "genesis_chest_ct_pretraining"
 SMALL = {
@@ -24,15 +21,6 @@ SMALL = {
 }
 
 
-def folders(folder: Path) -> dict[str, Path]:
-    return {"output_dir": folder / "eval", "ckpt_dir": folder / "models"}
-
-
-def history(folder: Path) -> list[tuple[str, str, str]]:
-    with (folder / "eval" / "history.csv").open() as file:
-        return [(row["epoch"], row["train_loss"], row["val_metric"]) for row in csv.DictReader(file)]
-
-
 # the third backend, "cpu", is the default: the tests of the bundle have it
 @pytest.mark.parametrize("deform_on", ["device", "step"])
 def test_each_place_trains_and_resumes_to_the_same_end(deform_on, run_bundle, chest_scans, tmp_path):
@@ -45,9 +33,7 @@ def test_each_place_trains_and_resumes_to_the_same_end(deform_on, run_bundle, ch
     workers = {} if deform_on == "device" else {"num_workers": 1}
     run_bundle(BUNDLE, ["train"], **{**arguments, "epochs": 1}, **workers, **folders(parts))
     run_bundle(BUNDLE, ["train"], resume=True, **arguments, **folders(parts))
-    assert history(parts) == history(whole)
-    weights = [torch.load(folder / "models" / "model.pt", weights_only=True) for folder in (whole, parts)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert_same_end(parts, whole)
 
 
 def test_validation_has_the_same_deformations_in_every_epoch(run_bundle, chest_scans, tmp_path):

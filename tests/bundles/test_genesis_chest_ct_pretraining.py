@@ -3,17 +3,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
+from bundle_runs import assert_restored, assert_same_end, folders, history
 from monai.networks.nets import DynUNet, SegResNet, SwinUNETR
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -31,15 +27,6 @@ SMALL = {
     "learning_rate": 0.01,
     "warmup_epochs": 1,
 }
-
-
-def history(folder: Path) -> list[tuple[str, str, str]]:
-    with (folder / "eval" / "history.csv").open() as file:
-        return [(row["epoch"], row["train_loss"], row["val_metric"]) for row in csv.DictReader(file)]
-
-
-def folders(folder: Path) -> dict[str, Path]:
-    return {"output_dir": folder / "eval", "ckpt_dir": folder / "models"}
 
 
 @pytest.fixture(scope="module")
@@ -90,38 +77,18 @@ def test_the_same_seed_gives_the_same_run_whatever_the_number_of_workers(trained
     assert 0.5 < float(last["probe"]) <= 1 and 0.5 < float(last["probe_random"]) <= 1
 
 
-def test_resuming_equals_an_uninterrupted_run(trained, run_bundle, chest_scans, tmp_path):
+def test_resuming_equals_an_uninterrupted_run(trained, run_bundle, stop_training, chest_scans, tmp_path):
     """Killed at some moment, by SIGTERM and then by SIGKILL; the third run goes on to the same end."""
     arguments = {"dataset_dir": chest_scans, **SMALL, **folders(tmp_path)}
     last = tmp_path / "models" / "last_epoch.pt"
-    _stop(_start(arguments), signal.SIGTERM, lambda: last.exists())
+    stop_training(BUNDLE, signal.SIGTERM, last.exists, **arguments)
     done = history(tmp_path)[0]
     assert done == history(trained)[0]
     first_save = last.stat().st_mtime_ns
-    _stop(_start({**arguments, "resume": True}), signal.SIGKILL, lambda: last.stat().st_mtime_ns > first_save)
+    saved_again = lambda: last.stat().st_mtime_ns > first_save  # noqa: E731
+    stop_training(BUNDLE, signal.SIGKILL, saved_again, resume=True, **arguments)
     run_bundle(BUNDLE, ["train"], resume=True, **arguments)
-    assert history(tmp_path) == history(trained)
-    weights = [torch.load(folder / "models" / "model.pt", weights_only=True) for folder in (trained, tmp_path)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-def _start(arguments: dict) -> subprocess.Popen:
-    root = Path(__file__).resolve().parents[2] / "bundles" / BUNDLE
-    line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(root / "configs" / "train.json")]
-    for key, value in {"bundle_root": root, **arguments}.items():
-        line += [f"--{key}", str(value)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def _stop(process: subprocess.Popen, number: signal.Signals, ready) -> None:
-    """Send a signal as soon as an epoch has been saved."""
-    deadline = time.monotonic() + 120
-    while not ready() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(number)
-    status = process.wait(timeout=60)
-    assert status == (143 if number == signal.SIGTERM else -number)
+    assert_same_end(tmp_path, trained)
 
 
 def test_evaluation_compares_with_both_baselines(trained, run_bundle, chest_scans, tmp_path):
@@ -159,19 +126,7 @@ def test_inference_keeps_the_geometry(trained, run_bundle, chest_scans, tmp_path
         features=FEATURES,
         cube_size=SMALL["cube_size"],
     )
-    (restored,) = tmp_path.glob("*/*_restored.nii.gz")
-    (deformed,) = tmp_path.glob("*/*_deformed.nii.gz")
-    original = nib.load(chest_scans / f"{restored.parent.name}.nii.gz")
-    hu = np.clip(original.get_fdata(), -1000, 1000)
-    for path in (deformed, restored):
-        image = nib.load(path)
-        assert image.shape == original.shape
-        assert image.get_data_dtype() == np.int16
-        np.testing.assert_allclose(image.affine, original.affine, atol=1e-4)
-        assert np.abs(image.get_fdata()).max() <= 1000
-    # The restored scan is nearer to the original than the deformed one, which proves orientation and scale of both.
-    errors = [np.mean((nib.load(path).get_fdata() - hu) ** 2) for path in (restored, deformed)]
-    assert errors[0] < 0.7 * errors[1]
+    assert_restored(tmp_path, chest_scans)
 
 
 @pytest.mark.parametrize("override", [{"epoch": 1}, {"trian#trainer#max_epochs": 1}])
@@ -239,15 +194,15 @@ def test_any_monai_network_can_be_pretrained(run_bundle, chest_scans, tmp_path, 
         ["train"],
         dataset_dir=chest_scans,
         network_def=f"%{override}::network_def",
-        **{**SMALL, "cube_size": cube_size, "epochs": 1, "cubes_per_scan": 2, "val_cubes_per_scan": 2},
+        **{**SMALL, "cube_size": cube_size, "epochs": 1, "cubes_per_scan": 1, "val_cubes_per_scan": 1},
         **folders(tmp_path),
     )
     report = load_pretrained(network(), tmp_path / "models" / "model.pt", strict=True)
     assert not report.missing and not report.skipped
 
 
-def test_two_processes_train_together(run_two_processes, chest_scans, tmp_path):
-    given = {**SMALL, **folders(tmp_path), "dataset_dir": chest_scans}
-    run_two_processes(BUNDLE, ["train", "multi_gpu_train"], **given)
-    assert len(history(tmp_path)) == 3
+def test_two_processes_train_together(run_by_torchrun, chest_scans, tmp_path):
+    given = {**SMALL, **folders(tmp_path), "dataset_dir": chest_scans, "epochs": 2}
+    run_by_torchrun(BUNDLE, ["train", "multi_gpu_train"], **given)
+    assert len(history(tmp_path)) == 2
     assert load_pretrained(GenesisUNet(features=FEATURES), tmp_path / "models" / "model.pt", strict=True).matched

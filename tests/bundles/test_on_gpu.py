@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from bundle_runs import assert_same_end, folders, history
 
 from models_genesis.networks import GenesisUNet, save_weights
 
@@ -20,15 +20,6 @@ FEATURES = [8, 16, 32]
 SMALL: dict[str, Any] = {
     "features": FEATURES, "cube_size": [32, 32, 16], "batch_size": 4, "warmup_epochs": 1, "learning_rate": 0.01,
 }  # fmt: skip
-
-
-def history(folder: Path) -> list[tuple[str, str, str]]:
-    with (folder / "eval" / "history.csv").open() as file:
-        return [(row["epoch"], row["train_loss"], row["val_metric"]) for row in csv.DictReader(file)]
-
-
-def folders(folder: Path) -> dict[str, Path]:
-    return {"output_dir": folder / "eval", "ckpt_dir": folder / "models"}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -48,9 +39,7 @@ def test_pretraining_resumes_to_the_bit_in_each_place(deform_on, run_bundle, che
     run_bundle(PRETRAINING, ["train"], **given, **folders(parts), **{"train#trainer#max_epochs": 1})
     assert len(history(parts)) == 1
     run_bundle(PRETRAINING, ["train"], **given, **folders(parts), resume=True)
-    assert history(parts) == history(whole)
-    for name, tensor in weights(whole).items():
-        assert torch.equal(tensor, weights(parts)[name]), name
+    assert_same_end(whole, parts)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +57,7 @@ def test_fine_tuning_trains_resumes_and_evaluates(bundle, given, run_bundle, dat
     assert "cuda trains in" in run_bundle(bundle, ["train"], **given, **folders(whole)).stdout
     run_bundle(bundle, ["train"], **given, **folders(parts), **{"train#trainer#max_epochs": 1})
     run_bundle(bundle, ["train"], **given, **folders(parts), resume=True)
-    assert history(parts) == history(whole)
-    for name, tensor in weights(whole).items():
-        assert torch.equal(tensor, weights(parts)[name]), name
+    assert_same_end(whole, parts)
     own = {key: value for key, value in given.items() if key in ("features", "cube_size", "overlap", *data_of(bundle))}
     run_bundle(bundle, ["train", "evaluate"], **own, ckpt_dir=whole / "models", output_dir=whole / "evaluated")
     assert list((whole / "evaluated").glob("*.json"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
+from bundle_runs import assert_restored, assert_same_end, folders, history
 
 from models_genesis.networks import GenesisClassifier, GenesisUNet, load_pretrained
 from models_genesis.transforms import blocks_for_share
@@ -32,15 +32,6 @@ SMALL = {
     # the rate must not depend on the number of epochs, for the resumed run begins with fewer
     "lr_scheduler#t_total": 1000,
 }
-
-
-def folders(folder: Path) -> dict[str, Path]:
-    return {"output_dir": folder / "eval", "ckpt_dir": folder / "models"}
-
-
-def history(folder: Path) -> list[tuple[str, str, str]]:
-    with (folder / "eval" / "history.csv").open() as file:
-        return [(row["epoch"], row["train_loss"], row["val_metric"]) for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +87,7 @@ def test_each_backend_resumes_to_the_same_end(deform_on, trained, run_bundle, ch
         run_bundle(BUNDLE, STAGES, **arguments, **folders(whole))
     run_bundle(BUNDLE, STAGES, **{**arguments, "epochs": 1}, **folders(parts))
     run_bundle(BUNDLE, STAGES, resume=True, **arguments, **folders(parts))
-    assert history(parts) == history(whole)
-    weights = [torch.load(folder / "models" / "model.pt", weights_only=True) for folder in (whole, parts)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert_same_end(parts, whole)
 
 
 @pytest.mark.parametrize("stages", [["train", "evaluate"], ["train", "2d", "evaluate"]], ids=str)
@@ -118,16 +107,7 @@ def test_whole_scans_are_restored_slice_by_slice(trained, run_bundle, chest_scan
     run_bundle(
         BUNDLE, ["inference"], dataset_dir=chest_scans, ckpt_dir=trained / "models", output_dir=tmp_path
     )  # fmt: skip
-    (restored,) = tmp_path.glob("*/*_restored.nii.gz")
-    (deformed,) = tmp_path.glob("*/*_deformed.nii.gz")
-    original = nib.load(chest_scans / f"{restored.parent.name}.nii.gz")
-    hu = np.clip(original.get_fdata(), -1000, 1000)
-    for path in (deformed, restored):
-        image = nib.load(path)
-        assert image.shape == original.shape
-        np.testing.assert_allclose(image.affine, original.affine, atol=1e-4)
-    errors = [np.mean((nib.load(path).get_fdata() - hu) ** 2) for path in (restored, deformed)]
-    assert errors[0] < 0.7 * errors[1]
+    assert_restored(tmp_path, chest_scans)
 
 
 def test_other_slices_than_the_weights_are_refused_by_name(trained, run_bundle, chest_scans, tmp_path):

@@ -6,18 +6,16 @@ from __future__ import annotations
 import ast
 import csv
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_runs import assert_same_end, folders, history
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.networks.nets import SegResNet
@@ -40,7 +38,7 @@ OWN = {LITS: {}, LIDC: {"cube_size": [16, 16, 16]}, BRATS: {"channels": FOUR}, M
 TRAINING_OF = {
     LITS: {"cubes_per_case": 8},
     LIDC: {"cubes_per_case": 8, "class_ratios": [1, 2]},
-    BRATS: {"cubes_per_case": 16, "class_ratios": [1, 1, 1, 0, 1], "epochs": 14, "val_interval": 7},
+    BRATS: {"cubes_per_case": 8, "class_ratios": [1, 1, 1, 0, 1], "epochs": 14, "val_interval": 7},
     MSD: {"cubes_per_case": 8, "epochs": 8, "val_interval": 4},
 }
 
@@ -51,15 +49,6 @@ BOUNDS = {LITS: 0.3, LIDC: 0.4, BRATS: 0.3, MSD: 0.3}
 
 def config(bundle: str, stage: str) -> dict:
     return json.loads((ROOT / bundle / "configs" / f"{stage}.json").read_text())
-
-
-def history(folder: Path) -> list[tuple[str, str, str]]:
-    with (folder / "eval" / "history.csv").open() as file:
-        return [(row["epoch"], row["train_loss"], row["val_metric"]) for row in csv.DictReader(file)]
-
-
-def folders(folder: Path) -> dict[str, Path]:
-    return {"output_dir": folder / "eval", "ckpt_dir": folder / "models"}
 
 
 @pytest.fixture(scope="module")
@@ -155,28 +144,19 @@ def predicted_scans(bundle: str, source: Path, target: Path) -> tuple[str, dict[
 
 
 def test_stopped_and_resumed_with_other_workers_it_comes_to_the_same_end(
-    bundle_command, run_bundle, arguments, tmp_path
+    stop_training, run_bundle, arguments, tmp_path
 ):
     """SIGTERM after the first epochs; another number of worker processes afterwards; ends as without interruption."""
     short = {"epochs": 4, "val_interval": 2, "cubes_per_case": 4, "slow_parts": ["encoder"], "freeze_epochs": 2}
     whole = {**arguments(LITS, tmp_path / "whole"), **short}
     run_bundle(LITS, ["train"], **whole)
     parts = {**arguments(LITS, tmp_path / "parts"), **short}
-    line = bundle_command(LITS, ["train"], **parts)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     last = tmp_path / "parts" / "models" / "last_epoch.pt"
-    deadline = time.monotonic() + 120
-    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
+    stop_training(LITS, signal.SIGTERM, last.exists, **parts)
     assert len(history(tmp_path / "parts")) < 4
     done = run_bundle(LITS, ["train"], **{**parts, "resume": True, "num_workers": 2, "pretrained": "/nowhere.pt"})
     assert "resumed" in done.stdout
-    assert history(tmp_path / "parts") == history(tmp_path / "whole")
-    states = [torch.load(tmp_path / name / "models" / "model.pt", weights_only=True) for name in ("whole", "parts")]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert_same_end(tmp_path / "parts", tmp_path / "whole")
 
 
 def test_weights_that_do_not_fit_are_refused_before_anything_is_read(run_bundle, tmp_path):

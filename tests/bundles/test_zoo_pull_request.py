@@ -31,25 +31,18 @@ SECTIONS = (
 )  # fmt: skip
 
 
-def build(*arguments: str, status: int = 0) -> str:
-    command = [sys.executable, str(ROOT / "bundles" / "build.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == status, done.stderr
-    return done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory) -> Path:
+def zoo(run_build, tmp_path_factory) -> Path:
     """A copy of the zoo's layout with all bundles in it."""
     folder = tmp_path_factory.mktemp("zoo")
-    build("--all", "--zoo", str(folder))
+    run_build("--all", "--zoo", str(folder))
     return folder
 
 
 @pytest.fixture(scope="module")
-def python(wheel_environment, tmp_path_factory) -> str:
+def python(wheel_environment, bundle_pins, tmp_path_factory) -> str:
     """A Python with the pinned packages, what the wheel needs, and the wheel, installed by pip from a local index."""
-    pins = [pin for pin in build("--all", "--pins").split() if not pin.startswith("models-genesis")]
+    pins = [pin for pin in bundle_pins if not pin.startswith("models-genesis")]
     return str(wheel_environment(tmp_path_factory.mktemp("clean") / "environment", pins=pins))
 
 
@@ -127,8 +120,8 @@ def test_two_processes_train_and_evaluate_by_a_unit_test(zoo, run):
     assert "Ran 1 test" in run(str(HERE / "zoo_layout" / "run_unit_tests.py"), f"test_{MSD}_dist", cwd=zoo)
 
 
-def test_a_zip_without_code_runs_by_the_package_from_the_index(run, tmp_path):
-    build(MSD, "--out", str(tmp_path), "--code", "package")
+def test_a_zip_without_code_runs_by_the_package_from_the_index(run, run_build, tmp_path):
+    run_build(MSD, "--out", str(tmp_path), "--code", "package")
     (path,) = tmp_path.glob("*.zip")
     zipfile.ZipFile(path).extractall(tmp_path)
     (tmp_path / "scans").mkdir()
@@ -142,10 +135,10 @@ def test_a_zip_without_code_runs_by_the_package_from_the_index(run, tmp_path):
     np.testing.assert_allclose(saved.affine, affine)
 
 
-def test_a_bundle_that_is_in_the_zoo_already_is_not_replaced(tmp_path):
+def test_a_bundle_that_is_in_the_zoo_already_is_not_replaced(run_build, tmp_path):
     there = tmp_path / "models" / MSD
     there.mkdir(parents=True)
-    assert "exists: remove it" in build(NAMES[0], MSD, "--zoo", str(tmp_path), status=2)
+    assert "exists: remove it" in run_build(NAMES[0], MSD, "--zoo", str(tmp_path), status=2)
     assert [path.name for path in tmp_path.rglob("*")] == ["models", MSD]
 
 
