@@ -7,11 +7,11 @@ import csv
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -121,25 +121,32 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def session(data: Path, forked_python: Callable[..., subprocess.CompletedProcess[str]], project: Path) -> Session:
+def session(data: Path, forked: Any, project: Path) -> Session:
     """Documents run in this environment."""
-    return Session(project, data, forked_python, project.parent / "scratch")
+    return Session(project, data, forked, project.parent / "scratch")
 
 
 @pytest.fixture
-def reader(
-    data: Path,
-    project: Path,
-    wheel_environment: Callable[..., Path],
-    load_script: Callable[[Path], ModuleType],
-) -> Iterator[Session]:
-    """Documents run by a reader who has installed the wheel and no extras."""
-    executable = wheel_environment(project.parent / "environment")
-    for name in ("home", "output"):
-        (project.parent / name).mkdir()
-    environment = {"HOME": str(project.parent / "home"), "PATH": os.environ["PATH"]}
-    environment |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+def python_of(project: Path, load_script: Callable[[Path], ModuleType]) -> Iterator[Callable[..., Any]]:
+    """Make the ``ForkedPython`` of an environment of a reader, with none of this process's variables but the path."""
     script = load_script(ROOT / "tests" / "forked_python.py")
-    forked = script.ForkedPython(project.parent / "output", str(executable), environment, processes=1)
-    yield Session(project, data, forked.run, project.parent / "scratch", executable, environment)
-    forked.close()
+    started = []
+
+    def python(executable: Path, processes: int) -> Any:
+        folder = project.parent / f"of_reader_{len(started)}"
+        for name in ("home", "output"):
+            (folder / name).mkdir(parents=True)
+        environment = {"HOME": str(folder / "home"), "PATH": os.environ["PATH"], "MPLBACKEND": "agg"}
+        started.append(script.ForkedPython(folder / "output", str(executable), environment, processes))
+        return started[-1]
+
+    yield python
+    for each in started:
+        each.close()
+
+
+@pytest.fixture
+def reader(data: Path, project: Path, wheel_environment: Callable[..., Path], python_of: Callable[..., Any]) -> Session:
+    """Documents run by a reader who has installed the wheel and no extras: commands, and Python beside them."""
+    python = python_of(wheel_environment(project.parent / "environment"), processes=2)
+    return Session(project, data, python, project.parent / "scratch")

@@ -4,25 +4,26 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 LOOP = """
 import contextlib, json, sys, traceback
-names, replies, requests = {"__name__": "__main__"}, sys.stdout, sys.stdin
-for line in requests:
-    code, place, kind = json.loads(line)
-    value, error = None, ""
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
+names = {"__name__": "__main__"}
+with open(sys.argv[1], "w") as replies:
+    for line in sys.stdin:
+        code, place, kind = json.loads(line)
+        value, error = None, ""
+        try:
             value = (exec if kind == "exec" else eval)(compile(code, place, kind), names)
             reply = json.dumps([value, error])
-    except Exception as exception:
-        traceback.print_exc()
-        reply = json.dumps([None, f"{type(exception).__name__}: {exception}"])
-    print(reply, file=replies, flush=True)
+        except Exception as exception:
+            traceback.print_exc()
+            reply = json.dumps([None, f"{type(exception).__name__}: {exception}"])
+        print(reply, file=replies, flush=True)
 """
 """It is given by ``-c``, so that the working folder is on the path, as in a reader's interpreter, and no other."""
 
@@ -31,28 +32,24 @@ class Interpreter:
     """A Python that waits for code, from the first on; names that a block makes are there in the next.
 
     Args:
-        executable: Python.
+        start: starts a command line, as ``ForkedPython.start`` of ``tests/forked_python.py`` does.
         folder: the working folder.
-        environment: variables.
-        errors: file for what the code prints.
+        scratch: for its pipes.
     """
 
-    def __init__(self, executable: Path, folder: Path, environment: Mapping[str, str], errors: Path) -> None:
-        self.command = [str(executable), "-c", LOOP]
-        self.folder, self.environment, self.errors = folder, dict(environment), errors
-        self.process: subprocess.Popen[str] | None = None
+    def __init__(self, start: Callable[..., Any], folder: Path, scratch: Path) -> None:
+        self.start, self.folder = start, folder
+        self.pipes = [scratch / name for name in ("requests", "replies")]
+        self.process: Any = None
+        self.requests: TextIO
+        self.replies: TextIO
 
-    def _start(self) -> subprocess.Popen[str]:
-        with self.errors.open("w") as stderr:
-            return subprocess.Popen(
-                self.command,
-                cwd=self.folder,
-                env=self.environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-            )
+    def _start(self) -> None:
+        for pipe in self.pipes:
+            os.mkfifo(pipe)
+        requests, replies = map(str, self.pipes)
+        self.process = self.start([sys.executable, "-c", LOOP, replies], self.folder, timeout=500, stdin=requests)
+        self.requests, self.replies = self.pipes[0].open("w"), self.pipes[1].open()
 
     def run(self, code: str, place: str) -> None:
         """Execute code.
@@ -71,13 +68,15 @@ class Interpreter:
         return self._ask(expression, expression, "eval")
 
     def _ask(self, code: str, place: str, kind: str) -> Any:
-        self.process = process = self.process or self._start()
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps([code, place, kind]) + "\n")
-        process.stdin.flush()
-        reply = process.stdout.readline()
+        if self.process is None:
+            self._start()
+        self.requests.write(json.dumps([code, place, kind]) + "\n")
+        self.requests.flush()
+        reply = self.replies.readline()
         if not reply:
-            raise RuntimeError(f"the interpreter has ended with {process.wait()}: {self.errors.read_text()[-2000:]}")
+            self.requests.close()
+            done = self.process.wait()
+            raise RuntimeError(f"the interpreter has ended with {done.returncode}: {done.stderr[-2000:]}")
         value, error = json.loads(reply)
         if error:
             raise RuntimeError(error)
@@ -85,5 +84,7 @@ class Interpreter:
 
     def close(self) -> None:
         """End it, where it has been started."""
-        if self.process is not None:
-            self.process.communicate(timeout=60)
+        if self.process is not None and not self.process.ended:
+            self.requests.close()
+            self.process.wait()
+            self.replies.close()

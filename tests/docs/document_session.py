@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,18 +28,14 @@ class Session:
     Args:
         folder: the working folder.
         data: the folder that stands for ``/data``.
-        python: runs ``python -m MODULE``; see ``tests/forked_python.py``.
+        python: the ``ForkedPython`` of ``tests/forked_python.py`` that runs the commands and the blocks in Python.
         scratch: for files of this class.
-        executable: the Python that runs the blocks in Python.
-        environment: its variables.
     """
 
     folder: Path
     data: Path
-    python: Callable[..., subprocess.CompletedProcess[str]]
+    python: Any
     scratch: Path
-    executable: Path = Path(sys.executable)
-    environment: Mapping[str, str] = field(default_factory=lambda: {**os.environ, "OMP_NUM_THREADS": "1"})
     said: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     def run(
@@ -67,7 +61,7 @@ class Session:
         scratch = self.scratch / str(len(list(self.scratch.iterdir())))
         scratch.mkdir()
         blocks = [block for block in blocks_of(document) if not _is_left_out(block)]
-        with closing(Interpreter(self.executable, self.folder, self.environment, scratch / "python.txt")) as python:
+        with closing(Interpreter(self.python.start, self.folder, scratch)) as python:
             if given:
                 python.run(given, "given")
 
@@ -115,7 +109,7 @@ class Session:
         if line[0] == "-":
             (command.folder / "here_document.py").write_text(self._with_data_and_sizes(command.stdin), encoding="utf-8")
             line = ["-m", "here_document"]
-        done = self.python([sys.executable, *line], command.folder, timeout=300)
+        done = self.python.run([sys.executable, *line], command.folder, timeout=300)
         if done.returncode != 0:
             raise RuntimeError(f"{block.place}: {command}\n{done.stdout[-1000:]}{errors_in(done.stderr)}")
         return done.stdout

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -64,7 +65,9 @@ def write_original(path: Path) -> None:
 
 
 @pytest.mark.timeout(1200)  # the environments are made here too
-def test_a_new_reader_s_pages(reader: Session, wheel_environment: Callable[..., Path], data: Path) -> None:
+def test_a_new_reader_s_pages(
+    reader: Session, wheel_environment: Callable[..., Path], python_of: Callable[..., Any], data: Path
+) -> None:
     """README, get-started, own scans and loading, one after another in one folder, with the wheel and nothing else."""
     folder, session = reader.folder, reader
     write_original(folder / "Genesis_Chest_CT.pt")
@@ -99,8 +102,8 @@ def test_a_new_reader_s_pages(reader: Session, wheel_environment: Callable[..., 
     asked = ["network.model_settings['cube_size']", "file['features'].shape"]
     assert session.run("docs/loading.md", asked) == [[16, 16, 16], [4, 8]]
     assert {path.name for path in (folder / "folder").iterdir()} == {"model.safetensors", "config.json"}
-    with_hub = wheel_environment(folder.parent / "with_hub", ["hub"])
-    assert replace(session, executable=with_hub).run("docs/loading.md", asked) == [[16, 16, 16], [4, 8]]
+    with_hub = python_of(wheel_environment(folder.parent / "with_hub", ["hub"]), processes=1)
+    assert replace(session, python=with_hub).run("docs/loading.md", asked) == [[16, 16, 16], [4, 8]]
     assert {path.name for path in (folder / "folder").iterdir()} == {"model.safetensors", "config.json", "README.md"}
 
 
