@@ -16,7 +16,7 @@ LABEL_VENV ?= .venv-label
 # nnU-Net v2 needs torchvision and much else (8 GB, some 5 minutes).
 NNUNET_VENV ?= .venv-nnunet
 
-.PHONY: help setup demo test docs fuzz gpu lint format clean zips test-zip label-env test-label viewer nnunet-env test-nnunet
+.PHONY: help setup demo test suite docs fuzz gpu lint style types format clean zips test-zip label-env test-label viewer nnunet-env test-nnunet
 
 help:
 	@echo "make demo    pretrain on the built-in phantom, fine-tune on its livers, write a report to $(DEMO_DIR)/"
@@ -49,20 +49,28 @@ demo: setup
 gpu: setup
 	$(BIN)/python tools/gpu_check.py --minutes 8 --out gpu_check
 
-lint: setup
+lint: style types
+
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	PYTHON=$(BIN)/python bash tools/typecheck.sh
 	$(BIN)/python bundles/sync.py --check
+
+types: setup
+	PYTHON=$(BIN)/python bash tools/typecheck.sh
 
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 15 --ignore tests/cases
+test: style
+	$(MAKE) --jobs 2 types suite
 	# these have limits of seconds of their own, so nothing runs beside them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cases --durations 10
+
+# All tests but those of tests/cases.
+suite: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 15 --ignore tests/cases
 
 docs: setup
 	$(BIN)/python -W ignore tools/build_docs.py
