@@ -107,7 +107,8 @@ def test_a_run_can_be_ended_by_a_signal(forked, tmp_path):
     for word, number, status in (("alone", signal.SIGTERM, 143), ("forks", signal.SIGKILL, -signal.SIGKILL)):
         run = forked.start([sys.executable, "-m", "waits", word], tmp_path, timeout=60)
         deadline = time.monotonic() + 30
-        while not (run.outputs[0].exists() and run.outputs[0].read_text()) and time.monotonic() < deadline:
+        output = run.outputs[0]
+        while not (output.exists() and output.read_text().endswith("\n")) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert run.running()
         run.send_signal(number)

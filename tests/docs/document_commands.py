@@ -43,7 +43,9 @@ class _Parsed(BaseException):
 
 
 def check(command: Command, incomplete: bool = False) -> None:
-    """Check a command that calls ``python``, ``torchrun``, ``make`` or ``pip``; relative paths count from here.
+    """Check a command that calls ``python``, ``torchrun``, ``make`` or ``pip``, or ``srun`` with one of them.
+
+    Relative paths count from here.
 
     Args:
         command: as bash hands it over.
@@ -53,6 +55,8 @@ def check(command: Command, incomplete: bool = False) -> None:
         CommandError: naming the command and what is wrong.
     """
     program, *words = command.words
+    if program == "srun" and words and not words[0].startswith("-"):  # SLURM starts the rest as it stands
+        program, *words = words
     try:
         if program == "python":
             _check_python(words, command.stdin, incomplete)

@@ -194,6 +194,7 @@ FAULTS = {
     "a key of another type in two processes": (
         "bash", f"torchrun --nproc_per_node=2 {RUN.removeprefix('python ')} --epochs few", "--epochs: expected a whole",
     ),
+    "a key of another type in a queue": ("bash", f"srun {RUN} --epochs few", "--epochs: expected a whole"),
     "a command of MONAI that is gone": ("bash", "python -m monai.bundle gone", "monai.bundle has no command gone"),
     "an argument of MONAI that is gone": ("bash", "python -m monai.bundle download --names a", "unexpected|names"),
     "a block that ends the shell": ("bash", "make demo && exit", "expected commands one after the other"),
