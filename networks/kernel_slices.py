@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-__all__ = ["KernelSlices", "centre_slice", "slice_kernels"]
+__all__ = ["DimensionsError", "KernelSlices", "centre_slice", "kernel_axes", "slice_kernels"]
+
+
+class DimensionsError(ValueError):
+    """Weights of a network of two dimensions for one of three, or the other way round."""
 
 
 def centre_slice(kernel: Tensor, axis: int) -> Tensor:
@@ -85,7 +89,7 @@ def slice_kernels(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], axi
     if not result.sliced and not result.refused:
         raise ValueError(
             f"kernel_slice_axis: expected kernels of three axes for a network of two, found none; leave it out to load "
-            f"weights of the network's own dimensions, found kernels of {_axes(found)} axes for {_axes(wanted)}"
+            f"weights of the network's own dimensions, found kernels of {_words(found)} axes for {_words(wanted)}"
         )
     return result
 
@@ -103,7 +107,22 @@ def needs_slicing(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
     return [name for name, kernel in found.items() if kernel.ndim == 5 and name in wanted and wanted[name].ndim == 4]
 
 
-def _axes(tensors: Mapping[str, Tensor]) -> str:
-    """Tell how many axes the kernels have."""
-    axes = sorted({tensor.ndim - 2 for tensor in tensors.values() if tensor.ndim > 2})
-    return " and ".join(map(str, axes)) or "no"
+def kernel_axes(tensors: Mapping[str, Tensor]) -> list[int]:
+    """List how many spatial axes the kernels have, of convolutions the dimensions of the network.
+
+    Args:
+        tensors: tensors by name.
+
+    Returns:
+        The numbers that occur, ascending.
+
+    Example:
+        >>> import torch
+        >>> kernel_axes({"conv.weight": torch.zeros(4, 1, 3, 3), "conv.bias": torch.zeros(4)})
+        [2]
+    """
+    return sorted({tensor.ndim - 2 for tensor in tensors.values() if tensor.ndim > 2})
+
+
+def _words(tensors: Mapping[str, Tensor]) -> str:
+    return " and ".join(map(str, kernel_axes(tensors))) or "no"

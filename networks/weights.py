@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from .foreign_names import translate_foreign_names
-from .kernel_slices import KernelSlices, needs_slicing, slice_kernels
+from .kernel_slices import DimensionsError, KernelSlices, kernel_axes, needs_slicing, slice_kernels
 from .weight_files import WeightFile, read_weights
 from .weight_names import bare_names
 from .weight_report import WeightReport
@@ -154,7 +154,8 @@ def _check(file: WeightFile, fitting: Mapping[str, Tensor], report: WeightReport
         want = next((name for name in wanted if name.startswith(prefix)), "-")
         shape = tuple(wanted[want].shape) if want in wanted else "-"
         hint = "; kernel_slice_axis takes the centre slice of 3D kernels" if needs_slicing(file.tensors, wanted) else ""
-        raise ValueError(
+        found_axes, wanted_axes = kernel_axes(file.tensors), kernel_axes(wanted)
+        raise (DimensionsError if {*found_axes, *wanted_axes} == {2, 3} else ValueError)(
             f"no {what} of {file.path} ({file.layout}) fits {report.network}: expected names such as {want} with shape "
             f"{shape}, found {len(file.tensors)} tensors such as {next(iter(file.tensors))} ({examples}){hint}"
         )
@@ -215,6 +216,7 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: no such file.
+        DimensionsError: a ValueError; the file's network has two dimensions and this one three, or the other way round.
         ValueError: the file is damaged, or cannot be read as weights; no kernel of it (no encoder kernel for a Genesis
             network) fits; values are not finite; another ``scale``; with ``kernel_slice_axis``, no kernel has three
             axes where the network's has two; or, with ``strict``, anything is left over.

@@ -311,7 +311,8 @@ def _arms(study: Study) -> str:
     rows = []
     for arm in study.arms.values():
         start = "random" if arm.weights is None else arm.weights + (", values permuted" if arm.permute else "")
-        settings = ", ".join(f"{key} = {value}" for key, value in arm.overrides.items()) or "-"
+        kinds = ((arm.overrides, ""), (arm.train_overrides, " (training)"), (arm.evaluate_overrides, " (evaluation)"))
+        settings = ", ".join(f"{key} = {value}{stage}" for own, stage in kinds for key, value in own.items()) or "-"
         rows.append([arm.name, start, settings, "-" if arm.dose is None else f"{arm.dose:g}", arm.description or "-"])
     return f"<h2>Arms</h2>{_table(['arm', 'start', 'settings', 'dose', ''], rows)}"
 

@@ -108,6 +108,7 @@ class Settings:
             **self._common(run, datalist, work, places),
             **study.train_overrides,
             **study.arms[run.arm].overrides,
+            **study.arms[run.arm].train_overrides,
             "output_dir": f"{work}/training",
             "pretrained": self._pretrained(run, work, places),
             "learning_rate": run.rate,
@@ -156,6 +157,7 @@ class Settings:
             # the network and the images are those of the training
             **{key: value for key, value in arm.overrides.items() if top_level(key) in self.evaluate_config},
             **self.study.evaluate_overrides,
+            **arm.evaluate_overrides,
             "output_dir": f"{work}/evaluation",
             "split": "testing",
         }

@@ -40,7 +40,9 @@ class Arm:
         weights: weight file, relative to the study's file; None trains from scratch.
         sha256: of the weight file, in hexadecimal; a file with another one is refused. None takes any.
         permute: whether each run starts from these weights with each tensor's values shuffled, by the run's seed.
-        overrides: keys of ``train.json`` that this arm sets differently.
+        overrides: keys of the bundle that this arm sets differently, in its evaluations too.
+        train_overrides: such keys for its trainings alone.
+        evaluate_overrides: such keys for its evaluations alone. An arm's keys of one kind go before the study's own.
         dose: share of the pretraining budget behind the weights, for the dose-response curve.
         description: a sentence for the report.
     """
@@ -50,6 +52,8 @@ class Arm:
     sha256: str | None = None
     permute: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    train_overrides: Mapping[str, Any] = field(default_factory=dict)
+    evaluate_overrides: Mapping[str, Any] = field(default_factory=dict)
     dose: float | None = None
     description: str = ""
 
@@ -369,7 +373,8 @@ class _Reader:
     def arm(self, name: str, content: Mapping[str, Any]) -> Arm:
         if not isinstance(content, Mapping):
             self.fail(f"arms#{name}", "an object", content)
-        self.only(content, ("pretrained", "sha256", "permute", "overrides", "dose", "description"), f"arms#{name}#")
+        kinds = ("overrides", "train_overrides", "evaluate_overrides")
+        self.only(content, ("pretrained", "sha256", "permute", *kinds, "dose", "description"), f"arms#{name}#")
         weights = content.get("pretrained")
         if not isinstance(weights, str):
             self.fail(f"arms#{name}#pretrained", 'a weight file, or "none"', weights)
@@ -383,9 +388,9 @@ class _Reader:
         dose = content.get("dose")
         if dose is not None and (isinstance(dose, bool) or not isinstance(dose, int | float) or dose < 0):
             self.fail(f"arms#{name}#dose", "a number of 0 or more", dose)
-        overrides = self.checked_overrides(f"arms#{name}#overrides", content.get("overrides", {}))
+        own = {kind: self.checked_overrides(f"arms#{name}#{kind}", content.get(kind, {})) for kind in kinds}
         description = str(content.get("description", ""))
-        return Arm(name, None if scratch else str(weights), sha256, permute, overrides, dose, description)
+        return Arm(name, None if scratch else str(weights), sha256, permute, **own, dose=dose, description=description)
 
     def contrast(self, key: str, content: Any, arms: Mapping[str, Arm], labels: tuple[Labels, ...]) -> Contrast:
         if not isinstance(content, Mapping):
@@ -431,7 +436,10 @@ def _check_keys(study: Study) -> None:
     train, evaluate = (bundle_keys(study, files) for files in (study.train, study.evaluate))
     groups = [("overrides", study.overrides, train & evaluate), ("train_overrides", study.train_overrides, train)]
     groups += [("evaluate_overrides", study.evaluate_overrides, evaluate)]
-    groups += [(f"arms#{name}#overrides", arm.overrides, train) for name, arm in study.arms.items()]
+    for name, arm in study.arms.items():
+        groups += [(f"arms#{name}#overrides", arm.overrides, train)]
+        groups += [(f"arms#{name}#train_overrides", arm.train_overrides, train)]
+        groups += [(f"arms#{name}#evaluate_overrides", arm.evaluate_overrides, evaluate)]
     for where, overrides, keys in groups:
         for key in overrides:
             if top_level(key) not in keys:

@@ -156,13 +156,13 @@ def brats_regions(label: NdarrayOrTensor, convention: str, regions: Sequence[str
     own, which it would drop) and of the Decathlon (1 is oedema) are not for it.
 
     Args:
-        label: ``(1, X, Y, Z)`` or ``(X, Y, Z)``, whole numbers.
+        label: ``(1, X, Y, Z)``, of a slice ``(1, X, Y)``, or ``(X, Y, Z)`` with more than one X, whole numbers.
         convention: what the labels mean, a key of :data:`BRATS_LABELS`. It cannot be told from the values: a 4 is
             enhancing tumour in 2018, and a resection cavity in 2024.
         regions: some of :data:`BRATS_REGIONS`, one channel each in that order.
 
     Returns:
-        ``(R, X, Y, Z)``, 0 or 1, uint8; of the kind that came in.
+        ``(R, X, Y, Z)``, of a slice ``(R, X, Y)``, 0 or 1, uint8; of the kind that came in.
 
     Raises:
         ValueError: for another convention or region, several channels, or a value that the convention does not know.
@@ -176,7 +176,8 @@ def brats_regions(label: NdarrayOrTensor, convention: str, regions: Sequence[str
     array: torch.Tensor = convert_data_type(label, torch.Tensor)[0]
     if array.ndim == 4 and array.shape[0] != 1:
         raise ValueError(f"label: expected one channel, found shape {tuple(label.shape)}.")
-    array = array.reshape(array.shape[-3:])
+    if array.ndim == 4 or (array.ndim == 3 and array.shape[0] == 1):
+        array = array[0]
     known = torch.tensor(list(BRATS_LABELS[convention]), dtype=array.dtype, device=array.device)
     if not bool(torch.isin(array, known).all()):
         found = [value for value in torch.unique(array).tolist() if value not in known.tolist()]

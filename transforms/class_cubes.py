@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cubes that show each class equally often, however small it is: foreground-balanced crops for segmentation."""
+"""Cubes or slices that show each class equally often, however small it is: balanced crops for segmentation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 from monai.transforms.utils import generate_label_classes_crop_centers, map_classes_to_indices
-from monai.utils import convert_data_type
+from monai.utils import convert_data_type, ensure_tuple
 
-from .cube_sampling import cut_cube
+from .cube_sampling import cut_cube, drop_axis, window_size
 
 VOXELS_KEY = "class_voxels_{}"
 """Key of the voxels of a class, which :class:`ClassVoxelsd` adds and :class:`RandClassCubed` takes away."""
@@ -60,7 +60,7 @@ class ClassVoxelsd(MapTransform):
 
 
 class RandClassCubed(RandomizableTransform, MapTransform):
-    """Cut a cube around a voxel of a class that is drawn first, so that small classes come as often as large ones.
+    """Cut a cube or a slice around a voxel of a class that is drawn first: small classes come as often as large ones.
 
     It is MONAI's ``RandCropByLabelClassesd`` on the voxels that :class:`ClassVoxelsd` noted; it copies the cube alone,
     also from arrays that are mapped from disk. With equal ratios and two classes it is ``RandCropByPosNegLabeld`` with
@@ -68,12 +68,14 @@ class RandClassCubed(RandomizableTransform, MapTransform):
 
     Args:
         keys: keys of the image and the label map, all of the same spatial shape.
-        cube_size: sides of the cube in voxels, none longer than the image's.
+        cube_size: sides of the cube in voxels, none longer than the image's; with ``slice_axis`` two, of the slice.
         ratios: how often each class is drawn, background first; equal by default.
         allow_missing_keys: whether an item may lack a key.
+        slice_axis: axis that slices stand across, which they do not have any more; ``None`` for cubes. See
+            :func:`window_size`. The slice is the one that the drawn voxel lies in, so that it shows the drawn class.
 
     Raises:
-        ValueError: when an item lacks the voxels, or the image is smaller than the cube.
+        ValueError: when an item lacks the voxels, the image is smaller than the cube, or a slice has not two sides.
     """
 
     def __init__(
@@ -82,10 +84,12 @@ class RandClassCubed(RandomizableTransform, MapTransform):
         cube_size: Sequence[int],
         ratios: Sequence[float] | None = None,
         allow_missing_keys: bool = False,
+        slice_axis: int | None = None,
     ) -> None:
         RandomizableTransform.__init__(self, prob=1.0)
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.cube_size = tuple(int(side) for side in cube_size)
+        self.cube_size = tuple(int(side) for side in ensure_tuple(window_size(cube_size, slice_axis)))
+        self.slice_axis = slice_axis
         self.ratios = None if ratios is None else [float(ratio) for ratio in ratios]
         self._start: tuple[int, ...] = ()
 
@@ -112,5 +116,6 @@ class RandClassCubed(RandomizableTransform, MapTransform):
         prefix = VOXELS_KEY.format("")
         item = {key: value for key, value in data.items() if not str(key).startswith(prefix)}
         for key in self.key_iterator(item):
-            item[key] = cut_cube(item[key], self._start, self.cube_size)
+            cube = cut_cube(item[key], self._start, self.cube_size)
+            item[key] = cube if self.slice_axis is None else drop_axis(cube, self.slice_axis)
         return item

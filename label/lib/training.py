@@ -112,17 +112,18 @@ class GenesisTrainTask(BundleTrainTask):
             super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
 
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        overrides.update(self._width_of_model())
+        overrides.update(self._shape_of_model())
         if self.start_from == "scratch":
             overrides["pretrained"] = "none"
         return overrides
 
-    def _width_of_model(self) -> dict[str, Any]:
-        """The network has the width of the weights that it goes on from, as the ``.json`` next to them tells."""
+    def _shape_of_model(self) -> dict[str, Any]:
+        """The network has width and dimensions of the weights that it goes on from, as the JSON next to them says."""
         if self.start_from != "model" or not self.weights.is_file():
             return {}
-        features = read_model_settings(self.weights.parent, self.weights.name).get("features")
-        return {"features": features} if features else {}
+        settings = read_model_settings(self.weights.parent, self.weights.name)
+        keys = ["features"] if settings.get("slice_axis") is None else ["features", "slice_axis", "cube_size"]
+        return {key: settings[key] for key in keys if settings.get(key) is not None}
 
 
 class PretrainTask(GenesisTrainTask):
@@ -197,5 +198,5 @@ class PretrainTask(GenesisTrainTask):
         return PrepareScan(parser.get_parsed_content("train#preprocessing"), "image", "starts", "raise")
 
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        overrides.update(self._width_of_model(), on_bad_scan="skip", cubes_per_scan=self.cubes_per_scan)
+        overrides.update(self._shape_of_model(), on_bad_scan="skip", cubes_per_scan=self.cubes_per_scan)
         return overrides

@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {"features": [4, 8, 16], "cube_size": [32, 32, 16]}
 CT = {**SMALL, "intensity_range": [-200, 300], "spacing": [2, 2, 2.5]}
 TRAINED: dict[str, dict[str, Any]] = {
     LITS: {**CT, "tumour": True},
-    LIDC: CT,
+    LIDC: {**CT, "cube_size": [32, 24], "slice_axis": 0},
     BRATS: {**SMALL, "channels": ["t2", "flair"], "targets": ["whole tumour"], "normalise": "zscore"},
     MSD: {**CT, "task": "Task02_Heart", "normalise": "minmax"},
     LUNA: CT,
@@ -38,7 +38,7 @@ TRAINED: dict[str, dict[str, Any]] = {
 }
 OTHERS: dict[str, dict[str, Any]] = {
     LITS: {"tumour": False, "spacing": None, "intensity_range": [-1000, 1000], "features": [4, 8]},
-    LIDC: {"spacing": None},
+    LIDC: {"spacing": None, "slice_axis": 1},
     BRATS: {"channels": ["flair", "t2"], "normalise": "minmax", "targets": ["tumour core"]},
     MSD: {"task": "Task04_Hippocampus", "normalise": "zscore"},
     LUNA: {"cube_size": [64, 64, 32], "spacing": [1, 1, 1]},

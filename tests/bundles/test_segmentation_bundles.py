@@ -199,7 +199,8 @@ def literal(text):
 def test_the_configs_of_a_bundle_agree(bundle):
     configs = {stage: config(bundle, stage) for stage in STAGES}
     train, inference = configs["train"], configs["inference"]
-    shared = ["network_def", "precision", "network", "features", "cube_size", "spacing", "overlap", "out_channels"]
+    shared = ["network_def", "precision", "network", "features", "cube_size", "slice_axis"]
+    shared += ["spacing", "overlap", "out_channels"]
     assert [default_of(train[key]) for key in shared] == [default_of(inference[key]) for key in shared]
     assert inference["inferer"] == train["validate"]["inferer"]
     steps = train["validate"]["postprocessing"]["transforms"], inference["postprocessing"]["transforms"]

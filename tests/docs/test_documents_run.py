@@ -137,6 +137,12 @@ def test_two_dimensions(session: Session, data: Path) -> None:
     restored = list((folder / "restored").glob("**/*_restored.nii.gz"))
     assert len(restored) == len(listed) > 0
     assert_same_space(restored[0], data / "my_ct" / listed[0]["image"])
+    livers = json.loads((folder / "liver_models" / "model.json").read_text())["settings"]
+    assert livers["slice_axis"] == 2 and livers["cube_size"] == [40, 40]
+    assert (folder / "liver_eval" / "segmentation.csv").is_file()
+    (case,) = json.loads((data / "lits" / "datalist.json").read_text())["testing"]
+    (predicted,) = (folder / "liver_predicted").glob("**/*_seg.nii.gz")
+    assert_same_space(predicted, data / "lits" / case["image"])
     kernels = torch.load(folder / "bundles" / PRETRAINING / "models" / "model.pt", weights_only=True)
     assert kind == "GenesisClassifier" and started_from == kernels[first][..., 1].flatten().tolist()
 

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from models_genesis.networks import GenesisUNet
+from models_genesis.networks import GenesisUNet, read_checkpoint
 from models_genesis.networks.weight_files import save_weights
 from models_genesis.transfer.plan import Run
 from models_genesis.transfer.results import VOLATILE, Results
@@ -138,6 +138,41 @@ def test_weights_may_be_named_from_the_root(segmentation, permute):
     relative, absolute = found.values()
     assert absolute[:2] == relative[:2] == ("work/permuted.pt" if permute else weights, Path(weights))
     assert "$STUDY/w.pt" in relative[2] and f"$STUDY/{weights}" not in absolute[2] and weights in absolute[2]
+
+
+def test_arms_of_slices_stand_next_to_arms_of_cubes(segmentation, tmp_path):
+    """From 2D weights, and from 3D ones by their centre slices; each arm has its own windows and batches."""
+    content = json.loads(segmentation.read_text())
+    save_weights(GenesisUNet(2, features=(4, 8)).state_dict(), segmentation.parent / "w2.pt")
+    slices = {
+        "overrides": {"slice_axis": 1, "cube_size": [8, 12]},
+        "train_overrides": {"batch_size": 6},
+        "evaluate_overrides": {"cube_size": [12, 16], "sw_batch_size": 8},
+    }
+    content["evaluate_overrides"] = {"cube_size": [SIDE] * 3, "sw_batch_size": 1}
+    content["arms"] = {
+        "cubes": {"pretrained": "none"},
+        "slices": {"pretrained": "w2.pt", **slices},
+        "centres": {"pretrained": "w.pt", **slices},
+    }
+    content["primary"] = {"arm": "slices", "against": "cubes"}
+    path = segmentation.with_name("dimensions.json")
+    path.write_text(json.dumps(content))
+    study = load_study(path)
+    runs = Execution(study, read_cohort(study), Results(tmp_path), keep_weights=True)
+    for arm, axes in (("cubes", 3), ("slices", 2), ("centres", 2)):
+        run = Run("main", arm, 2, 0, 0, 0.01)
+        row = runs(run)
+        assert row["error"] == "" and row["cases"] == 3
+        state = read_checkpoint(tmp_path / "runs" / run.name / "model.pt")
+        assert state["encoder.levels.0.conv1.weight"].ndim == axes + 2
+        command = row["train_command"], row["evaluate_command"]
+        windows = ("[16, 16, 16]", "[16, 16, 16]") if axes == 3 else ("[8, 12]", "[12, 16]")
+        assert all(f"--cube_size '{window}'" in line for window, line in zip(windows, command, strict=True))
+        assert f"--batch_size {2 if axes == 3 else 6}" in command[0]
+        assert ("--slice_axis 1" in command[1]) == (axes == 2)
+        log = (tmp_path / "runs" / run.name / "log.txt").read_text()
+        assert ("centre slice of each kernel along axis 1" in log) == (arm == "centres")
 
 
 def test_a_run_keeps_a_slice_of_each_case(segmentation, tmp_path):

@@ -73,6 +73,14 @@ def test_labels_come_back(convention):
     np.testing.assert_array_equal(brats_labels(brats_regions(label, convention), convention), expected)
 
 
+def test_a_slice_s_regions_are_the_scan_s_there():
+    scan = np.random.default_rng(0).choice([0, 1, 2, 4], (1, 3, 4, 5))
+    for number in range(5):
+        expected = brats_regions(scan, "2018")[..., number]
+        found = brats_regions(scan[..., number], "2018")
+        assert found.shape == (3, 3, 4) and np.array_equal(found, expected)
+
+
 def test_regions_that_are_not_nested():
     # every combination of the three channels: the inner region wins
     regions = np.array(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij")).reshape(3, 8, 1, 1)

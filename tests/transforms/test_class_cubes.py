@@ -22,7 +22,7 @@ def case(kind: str = "numpy", tumour: bool = True) -> dict:
 
 
 def draw(item: dict, seed: int, **arguments) -> dict:
-    cube = RandClassCubed(["image", "label"], SIZE, **arguments)
+    cube = RandClassCubed(["image", "label"], **{"cube_size": SIZE, **arguments})
     cube.set_random_state(seed)
     return cube(item)
 
@@ -64,6 +64,32 @@ def test_a_class_of_one_voxel_is_in_the_cube_as_often_as_its_ratio_says():
     assert sum(2 in draw(item, seed, ratios=[1, 0, 0])["label"] for seed in range(100)) < 20
 
 
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_slice_shows_the_class_that_was_drawn_and_is_one_of_the_scan_s(axis, kind):
+    """Only slices that hold the class can be drawn, each with its share of the class's voxels."""
+    item, size = case(kind), (4, 6)
+    scan = np.asarray(item["image"])[0]
+    drawn = {}
+    for seed in range(60):
+        for number, key in enumerate(("background", "organ", "tumour")):
+            ratios = [float(each == number) for each in range(3)]
+            found = draw(item, seed, ratios=ratios, cube_size=size, slice_axis=axis)
+            assert found["image"].shape == found["label"].shape == (1, *size)
+            assert number in found["label"]
+            start = np.argwhere(scan == int(found["image"][0, 0, 0]))[0]
+            window = tuple(
+                slice(first, first + side) for first, side in zip(start, (*size[:axis], 1, *size[axis:]), strict=True)
+            )
+            assert np.array_equal(scan[window].squeeze(axis), found["image"][0])
+            drawn.setdefault(key, set()).add(int(start[axis]))
+    position = (5, 5, 3)[axis]
+    inside = range(4, 10) if axis < 2 else range(2, 6)
+    assert drawn["tumour"] == {position}
+    assert drawn["organ"] <= set(inside) and len(drawn["organ"]) > 2
+    assert drawn["background"] > set(inside)  # and others
+
+
 def test_a_class_that_a_case_lacks_is_not_drawn():
     item = case(tumour=False)
     assert all(1 in draw(item, seed, ratios=[0, 1, 1])["label"] for seed in range(20))
@@ -82,5 +108,7 @@ def test_mistakes_are_refused():
         RandClassCubed(["image"], SIZE)({"image": np.zeros((1, 8, 8, 8))})
     with pytest.raises(ValueError, match="num_classes"):
         ClassVoxelsd("label", num_classes=1)
+    with pytest.raises(ValueError, match="two sides of a slice"):
+        RandClassCubed(["image"], SIZE, slice_axis=2)
     with pytest.raises(ValueError, match="larger than the image"):
         RandClassCubed(["image", "label"], (64, 64, 64))(case())

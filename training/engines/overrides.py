@@ -71,19 +71,21 @@ def refuse_unknown_overrides(arguments: Sequence[str] | None = None) -> None:
 
     Raises:
         UnknownOverrideError: naming the unknown keys and the nearest known ones.
-        OptionTypeError: naming the key, what was expected and what was found.
+        OptionTypeError: naming the key, what was expected and what was found. So is a config file of slices, such as
+            ``configs/2d.json``, where a later file takes what the weights say, and they are of another network.
     """
     arguments = sys.argv if arguments is None else arguments
     program = arguments[0].replace("\\", "/") if arguments else ""
     given = _options(arguments[1:]) if program.endswith("monai/bundle/__main__.py") else {}
-    if given:
-        _refuse_unknown_keys(dict(given))
+    contents = _refuse_unknown_keys(dict(given)) if given else {}
     workflow = running_workflow()
     if workflow is not None:
         convert_settings(workflow, given)
+        _refuse_other_slices(workflow, contents)
 
 
-def _refuse_unknown_keys(options: dict[str, str | None]) -> None:
+def _refuse_unknown_keys(options: dict[str, str | None]) -> dict[str, dict[str, Any]]:
+    """Refuse options that none of the config files has; it returns the files' contents by name."""
     args_file = options.pop("args_file", None)
     from_file = ConfigParser.load_config_file(args_file) if args_file is not None else {}
     config_files = _as_list(options.get("config_file", from_file.get("config_file", [])))
@@ -95,6 +97,7 @@ def _refuse_unknown_keys(options: dict[str, str | None]) -> None:
         _refuse_gone_keys({"train": None, **{_top_level(key): None for key in unknown}}, contents)
     if unknown:
         raise UnknownOverrideError(_message(unknown, known, config_files))
+    return dict(zip(config_files, contents, strict=True))
 
 
 def convert_settings(workflow: ConfigWorkflow, given: Mapping[str, str | None] | None = None) -> dict[str, Any]:
@@ -150,6 +153,28 @@ def _check_sides(workflow: ConfigWorkflow) -> None:
         slices = "two where --slice_axis is 0, 1 or 2, as with configs/2d.json" if sliced else "for it has no 2D form"
         expected = f"a list of 3 sides, {slices}" if axis is None else f"a list of 2 sides, for --slice_axis is {axis}"
         raise OptionTypeError(f"--cube_size: expected {expected}, found {list(sides)}")
+
+
+def _refuse_other_slices(workflow: ConfigWorkflow, contents: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse weights of another axis than a config file says, where a later file takes the axis from the weights.
+
+    Args:
+        workflow: the workflow.
+        contents: of its config files, by name.
+    """
+    config: Any = workflow.parser.config
+    if not is_expression(config.get("slice_axis")):
+        return
+    for name, content in contents.items():
+        asked = content.get("slice_axis")
+        if asked is None or is_expression(asked):
+            continue
+        if asked != (axis := workflow.parser.get_parsed_content("slice_axis")):
+            raise OptionTypeError(
+                f"--slice_axis: {name} says {asked}, the weights are for {axis} by their model.json, or have none. "
+                f"Leave {name} out to take what the weights were trained with; for weights without model.json give it "
+                "as the last config file"
+            )
 
 
 def _bundle_configs(folder: Path) -> list[dict[str, Any]]:

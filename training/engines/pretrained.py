@@ -14,10 +14,11 @@ from monai.handlers import CheckpointLoader
 from torch import nn
 
 from ...networks import PRETRAINED_SCALES, WeightReport, load_pretrained
+from ...networks.kernel_slices import DimensionsError, kernel_axes
 from ...networks.weight_files import read_weights
 from .running_workflow import running_workflow
 
-__all__ = ["load_pretrained_weights"]
+__all__ = ["load_pretrained_weights", "name_dimensions"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ def load_pretrained_weights(
     resume: bool | str = False,
     scale: str = "kept",
     handlers: Sequence[Any] | None = None,
+    slice_axis: int | None = None,
 ) -> WeightReport | None:
     """Load the weights that a training starts from, and log what was transferred.
 
@@ -45,6 +47,8 @@ def load_pretrained_weights(
         handlers: the trainer's handlers. MONAI Label puts a ``CheckpointLoader`` among them, which brings all weights
             itself. None looks at those that the running bundle has at ``train#handlers``, without building the others:
             they would load the data before the weights are checked.
+        slice_axis: axis that the slices of a 2D network stand across; weights of a 3D network start it by the centre
+            slice of each kernel along this axis, which the log says. None for a 3D network.
 
     Returns:
         The report, None where nothing was loaded.
@@ -52,7 +56,7 @@ def load_pretrained_weights(
     Raises:
         FileNotFoundError: when there is no such file.
         ValueError: when the file is damaged, holds NaN or infinity, or does not fit the network; the first two also
-            for the file of a ``CheckpointLoader``; or for another scale.
+            for the file of a ``CheckpointLoader``; for another scale; or for weights of slices in a 3D network.
     """
     if scale not in PRETRAINED_SCALES:
         raise ValueError(f"--pretrained_scale: expected one of {PRETRAINED_SCALES}, found {scale!r}")
@@ -71,7 +75,32 @@ def load_pretrained_weights(
             f"--pretrained {pretrained}: expected the weights to start from, found no such file. Train the bundle "
             "genesis_chest_ct_pretraining, name another file, or train from scratch with --pretrained none"
         )
-    return load_pretrained(network, pretrained, scale=scale)
+    sliced = slice_axis
+    if sliced is not None and kernel_axes(read_weights(pretrained).tensors) != [3]:
+        sliced = None  # weights of slices fit as they are
+    if sliced is not None:
+        logger.info("%s is of a 3D network: the centre slice of each kernel along axis %d is taken", pretrained, sliced)
+    try:
+        return load_pretrained(network, pretrained, scale=scale, kernel_slice_axis=sliced)
+    except DimensionsError as error:
+        raise name_dimensions(error, network) from error
+
+
+def name_dimensions(error: DimensionsError, network: nn.Module) -> ValueError:
+    """Say by which keys of a bundle the network gets the dimensions of the weights.
+
+    Args:
+        error: of :func:`~models_genesis.networks.load_pretrained`.
+        network: the network that the bundle has built.
+
+    Returns:
+        The error to raise instead.
+    """
+    if 3 in kernel_axes(network.state_dict()):
+        remedy = "the weights are of slices: add configs/2d.json behind the other config files, or --slice_axis and"
+        return ValueError(f"{remedy} --cube_size of two sides. {error}")
+    remedy = "the weights are of a 3D network: leave out configs/2d.json, or --slice_axis and --cube_size of two sides"
+    return ValueError(f"{remedy}. {error}")
 
 
 def _checkpoint_loaders(handlers: Sequence[Any] | None) -> list[CheckpointLoader]:

@@ -36,4 +36,7 @@ def window_inferer(roi_size: Sequence[int], slice_axis: int | None = None, **kwa
     window_size(roi_size, slice_axis)
     if slice_axis is None:
         return SlidingWindowInferer(roi_size=roi_size, **kwargs)
-    return SliceInferer(spatial_dim=slice_axis, roi_size=roi_size, **kwargs)
+    inferer = SliceInferer(spatial_dim=slice_axis, roi_size=roi_size, **kwargs)
+    if inferer.roi_weight_map is not None:  # MONAI keeps that of two axes, and puts windows of three together with it
+        inferer.roi_weight_map = inferer.roi_weight_map.unsqueeze(slice_axis)
+    return inferer

@@ -107,15 +107,19 @@ _RETIRED = {
 
 _ADDED = {
     "slice_axis": (None, "@slice_axis"),
+    "_disabled_": ("$@slice_axis is not None",),  # the flip along the third axis
     "num_blocks": (10_000, "@num_blocks"),
     "max_block_fraction": (0.1, "@max_block_fraction"),
 }
-"""Keys that came when pretraining in two dimensions did, by the last part of their id: without them checkpoints have
-the first value; components then refer to it as the second."""
+"""Keys that came with the bundles' 2D forms, by the last part of their id: checkpoints without them had the first
+value; components then refer to it as the second. Those that ask for ``slice_axis`` itself did as for cubes."""
 
-_REWRITTEN = {"network_def#spatial_dims": (3, "$len(@cube_size)")}
-"""Former and present value of what the configs write otherwise now, with the same effect; a cube of two sides is a
-change by itself."""
+_REWRITTEN = {
+    "spatial_dims": (3, "$len(@cube_size)"),
+    "spatial_size": ("@cube_size", "$window_size(@cube_size, @slice_axis)"),
+}
+"""Former and present value of what the configs write otherwise now, with the same effect, by the last part of the id;
+a cube of two sides is a change by itself."""
 
 Changes = dict[str, tuple[Any, Any]]
 """Old and new value by id."""
@@ -239,7 +243,7 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
     for key, value in now.items():
         if key not in before and value in _ADDED.get(key.split("#")[-1], ()):
             before[key] = value
-        elif (before.get(key), value) == _REWRITTEN.get(key):
+        elif (before.get(key), value) == _REWRITTEN.get(key.split("#")[-1]):
             before[key] = value
     changes = {
         key: (before.get(key, _ABSENT), now.get(key, _ABSENT))

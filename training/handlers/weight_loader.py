@@ -8,7 +8,9 @@ from monai.handlers import CheckpointLoader
 from torch import nn
 
 from ...networks import load_pretrained
+from ...networks.kernel_slices import DimensionsError
 from ...networks.weight_container import sha256_of
+from ..engines.pretrained import name_dimensions
 
 __all__ = ["WeightLoader"]
 
@@ -34,6 +36,9 @@ class WeightLoader(CheckpointLoader):
         network, *others = self.load_dict.values()
         if others or not isinstance(network, nn.Module):
             raise ValueError(f"load_dict: expected one network, found {list(self.load_dict)}")
-        load_pretrained(network, self.load_path, strict=True, need_checksums=True)
+        try:
+            load_pretrained(network, self.load_path, strict=True, need_checksums=True)
+        except DimensionsError as error:
+            raise name_dimensions(error, network) from error
         engine.state.weights_sha256 = sha256_of(self.load_path)  # reports say which weights they are about
         self.logger.info("loaded %s", self.load_path)

@@ -118,6 +118,21 @@ def test_a_given_key_that_differs_is_refused_by_name_or_allowed(caplog):
     check_model_settings({}, other)  # weights that say nothing
 
 
+@pytest.mark.parametrize(("axis", "given"), [(2, None), (0, 1), (None, 2)])
+def test_weights_of_slices_and_of_cubes_are_told_apart(axis, given):
+    recorded = {"cube_size": [64, 64, 32] if axis is None else [64, 64], "slice_axis": axis}
+    check_model_settings(recorded, {"slice_axis": axis})
+    words = [json.dumps(each) for each in (axis, given)]
+    with pytest.raises(ModelSettingsError, match=f"--slice_axis: trained with {words[0]}, given {words[1]}"):
+        check_model_settings(recorded, {"slice_axis": given})
+
+
+def test_weights_from_before_there_were_slices_are_of_cubes():
+    check_model_settings({"cube_size": [64, 64, 32]}, {"slice_axis": None})
+    with pytest.raises(ModelSettingsError, match="--slice_axis: trained with null, given 2"):
+        check_model_settings({"cube_size": [64, 64, 32]}, {"slice_axis": 2})
+
+
 def test_a_server_that_would_prepare_scans_for_other_weights_stops(tmp_path):
     save_trained_weights(weights(1.0), tmp_path / "model.pt", SETTINGS)
     guard = ModelSettingsGuard(tmp_path, read_model_settings(tmp_path))

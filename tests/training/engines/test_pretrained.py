@@ -46,6 +46,26 @@ def test_all_but_the_head_is_transferred_and_reported(weights, caplog):
     assert f"{len(report.matched)} matched" in caplog.text
 
 
+@pytest.mark.parametrize("axis", [0, 2])
+def test_weights_of_a_3d_network_start_a_2d_one_by_their_centre_slices(axis, weights, caplog):
+    network = unet(spatial_dims=2)
+    with caplog.at_level(logging.INFO):
+        report = load_pretrained_weights(network, weights, slice_axis=axis)
+    name = "encoder.levels.0.conv2.weight"
+    expected = unet(1).state_dict()[name].select(axis + 2, 1)
+    assert torch.equal(network.state_dict()[name], expected) and name in report.adapted
+    assert f"the centre slice of each kernel along axis {axis}" in caplog.text
+
+
+def test_weights_of_a_2d_network_start_a_2d_one_as_they_are_and_no_3d_one(tmp_path):
+    save_weights(unet(1, spatial_dims=2).state_dict(), tmp_path / "flat.pt")
+    network = unet(spatial_dims=2)
+    assert not load_pretrained_weights(network, tmp_path / "flat.pt", slice_axis=1).adapted
+    assert same(network, unet(1, spatial_dims=2), "")
+    with pytest.raises(ValueError, match=r"of slices: add configs/2d.json .*fits GenesisUNet"):
+        load_pretrained_weights(unet(), tmp_path / "flat.pt")
+
+
 def test_resuming_and_monai_label_bring_their_own_weights(weights, caplog):
     network = unet()
     loader = CheckpointLoader(load_path=str(weights), load_dict={"model": network})

@@ -195,6 +195,12 @@ def test_keys_that_came_with_two_dimensions_are_no_change_for_older_checkpoints(
         "network_def": {**network, "spatial_dims": "$len(@cube_size)"},
         "train": {"cut": {"_target_": "RandTissueCubed", "slice_axis": "@slice_axis", "num_blocks": "@num_blocks"}},
     }
+    flip, pad = {"_target_": "RandFlipd", "spatial_axis": 2}, {"_target_": "SpatialPadd", "spatial_size": "@cube_size"}
+    old["train"] |= {"transforms": [flip, pad]}
+    pad = {**pad, "spatial_size": "$window_size(@cube_size, @slice_axis)"}
+    new["train"] |= {"transforms": [{**flip, "_disabled_": "$@slice_axis is not None"}, pad]}
+    other = {**new, "train": {**new["train"], "transforms": [{**flip, "_disabled_": "$@flip_prob == 0"}, pad]}}
+    assert set(changed_settings(old, other)) == {"train#transforms#0#_disabled_"}
     assert changed_settings(old, new) == changed_settings(new, new) == {}
     slices = {**new, "cube_size": [64, 64], "slice_axis": 2, "num_blocks": 702}
     assert set(changed_settings(old, slices)) == {"cube_size", "slice_axis", "num_blocks"}
