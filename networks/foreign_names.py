@@ -19,6 +19,9 @@ _LAYOUTS: dict[str, tuple[tuple[str, str], ...]] = {
         (r"^encoder\.(layers[1-4]\.0)\.0\.", r"swinViT.\1."),
         (r"^encoder\.patch_embed\.", "swinViT.patch_embed."),
     ),
+    "names of a ResNet, as in torchvision, for the encoder of a U-Net": (
+        (r"^(conv1|bn1|layer[1-4])\.", r"encoder.\1."),
+    ),
 }
 
 

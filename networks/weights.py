@@ -177,7 +177,8 @@ def load_pretrained(
     weights are licensed for non-commercial use only). Prefixes of DistributedDataParallel, DataParallel and
     ``torch.compile`` do not matter, in the file or in the network, nor does ``network.``, ``model.`` or ``net.`` before
     every name of the file. Names of SuPreM, the Universal Model, VoCo and MONAI's pretrained Swin transformers are
-    translated (:mod:`.foreign_names`); those of MedicalNet and nnssl are MONAI's and nnU-Net's own. The network may be
+    translated (:mod:`.foreign_names`), so are torchvision's ResNets for the encoder of MONAI's ``FlexibleUNet``; those
+    of MedicalNet and nnssl are MONAI's and nnU-Net's own, torchvision's those of MONAI's ``ResNet``. The network may be
     a :class:`GenesisUNet`, a :class:`GenesisClassifier` (which takes the encoder), or any other whose names are those
     of the file.
 

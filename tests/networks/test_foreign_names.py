@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.networks.nets import SwinUNETR, resnet10, resnet18
+from monai.networks.nets import FlexibleUNet, ResNet, SwinUNETR, resnet10, resnet18
+from monai.networks.nets.resnet import get_inplanes
 from torch import Tensor, nn
 
 from models_genesis.networks import GenesisUNet, load_pretrained
@@ -50,6 +51,63 @@ def test_suprem_and_universal_model(
     assert set(report.matched) == unet and set(report.skipped) == set(above)
     assert report.missing == ("head.weight", "head.bias") and "below backbone" in report.layout
     check(network, source, unet)
+
+
+def imagenet(path: Path, block: str = "basic", layers: tuple[int, ...] = (1, 1, 1, 1), out: int = 1000) -> nn.Module:
+    """A file as torchvision writes its ResNets; MONAI's network has the same names with these arguments."""
+    source = resnet(3, block, layers, out)
+    torch.save(source.state_dict(), path)
+    return source
+
+
+def resnet(channels: int, block: str, layers: tuple[int, ...], out: int) -> nn.Module:
+    sides = {"block_inplanes": [4, 8, 12, 16]} if layers == (1, 1, 1, 1) else {"block_inplanes": get_inplanes()}
+    options = {"spatial_dims": 2, "n_input_channels": channels, "num_classes": out, "bias_downsample": False}
+    return fill(ResNet(block, list(layers), conv1_t_stride=2, **sides, **options), channels)
+
+
+def test_imagenet_weights_see_a_gray_image_as_one_of_three_equal_channels(tmp_path: Path) -> None:
+    """All of torchvision's tensors are taken, and the first kernel's sum over its channels, as the report says."""
+    source = imagenet(tmp_path / "resnet.pth", out=5).eval()
+    network = resnet(1, "basic", (1, 1, 1, 1), 5)
+    report = load_pretrained(network, tmp_path / "resnet.pth")
+    assert report.adapted == ("conv1.weight",) and not report.skipped and not report.missing
+    assert report.reasons["conv1.weight"] == "input channels 3 -> 1"
+    assert len(report.matched) + 1 == len(source.state_dict())
+    gray = torch.rand(2, 1, 64, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval()(gray), source(gray.repeat(1, 3, 1, 1)), rtol=1e-4, atol=1e-3)
+
+
+def test_names_are_torchvision_s() -> None:
+    """As published for resnet18: 20 convolutions without bias, 20 norms of five tensors, one linear layer."""
+    names = set(resnet(3, "basic", (2, 2, 2, 2), 1000).state_dict())
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    expected = {"conv1.weight", *(f"bn1.{part}" for part in norm), "fc.weight", "fc.bias"}
+    for layer in range(1, 5):
+        for block in range(2):
+            expected |= {f"layer{layer}.{block}.conv{number}.weight" for number in (1, 2)}
+            expected |= {f"layer{layer}.{block}.bn{number}.{part}" for number in (1, 2) for part in norm}
+        if layer > 1:
+            expected |= {f"layer{layer}.0.downsample.0.weight", *(f"layer{layer}.0.downsample.1.{p}" for p in norm)}
+    assert names == expected and len(names) == 122
+
+
+def test_a_u_net_takes_them_for_its_encoder(tmp_path: Path) -> None:
+    """What the file lacks, the decoder and biases of MONAI's, is named."""
+    source = imagenet(tmp_path / "resnet50.pth", "bottleneck", (3, 4, 6, 3))
+    network = FlexibleUNet(1, 2, "resnet50", spatial_dims=2, decoder_channels=(8, 8, 8, 8, 8))
+    report = load_pretrained(network, tmp_path / "resnet50.pth")
+    assert "torchvision" in report.layout and report.adapted == ("encoder.conv1.weight",)
+    assert set(report.skipped) == {"fc.weight", "fc.bias"}
+    encoder = {name for name in source.state_dict() if not name.startswith("fc")}
+    assert {name.removeprefix("encoder.") for name in (*report.matched, *report.adapted)} == encoder
+    left = [name for name in report.missing if name.startswith("encoder.")]
+    assert all(re.fullmatch(r"encoder\.layer[1-4]\.0\.downsample\.0\.bias", name) for name in left)
+    found, expected = network.state_dict(), source.state_dict()
+    assert all(torch.equal(found[f"encoder.{name}"], expected[name]) for name in encoder - {"conv1.weight"})
+    kernel = expected["conv1.weight"].sum(dim=1, keepdim=True)
+    torch.testing.assert_close(found["encoder.conv1.weight"], kernel)
 
 
 def swin(seed: int, **arguments: int) -> nn.Module:
