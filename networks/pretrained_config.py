@@ -20,7 +20,7 @@ __all__ = ["HEADER", "PREPROCESSING", "NetworkConfig", "arguments_of", "config_t
 HEADER = "models_genesis"
 """Entry of a safetensors header that holds the config, so that the one file is complete."""
 
-PREPROCESSING = ("cube_size", "spacing", "axcodes", "normalise", "intensity_range", "task_facts")
+PREPROCESSING = ("cube_size", "slice_axis", "spacing", "axcodes", "normalise", "intensity_range", "task_facts")
 """Settings that go with the encoder, whatever head is put on it; ``task_facts`` tell CT from MR."""
 
 _NETWORK, _SETTINGS = "network", "model_settings"  # entries of the config besides the network's arguments

@@ -89,7 +89,8 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
     settings.add_argument("--normalise", choices=("none", "zscore", "minmax"))
     settings.add_argument("--spacing", type=float, nargs=3, help="mm")
     settings.add_argument("--axcodes", help="orientation, such as RAS")
-    settings.add_argument("--cube_size", type=int, nargs=3, help="voxels of a tile")
+    settings.add_argument("--cube_size", type=int, nargs="+", help="voxels of a tile; of a 2D network two sides")
+    settings.add_argument("--slice_axis", type=int, choices=(0, 1, 2), help="axis across slices, of a 2D network")
     settings.add_argument("--allow_changed_settings", action="store_true", help="other settings than in the training")
     parser.set_defaults(command=_embed)
 
@@ -105,7 +106,7 @@ def _embed(arguments: argparse.Namespace) -> int:
 
     given = {
         key: getattr(arguments, key)
-        for key in ("intensity_range", "normalise", "spacing", "axcodes", "cube_size")
+        for key in ("intensity_range", "normalise", "spacing", "axcodes", "cube_size", "slice_axis")
         if getattr(arguments, key) is not None
     }
     result = embed_files(

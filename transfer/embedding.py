@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged, Orientationd, Spacingd
+from monai.utils import ensure_tuple
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool3d
+from torch.nn.functional import avg_pool2d, avg_pool3d
 
 from ..datasets import CaseDataset, ScanReader
 from ..transforms import (
@@ -23,6 +24,7 @@ from ..transforms import (
     NormaliseScand,
     ScaleHounsfieldd,
     default_intensity_range,
+    window_size,
 )
 
 __all__ = ["UNITS", "Embedding", "embed_scans", "preprocessing"]
@@ -123,13 +125,14 @@ def embed_scans(
     """Compute the encoder's features of scans, averaged over each scan, each region of its label map, or each tile.
 
     A scan is cut into tiles of the training's cube size, without overlap; a vector is the mean of the encoder's feature
-    maps over the voxels that count. Padding at the border does not count.
+    maps over the voxels that count. Padding at the border does not count. For a 2D network the tiles are slices of one
+    voxel across the training's ``slice_axis``, so a scan's vector is the mean over all of its slices.
 
     Args:
         network: :class:`~models_genesis.networks.GenesisUNet` or
             :class:`~models_genesis.networks.GenesisClassifier`, in evaluation mode.
         entries: of a data list.
-        settings: preprocessing and ``cube_size``, see :func:`preprocessing`.
+        settings: preprocessing, ``cube_size`` and, of a 2D network, ``slice_axis``, see :func:`preprocessing`.
         per: ``"scan"``, ``"region"`` (each value of the label map but 0) or ``"tile"``.
         levels: ``"last"``, the bottleneck, or ``"all"``, the levels one after the other.
         on_bad_scan: ``"raise"``, or ``"skip"`` and note it.
@@ -149,6 +152,7 @@ def embed_scans(
     wanted = [{key: entry[key] for key in keys if key in entry} for entry in entries]
     result = Embedding()
     prepare, side = preprocessing(settings, keys, modality), _tile_size(network, settings)
+    axis = settings.get("slice_axis")
     for number, entry in enumerate(wanted):
         name = str(entry["image"])
         if progress is not None:
@@ -157,7 +161,7 @@ def embed_scans(
             if per == "region" and "label" not in entry:
                 raise BadCaseError(name, "no label map", "expected a 'label' in the data list for its regions")
             item = CaseDataset([entry], prepare)[0]
-            rows = list(_rows(network, item, side, per, levels))
+            rows = list(_rows(network, item, side, per, levels, axis))
         except BadCaseError as error:
             if on_bad_scan == "raise":
                 raise
@@ -171,16 +175,22 @@ def embed_scans(
 
 
 def _tile_size(network: nn.Module, settings: Mapping[str, Any]) -> tuple[int, ...]:
-    """Give the training's cube, each side a multiple of what the poolings halve."""
-    if not isinstance(network.encoder.levels[0].conv1, nn.Conv3d):  # type: ignore[union-attr,index]
-        raise ValueError(f"expected a network for scans in 3D, found {type(network).__name__} in 2D")
+    """Give the training's cube or slice, each side but that across a slice a multiple of what the poolings halve."""
+    flat, axis = isinstance(network.encoder.levels[0].conv1, nn.Conv2d), settings.get("slice_axis")  # type: ignore[union-attr,index]
+    if settings.get("slice_axes") is not None:
+        raise ValueError(
+            f"expected a network of whole scans, found one of slices through candidates ({settings['slice_axes']})"
+        )
+    if flat != (axis is not None):
+        found = f"{type(network).__name__} in {2 if flat else 3}D and slice_axis {axis}"
+        raise ValueError(f"expected a network in 2D with the --slice_axis of its slices, or one in 3D, found {found}")
     divisor = 2 ** (len(network.encoder.levels) - 1)  # type: ignore[union-attr,arg-type]
-    cube = settings.get("cube_size") or (64, 64, 32)
-    return tuple(-(-int(side) // divisor) * divisor for side in cube)
+    cube = settings.get("cube_size") or ((128, 128) if flat else (64, 64, 32))
+    return ensure_tuple(window_size([-(-int(side) // divisor) * divisor for side in cube], axis))
 
 
 def _rows(
-    network: nn.Module, item: Mapping[str, Any], side: Sequence[int], per: str, levels: Levels
+    network: nn.Module, item: Mapping[str, Any], side: Sequence[int], per: str, levels: Levels, axis: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Give vector, centre and label of everything in one scan."""
     image: MetaTensor = item["image"]
@@ -205,7 +215,7 @@ def _rows(
         if label is not None:
             part = _cut(label.float(), start, side)
             masks = {value: inside * (part == value) for value in values}
-        pooled = _pooled(network, tile, masks, levels)
+        pooled = _pooled(network, tile, masks, levels, axis)
         for value, (vector, weight) in pooled.items():
             if per == "tile":
                 centre = np.add(start, np.minimum(np.add(start, side), shape)) / 2 - 0.5
@@ -244,12 +254,16 @@ def _cut(image: Tensor, start: Sequence[int], side: Sequence[int]) -> Tensor:
 
 
 def _pooled(
-    network: nn.Module, tile: Tensor, masks: Mapping[int, Tensor], levels: Levels
+    network: nn.Module, tile: Tensor, masks: Mapping[int, Tensor], levels: Levels, axis: int | None
 ) -> dict[int, tuple[Tensor, float]]:
     """Average the feature maps of one tile over each mask; masks that are empty give nothing."""
     present = {value: mask for value, mask in masks.items() if mask.any()}
     if not present:
         return {}
+    pool = avg_pool3d
+    if axis is not None:
+        pool, tile = avg_pool2d, tile.squeeze(axis + 1)
+        present = {value: mask.squeeze(axis + 1) for value, mask in present.items()}
     device = next(network.parameters()).device
     with torch.no_grad():
         maps = [level.float().cpu() for level in network.encoder(tile[None].to(device))]  # type: ignore[operator]
@@ -257,7 +271,7 @@ def _pooled(
     for value, mask in present.items():
         parts = []
         for level, features in enumerate(maps) if levels == "all" else [(len(maps) - 1, maps[-1])]:
-            weight = avg_pool3d(mask[None], 2**level)
-            parts.append((features * weight).sum(dim=(0, 2, 3, 4)) / weight.sum())
+            weight = pool(mask[None], 2**level)
+            parts.append((features * weight).transpose(0, 1).flatten(1).sum(dim=1) / weight.sum())
         pooled[value] = (torch.cat(parts), float(mask.sum()))
     return pooled

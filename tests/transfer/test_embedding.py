@@ -60,6 +60,54 @@ def test_a_scan_of_one_tile_is_the_mean_of_the_bottleneck(network: GenesisUNet, 
     np.testing.assert_allclose(every, torch.cat(expected), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_of_a_2d_network_a_scan_is_the_mean_of_its_slices(axis: int, tmp_path: Path) -> None:
+    """Of slices that are one tile each; a region is the mean over the slices that it lies in, by its area in each."""
+    torch.manual_seed(1)
+    network = GenesisUNet(2, features=(4, 8, 16)).eval()
+    values = np.moveaxis(scan(3, (16, 24, 5)), 2, axis)
+    label = np.zeros_like(values)
+    np.moveaxis(label, axis, 2)[:, :, 1] = 2  # one slice whole
+    np.moveaxis(label, axis, 2)[:8, :, 3] = 2  # half of another one
+    entry = {"image": str(write(tmp_path / "a.nii.gz", values)), "label": str(write(tmp_path / "l.nii.gz", label))}
+    settings = {**SETTINGS, "cube_size": [16, 24], "slice_axis": axis}
+    planes = (torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, axis, 0))).float()[:, None] + 1000) / 2000
+    with torch.no_grad():
+        maps = network.encoder(planes.clip(0, 1))
+    expected = torch.cat([level.mean(dim=(0, 2, 3)) for level in maps])
+    (found,) = embed_scans(network, [entry], settings, levels="all").features
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    tiles = embed_scans(network, [entry], settings, "tile")
+    np.testing.assert_allclose(tiles.features, maps[-1].mean(dim=(2, 3)), rtol=1e-4, atol=1e-6)
+    (region,) = embed_scans(network, [entry], settings, "region").features
+    last = maps[-1]
+    halves = (last[1].mean(dim=(1, 2)) * 2 + last[3][:, :2].mean(dim=(1, 2))) / 3
+    np.testing.assert_allclose(region, halves, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_of_slices_are_embedded_by_their_settings(tmp_path: Path, capsys: Any) -> None:
+    network = GenesisUNet(2, features=(4, 8, 16)).eval()
+    settings = {**SETTINGS, "cube_size": [16, 24], "slice_axis": 1}
+    save_trained_weights(network.state_dict(), tmp_path / "model.pt", settings)
+    image = write(tmp_path / "scans" / "a.nii.gz", scan(0))
+    words = ["embed", "--weights", str(tmp_path / "model.pt"), "--images", str(image.parent), "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "f.npz")]) == 0
+    found = np.load(tmp_path / "f.npz")
+    expected = embed_scans(network, [{"image": str(image)}], settings)
+    np.testing.assert_allclose(found["features"], expected.features, rtol=1e-4)
+    assert main([*words, "--out", str(tmp_path / "g.npz"), "--slice_axis", "2"]) == 2
+    assert "--slice_axis: trained with 1, given 2" in capsys.readouterr().err
+
+
+def test_dimensions_that_do_not_fit_are_refused(network: GenesisUNet, tmp_path: Path) -> None:
+    entry = {"image": str(write(tmp_path / "a.nii.gz", scan(0)))}
+    for own, settings in ((GenesisUNet(2, features=(4, 8)), {}), (network, {"slice_axis": 2, "cube_size": [16, 16]})):
+        with pytest.raises(ValueError, match=r"in 2D with the --slice_axis of its slices, or one in 3D, found"):
+            embed_scans(own, [entry], SETTINGS | settings)
+    with pytest.raises(ValueError, match="slices through candidates"):
+        embed_scans(GenesisUNet(2, 3, features=(4, 8)), [entry], {**SETTINGS, "slice_axes": [2, 1, 0]})
+
+
 def test_a_scan_is_the_mean_of_its_tiles_and_of_regions_that_share_it_out(network: GenesisUNet, tmp_path: Path) -> None:
     """By volume, though tiles at the end are padded and regions cut through cells."""
     values, label = scan(2), np.random.default_rng(3).integers(1, 4, (24, 16, 12)).astype(np.uint8)
