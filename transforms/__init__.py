@@ -16,6 +16,7 @@ from .brats_regions import (
     brats_regions,
 )
 from .candidate_cube import CandidateCubed, RandCandidateCubed, candidate_cube
+from .centre_slices import CentreSlices, CentreSlicesd
 from .class_cubes import ClassVoxelsd, RandClassCubed
 from .cube_sampling import RandTissueCube, RandTissueCubed, cut_cube, drop_axis, window_size
 from .device_deform import RandDeformSeedd, RandGenesisDeformOnDeviced
@@ -68,6 +69,8 @@ __all__ = [
     "BratsRegions",
     "BratsRegionsd",
     "CandidateCubed",
+    "CentreSlices",
+    "CentreSlicesd",
     "CheckModalityd",
     "CheckSegmentationCased",
     "ClassVoxelsd",

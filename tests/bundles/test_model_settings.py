@@ -33,7 +33,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     BRATS: {**SMALL, "channels": ["t2", "flair"], "targets": ["whole tumour"], "normalise": "zscore"},
     MSD: {**CT, "task": "Task02_Heart", "normalise": "minmax"},
     LUNA: CT,
-    PECAD: {**CT, "vessel": True, "vessel_voxel_mm": 0.5},
+    PECAD: {**CT, "cube_size": [16, 16, 16], "slice_axes": [2, 1, 0], "vessel": True, "vessel_voxel_mm": 0.5},
     PRETRAINING: {**SMALL, "axcodes": "LPS", "intensity_range": [-200, 300], "variant": "nonlinear"},
 }
 OTHERS: dict[str, dict[str, Any]] = {
@@ -42,7 +42,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     BRATS: {"channels": ["flair", "t2"], "normalise": "minmax", "targets": ["tumour core"]},
     MSD: {"task": "Task04_Hippocampus", "normalise": "zscore"},
     LUNA: {"cube_size": [64, 64, 32], "spacing": [1, 1, 1]},
-    PECAD: {"vessel": False, "vessel_voxel_mm": 1.0},
+    PECAD: {"vessel": False, "vessel_voxel_mm": 1.0, "slice_axes": [1]},
     PRETRAINING: {"axcodes": "RAS", "intensity_range": [-1000, 1000]},
 }
 NAMES = sorted(TRAINED)

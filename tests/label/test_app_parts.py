@@ -100,6 +100,8 @@ def test_a_loader_of_an_earlier_request_is_taken_away(trainer, tmp_path):
 @pytest.mark.parametrize("task", ["GenesisTrainTask", "PretrainTask"])
 def test_the_network_has_the_width_of_the_model_it_goes_on_from(lib, tmp_path, task):
     """Of the enclosed weights too, which are narrower than a new training's network."""
+    from models_genesis.training import save_trained_weights
+
     name = "genesis_chest_ct_pretraining" if task == "PretrainTask" else "genesis_lidc_nodule_ct_segmentation"
     made = getattr(lib["training"], task)(str(ROOT / "bundles" / name), {})
     made.cubes_per_scan = 1
@@ -108,6 +110,11 @@ def test_the_network_has_the_width_of_the_model_it_goes_on_from(lib, tmp_path, t
     assert "features" not in made._update_overrides({})
     made.start_from, made.weights = "model", tmp_path / "model.pt"
     assert "features" not in made._update_overrides({})
+    slices = {"features": [4, 8], "slice_axis": 2, "cube_size": [32, 32]}
+    save_trained_weights({"head.weight": torch.zeros(1)}, made.weights, {**slices, "spacing": None})
+    assert slices.items() <= made._update_overrides({}).items()
+    save_trained_weights({"head.weight": torch.zeros(1)}, made.weights, {"features": [4, 8], "cube_size": [32, 32, 16]})
+    assert not {"slice_axis", "cube_size"} & set(made._update_overrides({}))
 
 
 def test_pretraining_leaves_out_what_is_not_of_its_modality(lib, caplog):

@@ -38,7 +38,14 @@ class FlipInferer(Inferer):
 
         Returns:
             The mean logits, as ``inferer`` gives them: an image, or (B, classes).
+
+        Raises:
+            ValueError: when the input lacks one of the axes, such as slices of a cube the third.
         """
+        if any(axis + 2 >= inputs.ndim for axis in self.axes):
+            raise ValueError(
+                f"tta_flips: expected axes of an input of {inputs.ndim - 2} sides, the first 0, found {list(self.axes)}"
+            )
         mean = self.inferer(inputs, network, *args, **kwargs)
         flips = [axes for count in range(len(self.axes)) for axes in combinations(self.axes, count + 1)]
         for axes in flips:

@@ -244,6 +244,7 @@ OPTION_KINDS: dict[str, Kind] = {
     # what the network sees and says
     "cube_size": either(SIZES, SLICE_SIZES),
     "slice_axis": optional(number(0, 2, whole=True)),
+    "slice_axes": optional(AXES),
     "features": list_of(COUNT),
     "spacing": optional(list_of(POSITIVE, 3)),
     "intensity_range": list_of(number(), 2),

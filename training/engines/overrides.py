@@ -150,31 +150,31 @@ def _check_sides(workflow: ConfigWorkflow) -> None:
     axis = workflow.parser.get_parsed_content("slice_axis") if sliced else None
     wanted = 3 if axis is None else 2
     if len(sides) != wanted:
-        slices = "two where --slice_axis is 0, 1 or 2, as with configs/2d.json" if sliced else "for it has no 2D form"
+        slices = "of which --slice_axes takes slices"
+        slices = "two where --slice_axis is 0, 1 or 2, as with configs/2d.json" if sliced else slices
         expected = f"a list of 3 sides, {slices}" if axis is None else f"a list of 2 sides, for --slice_axis is {axis}"
         raise OptionTypeError(f"--cube_size: expected {expected}, found {list(sides)}")
 
 
 def _refuse_other_slices(workflow: ConfigWorkflow, contents: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse weights of another axis than a config file says, where a later file takes the axis from the weights.
+    """Refuse weights of other slices than a config file says, where a later file takes the slices from the weights.
 
     Args:
         workflow: the workflow.
         contents: of its config files, by name.
     """
     config: Any = workflow.parser.config
-    if not is_expression(config.get("slice_axis")):
-        return
-    for name, content in contents.items():
-        asked = content.get("slice_axis")
-        if asked is None or is_expression(asked):
-            continue
-        if asked != (axis := workflow.parser.get_parsed_content("slice_axis")):
-            raise OptionTypeError(
-                f"--slice_axis: {name} says {asked}, the weights are for {axis} by their model.json, or have none. "
-                f"Leave {name} out to take what the weights were trained with; for weights without model.json give it "
-                "as the last config file"
-            )
+    for key in ("slice_axis", "slice_axes"):
+        for name, content in contents.items() if is_expression(config.get(key)) else ():
+            asked = content.get(key)
+            if asked is None or is_expression(asked):
+                continue
+            if asked != (trained := workflow.parser.get_parsed_content(key)):
+                raise OptionTypeError(
+                    f"--{key}: {name} says {asked}, the weights are for {trained} by their model.json, or have none. "
+                    f"Leave {name} out to take what the weights were trained with; for weights without model.json give "
+                    "it as the last config file"
+                )
 
 
 def _bundle_configs(folder: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from monai.bundle import ConfigComponent
 from monai.handlers import CheckpointLoader
+from monai.utils import ensure_tuple
 from torch import nn
 
 from ...networks import PRETRAINED_SCALES, WeightReport, load_pretrained
@@ -29,7 +30,7 @@ def load_pretrained_weights(
     resume: bool | str = False,
     scale: str = "kept",
     handlers: Sequence[Any] | None = None,
-    slice_axis: int | None = None,
+    slice_axis: int | Sequence[int] | None = None,
 ) -> WeightReport | None:
     """Load the weights that a training starts from, and log what was transferred.
 
@@ -47,8 +48,8 @@ def load_pretrained_weights(
         handlers: the trainer's handlers. MONAI Label puts a ``CheckpointLoader`` among them, which brings all weights
             itself. None looks at those that the running bundle has at ``train#handlers``, without building the others:
             they would load the data before the weights are checked.
-        slice_axis: axis that the slices of a 2D network stand across; weights of a 3D network start it by the centre
-            slice of each kernel along this axis, which the log says. None for a 3D network.
+        slice_axis: axis that the slices of a 2D network stand across, of several the first one; weights of a 3D network
+            start it by the centre slice of each kernel along this axis, which the log says. None for a 3D network.
 
     Returns:
         The report, None where nothing was loaded.
@@ -75,7 +76,7 @@ def load_pretrained_weights(
             f"--pretrained {pretrained}: expected the weights to start from, found no such file. Train the bundle "
             "genesis_chest_ct_pretraining, name another file, or train from scratch with --pretrained none"
         )
-    sliced = slice_axis
+    sliced = None if slice_axis is None else int(ensure_tuple(slice_axis)[0])
     if sliced is not None and kernel_axes(read_weights(pretrained).tensors) != [3]:
         sliced = None  # weights of slices fit as they are
     if sliced is not None:
@@ -97,9 +98,13 @@ def name_dimensions(error: DimensionsError, network: nn.Module) -> ValueError:
         The error to raise instead.
     """
     if 3 in kernel_axes(network.state_dict()):
-        remedy = "the weights are of slices: add configs/2d.json behind the other config files, or --slice_axis and"
-        return ValueError(f"{remedy} --cube_size of two sides. {error}")
-    remedy = "the weights are of a 3D network: leave out configs/2d.json, or --slice_axis and --cube_size of two sides"
+        remedy = (
+            "the weights are of a 2D network: add configs/2d.json, or what they were trained with, as the last file"
+        )
+    else:
+        remedy = (
+            "the weights are of a 3D network: leave out configs/2d.json and keys of slices (--slice_axis, --slice_axes)"
+        )
     return ValueError(f"{remedy}. {error}")
 
 

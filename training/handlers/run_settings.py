@@ -64,7 +64,7 @@ _MEASURE = frozenset(
         "validate", "spacing", "intensity_range", "normalise", "axcodes", "modality", "classes", "tumour", "labels",
         "regions", "targets", "convention", "channels", "task_facts", "cube_size", "overlap", "tta_flips",
         "vessel", "vessel_voxel_mm", "variant", "deformation", "deform_on", "mask_patch", "tissue_threshold",
-        "tissue_score_range", "border", "on_empty", "slice_axis", "num_blocks", "max_block_fraction",
+        "tissue_score_range", "border", "on_empty", "slice_axis", "slice_axes", "num_blocks", "max_block_fraction",
         "mask_ratio", "mask_value", "val_cubes_per_scan", "val_negatives_per_positive",
         "loss", "seed",
     }
@@ -107,6 +107,7 @@ _RETIRED = {
 
 _ADDED = {
     "slice_axis": (None, "@slice_axis"),
+    "slice_axes": (None,),
     "_disabled_": ("$@slice_axis is not None",),  # the flip along the third axis
     "num_blocks": (10_000, "@num_blocks"),
     "max_block_fraction": (0.1, "@max_block_fraction"),
@@ -115,11 +116,15 @@ _ADDED = {
 value; components then refer to it as the second. Those that ask for ``slice_axis`` itself did as for cubes."""
 
 _REWRITTEN = {
-    "spatial_dims": (3, "$len(@cube_size)"),
-    "spatial_size": ("@cube_size", "$window_size(@cube_size, @slice_axis)"),
+    "spatial_dims": ((3, "$len(@cube_size)"), (3, "$3 if @slice_axes is None else 2")),
+    "spatial_size": (("@cube_size", "$window_size(@cube_size, @slice_axis)"),),
+    "in_channels": (("@in_channels", "$@in_channels * len(@slice_axes or [2])"),),
 }
-"""Former and present value of what the configs write otherwise now, with the same effect, by the last part of the id;
-a cube of two sides is a change by itself."""
+"""Former and present values of what the configs write otherwise now, with the same effect, by the last part of the id;
+a cube of two sides and axes of slices are changes by themselves."""
+
+_ONLY_SLICES = "$@slice_axes is None"
+"""``_disabled_`` of the steps that take slices of a cube; checkpoints from before there were any lack such steps."""
 
 Changes = dict[str, tuple[Any, Any]]
 """Old and new value by id."""
@@ -233,17 +238,18 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
         {'batch_size': (2, 4), 'loss#gamma': (0.0, 2.0)}
     """
     # a key that counted when the checkpoint was written, but no longer does, is no change, wherever it lies
-    counting = _flat({key: _plain(value) for key, value in old.items() if key in new or key not in _EXEMPT})
+    counted = {key: _plain(value) for key, value in old.items() if key in new or key not in _EXEMPT}
+    idle = new.get("slice_axes") is None and old.get("slice_axes") is None
     before = {
         key: _present_name(value) if key.endswith("_target_") else value
-        for key, value in counting
+        for key, value in _flat(_without_slices(counted) if idle else counted)
         if value not in _RETIRED.get(key, ())
     }
-    now = dict(_flat(new))
+    now = dict(_flat(_without_slices(new) if idle else new))
     for key, value in now.items():
         if key not in before and value in _ADDED.get(key.split("#")[-1], ()):
             before[key] = value
-        elif (before.get(key), value) == _REWRITTEN.get(key.split("#")[-1]):
+        elif (before.get(key), value) in _REWRITTEN.get(key.split("#")[-1], ()):
             before[key] = value
     changes = {
         key: (before.get(key, _ABSENT), now.get(key, _ABSENT))
@@ -256,6 +262,16 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
         for key, pair in changes.items()
         if not (key.endswith(("scan_names", "samples")) and key.replace("scan_names", "scans") in changes)
     }
+
+
+def _without_slices(value: Any) -> Any:
+    """Leave out the steps that take slices, which do nothing for cubes."""
+    if isinstance(value, Mapping):
+        return {key: _without_slices(each) for key, each in value.items()}
+    if isinstance(value, list):
+        idle = [isinstance(each, Mapping) and each.get("_disabled_") == _ONLY_SLICES for each in value]
+        return [_without_slices(each) for each, left_out in zip(value, idle, strict=True) if not left_out]
+    return value
 
 
 def _present_name(target: Any) -> Any:

@@ -96,7 +96,12 @@ PRETRAINING, LUNA = "genesis_chest_ct_pretraining", "genesis_luna16_nodule_ct_cl
         (PRETRAINING, ("train", "2d"), {"cube_size": [64, 64, 32]}, "a list of 2 sides, for --slice_axis is 2"),
         (LITS, ("train",), {"cube_size": [64, 64]}, "a list of 3 sides, two where --slice_axis is 0, 1 or 2"),
         (LITS, ("train", "2d"), {"slice_axis": None}, "a list of 3 sides, two where --slice_axis is 0, 1 or 2"),
-        (LUNA, ("train",), {"cube_size": [64, 64]}, "a list of 3 sides, for it has no 2D form, found [64, 64]"),
+        (
+            LUNA,
+            ("train",),
+            {"cube_size": [64, 64]},
+            "a list of 3 sides, of which --slice_axes takes slices, found [64, 64]",
+        ),
     ],
 )
 def test_a_cube_of_two_sides_needs_an_axis_and_one_of_three_has_none(name, stages, overrides, named):

@@ -55,6 +55,9 @@ def test_weights_of_a_3d_network_start_a_2d_one_by_their_centre_slices(axis, wei
     expected = unet(1).state_dict()[name].select(axis + 2, 1)
     assert torch.equal(network.state_dict()[name], expected) and name in report.adapted
     assert f"the centre slice of each kernel along axis {axis}" in caplog.text
+    several = unet(spatial_dims=2)  # of the axes of 2.5D the first counts
+    load_pretrained_weights(several, weights, slice_axis=[axis, 1])
+    assert same(network, several, "encoder")
 
 
 def test_weights_of_a_2d_network_start_a_2d_one_as_they_are_and_no_3d_one(tmp_path):
@@ -62,7 +65,7 @@ def test_weights_of_a_2d_network_start_a_2d_one_as_they_are_and_no_3d_one(tmp_pa
     network = unet(spatial_dims=2)
     assert not load_pretrained_weights(network, tmp_path / "flat.pt", slice_axis=1).adapted
     assert same(network, unet(1, spatial_dims=2), "")
-    with pytest.raises(ValueError, match=r"of slices: add configs/2d.json .*fits GenesisUNet"):
+    with pytest.raises(ValueError, match=r"of a 2D network: add configs/2d.json.*fits GenesisUNet"):
         load_pretrained_weights(unet(), tmp_path / "flat.pt")
 
 

@@ -208,6 +208,20 @@ def test_keys_that_came_with_two_dimensions_are_no_change_for_older_checkpoints(
     assert measure_changed(changed_settings(new, slices))
 
 
+def test_steps_that_take_slices_of_candidates_cubes_are_no_change_for_older_checkpoints():
+    last = {"_target_": "EnsureTyped", "keys": "image"}
+    slices = {"_target_": "CentreSlicesd", "_disabled_": "$@slice_axes is None", "axes": "@slice_axes"}
+    old = {"network_def": {"spatial_dims": 3, "in_channels": "@in_channels"}, "train": {"transforms": [last]}}
+    network = {"spatial_dims": "$3 if @slice_axes is None else 2"}
+    network |= {"in_channels": "$@in_channels * len(@slice_axes or [2])"}
+    new = {"slice_axes": None, "network_def": network, "train": {"transforms": [slices, last]}}
+    assert changed_settings(old, new) == changed_settings(new, new) == {}
+    sliced = {**new, "slice_axes": [2]}
+    assert set(changed_settings(new, sliced)) == {"slice_axes"} and "slice_axes" in changed_settings(old, sliced)
+    assert measure_changed(changed_settings(new, sliced))
+    assert set(changed_settings(sliced, {**new, "slice_axes": [1]})) == {"slice_axes"}
+
+
 def test_renamed_components_exist():
     for target in _RENAMED.values():
         package, name = target.split(".")

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Candidates by slices of their cubes: ``configs/2d.json`` and ``configs/2.5d.json`` of the classification bundles."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from models_genesis.networks import GenesisUNet, read_checkpoint, save_weights
+from models_genesis.training import CandidateScorer
+from models_genesis.transforms import CentreSlices
+
+ROOT = Path(__file__).resolve().parents[2] / "bundles"
+LUNA, PE = "genesis_luna16_nodule_ct_classification", "genesis_pecad_embolism_ct_classification"
+AXES = {"2d": [2], "2.5d": [2, 1, 0]}
+FEATURES = [4, 8]
+
+
+def parser(bundle: str, *stages: str, **settings) -> ConfigParser:
+    found = ConfigParser()
+    found.read_config([str(ROOT / bundle / "configs" / f"{stage}.json") for stage in stages])
+    found.update({"bundle_root": str(ROOT / bundle), "device": torch.device("cpu"), "pretrained": "none", **settings})
+    return found
+
+
+@pytest.mark.parametrize("overlay", AXES)
+@pytest.mark.parametrize("bundle", [LUNA, PE])
+def test_samples_are_centre_slices_of_the_augmented_cubes(bundle, overlay, data_of):
+    """The same seed gives the same cube, shifted, flipped and turned in 3D; the slices are taken of that."""
+    given = {**data_of(bundle), "cube_size": [16, 16, 16], "max_shift": [2, 2, 0], "spacing": None}
+    given |= {"samples_per_epoch": 6}
+    cubes, slices = (
+        parser(bundle, *stages, **given).get_parsed_content("train#dataset")
+        for stages in (("train",), ("train", overlay))
+    )
+    for index in range(6):
+        cube, found = cubes[index]["image"], slices[index]["image"]
+        assert found.shape == (len(AXES[overlay]), 16, 16) and cube.shape == (1, 16, 16, 16)
+        assert torch.equal(found, CentreSlices(AXES[overlay])(cube))
+
+
+@pytest.mark.parametrize("overlay", AXES)
+@pytest.mark.parametrize("bundle", [LUNA, PE])
+def test_the_overlays_make_networks_of_two_dimensions(bundle, overlay):
+    found = parser(bundle, "train", overlay, features=FEATURES)
+    network = found.get_parsed_content("network_def")
+    images = len(AXES[overlay])
+    assert network(torch.zeros(2, images, 16, 16)).shape == (2, 1)
+    assert found.get_parsed_content("model_settings")["slice_axes"] == AXES[overlay]
+    cube = found.get_parsed_content("cube_size")
+    assert images == 1 or len(set(cube)) == 1  # else the three slices differ in size
+
+
+@pytest.mark.parametrize(("bundle", "overlay"), [(LUNA, "2d"), (PE, "2.5d")], ids=[LUNA, PE])
+def test_trained_from_3d_weights_evaluated_and_scored_as_slices(bundle, overlay, run_bundle, data_of, tmp_path):
+    weights = tmp_path / "pretrained.pt"
+    save_weights(GenesisUNet(features=FEATURES).state_dict(), weights)
+    given = {**data_of(bundle), "features": FEATURES, "cube_size": [16, 16, 16], "spacing": "None", "amp": False}
+    short = {"epochs": 1, "warmup_epochs": 0, "samples_per_epoch": 16, "batch_size": 8, "pretrained": weights}
+    models = {"ckpt_dir": tmp_path / "models"}
+    done = run_bundle(bundle, ["train", overlay], **given, **short, **models, output_dir=tmp_path / "eval")
+    assert "the centre slice of each kernel along axis 2" in done.stdout
+    kernel = read_checkpoint(tmp_path / "models" / "model.pt")["encoder.levels.0.conv1.weight"]
+    assert kernel.shape[1:] == (len(AXES[overlay]), 3, 3)
+    settings = json.loads((tmp_path / "models" / "model.json").read_text())["settings"]
+    assert settings["slice_axes"] == AXES[overlay]
+
+    # evaluation takes the slices from the weights, and refuses others by name
+    run_bundle(bundle, ["train", "evaluate"], **data_of(bundle), **models, output_dir=tmp_path / "test")
+    rows = list(csv.DictReader((tmp_path / "test" / "predictions.csv").open()))
+    done = run_bundle(
+        bundle, ["train", "evaluate"], status=1, slice_axes=[1], **data_of(bundle), **models, output_dir=tmp_path
+    )
+    assert f"--slice_axes: trained with {AXES[overlay]}, given [1]" in done.stderr
+    other = {"2d": "2.5d", "2.5d": "2d"}[overlay]
+    done = run_bundle(bundle, ["train", other, "evaluate"], status=1, **data_of(bundle), **models, output_dir=tmp_path)
+    assert f"--slice_axes: {ROOT / bundle / 'configs' / other}.json says {AXES[other]}" in done.stderr
+
+    # a point scored from Python has the probability of the evaluation
+    data = parser(bundle, "train", "evaluate", **data_of(bundle), **{key: str(path) for key, path in models.items()})
+    candidates = data.get_parsed_content("validate#data")
+    scorer = CandidateScorer(ROOT / bundle, ckpt_dir=tmp_path / "models", device="cpu")
+    scan = 0
+    world = candidates.table.world[candidates.rows[scan]]
+    scores = scorer(candidates.data[scan]["image"], world).probability
+    by_place = {tuple(float(row[f"coord{axis}"]) for axis in "XYZ"): float(row["probability"]) for row in rows}
+    np.testing.assert_allclose([by_place[tuple(place)] for place in world.tolist()], scores, atol=1e-5)
+
+
+def test_the_enclosed_weights_are_of_cubes(run_bundle, data_of, tmp_path):
+    done = run_bundle(LUNA, ["train", "2d", "evaluate"], status=1, **data_of(LUNA), output_dir=tmp_path)
+    assert "2d.json says [2], the weights are for None" in done.stderr
