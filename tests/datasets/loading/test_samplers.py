@@ -57,6 +57,37 @@ def test_shuffling_is_uniform():
     assert np.abs(np.bincount(positions, minlength=5) - 400).max() < 90
 
 
+@pytest.mark.parametrize("length", [24, 22])
+def test_the_batches_of_all_processes_together_do_not_depend_on_their_number(length):
+    """1 process with batches of 4, 2 with 2, 4 with 1: the same samples are in each global step."""
+    steps = []
+    for replicas in (1, 2, 4):
+        drawn = []
+        for rank in range(replicas):
+            sampler = EpochSampler(length, seed=5, rank=rank, num_replicas=replicas)
+            sampler.set_epoch(2)
+            drawn.append(list(sampler))
+        own = 4 // replicas
+        parts = [[part[step * own : (step + 1) * own] for part in drawn] for step in range(length // 4)]
+        steps.append([sorted(index for part in step for index in part) for step in parts])
+    assert steps[0] == steps[1] == steps[2]
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_an_epoch_that_is_begun_in_its_middle_yields_what_is_left(replicas):
+    sampler = EpochSampler(11, seed=2, rank=replicas - 1, num_replicas=replicas)
+    sampler.set_epoch(4)
+    whole = list(sampler)
+    for start in range(len(sampler) + 1):
+        sampler.set_epoch(4, start)
+        assert list(sampler) == whole[start:] and len(sampler) == len(whole)
+    sampler.set_epoch(4)
+    assert list(sampler) == whole
+    for start in (-1, len(sampler) + 1):
+        with pytest.raises(ValueError, match=f"start must lie in 0 to {len(sampler)}"):
+            sampler.set_epoch(4, start)
+
+
 def test_fixed_stays_in_epoch_0():
     sampler = EpochSampler(6, shuffle=False, fixed=True)
     sampler.set_epoch(5)
