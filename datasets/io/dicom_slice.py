@@ -404,10 +404,13 @@ def read_rescale(values: Any) -> tuple[float, float] | None:
         Slope, which is not 0, and intercept; ``None`` where there are none.
 
     Raises:
-        SliceError: When they are broken, or only one is there.
+        SliceError: When they are broken, empty (stored values may have an offset then that is lost), or only one is
+            there.
     """
     slope, intercept = _numbers(values, "RescaleSlope", 1), _numbers(values, "RescaleIntercept", 1)
     if slope is None and intercept is None:
+        if "RescaleSlope" in values or "RescaleIntercept" in values:
+            raise SliceError("bad scaling", "expected a slope and an intercept, found empty ones")
         return None
     if slope is None or intercept is None or slope[0] == 0:
         found = " and ".join("none" if each is None else f"{each[0]:g}" for each in (slope, intercept))

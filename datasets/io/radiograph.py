@@ -126,8 +126,7 @@ def _check_scaling(scan: str, dataset: Any) -> None:
     slope = dataset.get("RescaleSlope")
     if slope is not None and not float(slope) > 0:
         raise BadScanError(scan, "bad scaling", f"expected a rescale slope above 0, found {slope}")
-    if read_rescale(dataset) is None and ("RescaleSlope" in dataset or "RescaleIntercept" in dataset):
-        raise BadScanError(scan, "bad scaling", "expected a slope and an intercept, found empty ones")
+    read_rescale(dataset)
     window = [dataset.get(name) for name in ("WindowCenter", "WindowWidth")]
     if window.count(None) == 1 and not dataset.get("VOILUTSequence"):
         found = " and ".join("none" if each is None else str(each) for each in window)

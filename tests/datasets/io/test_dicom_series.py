@@ -149,6 +149,11 @@ def test_positions_written_with_one_decimal_are_a_grid(scan, tmp_path, tools):
         (setting(RescaleSlope=0), "bad scaling"),
         (without("RescaleSlope"), "bad scaling: .*expected a slope and an intercept, found none and"),
         (without("RescaleIntercept"), "bad scaling: .*expected a slope and an intercept, found .* and none"),
+        (
+            setting(RescaleSlope="", RescaleIntercept=""),
+            "bad scaling: .*expected a slope and an intercept, found empty",
+        ),
+        (everywhere(RescaleSlope="", RescaleIntercept=""), "bad scaling: .*found empty ones"),
         (setting(Rows=0), "bad header"),
     ],
 )
