@@ -329,8 +329,8 @@ def study(out: Path) -> str:
     report = html.escape((results / "report.html").read_text(encoding="utf-8"))
     return (
         "<h2>Does the pretraining help?</h2><p>The livers once more, from a few labels only: short trainings from "
-        "random and from the pretrained weights, several of each. So few of them show large differences only; your own "
-        "scans are asked by the same two commands.</p>"
+        "random and from the pretrained weights, several of each. So few of them show large differences only; the same "
+        "two commands run such a study on your own scans.</p>"
         f"{answer}{html_table(['start', 'mean Dice', 'each training'], rows)}"
         "<details><summary>The whole report of this study</summary>"
         f'<iframe title="Report of the study" srcdoc="{report}"></iframe></details>'

@@ -66,9 +66,15 @@ def write_study(bundle: Path, settings: Settings) -> None:
     Args:
         bundle: folder of the segmentation bundle.
         settings: the demo's.
+
+    Raises:
+        FileExistsError: when the folder of results is there, and no demo has written it.
     """
-    if study_results(settings.out).exists():
-        shutil.rmtree(study_results(settings.out))
+    results = study_results(settings.out)
+    if results.exists():
+        if not study_file(settings.out).exists():
+            raise FileExistsError(f"{results}: expected nothing or an earlier demo's results, found other files")
+        shutil.rmtree(results)
     settings.out.mkdir(parents=True, exist_ok=True)
     with atomic_text(study_file(settings.out)) as file:
         file.write(json.dumps(study_content(bundle, settings), indent=2) + "\n")

@@ -80,8 +80,7 @@ class EpochSampler(Sampler[int]):
             raise ValueError(f"epoch must be 0 or more, got {epoch}.")
         if not 0 <= start <= len(self):
             raise ValueError(f"start must lie in 0 to {len(self)}, the samples of an epoch, got {start}.")
-        self.epoch = 0 if self.fixed else epoch
-        self.start = start
+        self.epoch, self.start = (0, 0) if self.fixed else (epoch, start)
 
     def __iter__(self) -> Iterator[int]:
         """Yield this process's indices of the epoch, from the start on."""

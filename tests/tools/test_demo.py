@@ -212,6 +212,9 @@ def test_an_earlier_study_does_not_stand_in_the_way(demo, tmp_path):
     """Other weights behind an arm are refused in the folder of results, so a second demo starts with none."""
     settings = demo.Settings(tmp_path)
     write_study_results(tmp_path)
+    with pytest.raises(FileExistsError, match="expected nothing or an earlier demo's results"):
+        demo.write_study(demo.SEGMENTATION, settings)
+    (tmp_path / "study.json").write_text("{}")
     demo.write_study(demo.SEGMENTATION, settings)
     assert not (tmp_path / "study").exists() and (tmp_path / "study.json").is_file()
 

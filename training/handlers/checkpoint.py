@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,14 +21,21 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ...datasets.io.atomic_write import sweep_temporary
-from ...datasets.loading.processes import process_rank
+from ...datasets.loading.processes import gather_from_processes, process_count, process_rank
 from ...datasets.loading.samplers import EpochSampler
-from ...networks.weight_container import named_tensors, non_finite
+from ...networks.weight_container import DamagedFileError, named_tensors, non_finite
 from ...networks.weight_files import save_weights
 from ..engines.model_settings import save_trained_weights
 from .birth_certificate import CERTIFICATE, data_of_birth, session_of_now, sources_of_run, write_birth_certificate
-from .history import EpochPart, TrainingHistory
-from .last_states import check_room, read_last_state, read_state_within_epoch, state_before, write_last_state
+from .history import PartialEpoch, TrainingHistory
+from .last_states import (
+    check_room,
+    peek_last_state,
+    read_last_state,
+    read_mid_epoch_state,
+    state_before,
+    write_last_state,
+)
 from .run_lock import FolderLock, hold_folder
 from .run_settings import (
     ChangedSettingsError,
@@ -119,13 +128,13 @@ class TrainingCheckpoint:
             raise ValueError(f"keep_last: expected a whole number from 1 to 100, found {keep_last!r}")
         self.keep_last = keep_last
         self._lock: FolderLock | None = None
-        if resume not in (True, False, "auto"):
+        if not isinstance(resume, bool) and resume != "auto":
             raise ValueError(f"resume: expected True, False or 'auto', found {resume!r}")
         if resume_changed and not resume:
             raise ValueError("--resume_changed True goes with --resume True")
         self.best_path = Path(ckpt_dir) / "model.pt"
         self.last_path = Path(ckpt_dir) / "last_epoch.pt"
-        self.within_path = Path(ckpt_dir) / "last_iteration.pt"
+        self.mid_epoch_path = Path(ckpt_dir) / "last_iteration.pt"
         self.save_every_minutes = save_every_minutes
         self.history = history
         self._saved_at = time.monotonic()
@@ -141,6 +150,7 @@ class TrainingCheckpoint:
         self.settings = settings_of_run() if settings is None else dict(settings)
         self.sources = sources_of_run() if self.rank == 0 else {}  # hashes files
         self._sessions: list[dict[str, Any]] = []
+        self._run = uuid.uuid4().hex  # tells states of this training from those of another in the same folder
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer.
@@ -166,21 +176,23 @@ class TrainingCheckpoint:
             ValueError: when ``last_epoch.pt`` does not fit this training, or it and those before it are damaged.
             FolderInUseError: when another training writes to the folder.
             OSError: when the folder cannot be written, or has no room.
+            RuntimeError: when other processes of the run have found another state.
         """
         if not self.evaluator.has_event_handler(self.save_best, Events.EPOCH_COMPLETED):
             self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.save_best)  # an evaluation writes no weights
         if self.rank == 0:
             self._lock = hold_folder(engine, self.best_path.parent)
-            names = [self.best_path.name, self.last_path.name, self.within_path.name]
+            names = [self.best_path.name, self.last_path.name, self.mid_epoch_path.name]
             sweep_temporary(self.best_path.parent, names, older_than=0)
             check_room(self.best_path.parent, self.network, self.keep_last)
         if self.resume is True or (self.resume == "auto" and self._has_state()):
             self._load(engine)
-        elif self.rank == 0 and (self.last_path.exists() or self.within_path.exists()):
+        elif self.rank == 0 and (self.last_path.exists() or self.mid_epoch_path.exists()):
             logger.warning("%s of an earlier run will be overwritten; --resume True goes on from it", self.last_path)
-            for before in self.last_path.parent.glob(state_before(self.last_path, 0).name.replace("0", "*")):
+            for before in self._states_before():
                 before.unlink()  # a state of another run is nothing to fall back to
-            self.within_path.unlink(missing_ok=True)
+            self.mid_epoch_path.unlink(missing_ok=True)
+        self._refuse_different_starts(engine)
         self._saved_at = time.monotonic()
         if self.rank == 0:
             if engine.state.iteration == 0 and self.best_path.with_name(CERTIFICATE).exists():
@@ -214,30 +226,61 @@ class TrainingCheckpoint:
             return
         if self._sessions:
             self._sessions[-1]["last_epoch"] = engine.state.epoch
-        self._write(self.last_path, self._state(engine, engine.state.epoch), self.keep_last)
-        self.within_path.unlink(missing_ok=True)
+        keep = self.keep_last if engine.state.epoch > 1 else 1  # before the first epoch there is another training's
+        self._write(self.last_path, self._state(engine, engine.state.epoch), keep)
+        self.mid_epoch_path.unlink(missing_ok=True)
 
     def _save_when_due(self, engine: Engine) -> None:
-        """Save within an epoch where the last state is old enough."""
+        """Save within an epoch where the last state is old enough; a full disk does not end the training."""
         assert self.save_every_minutes is not None
-        if time.monotonic() - self._saved_at >= 60 * self.save_every_minutes:
-            self.save_within_epoch(engine)
+        if time.monotonic() - self._saved_at < 60 * self.save_every_minutes:
+            return
+        try:
+            self.save_mid_epoch(engine)
+        except OSError as error:
+            self._saved_at = time.monotonic()
+            logger.warning("%s could not be saved, and the training goes on: %s", self.mid_epoch_path, error)
 
-    def save_within_epoch(self, engine: Engine) -> None:
-        """Write ``last_iteration.pt`` between two steps of an epoch; nothing where none of its steps is done.
+    def save_mid_epoch(self, engine: Engine) -> bool:
+        """Write ``last_iteration.pt`` between two steps of an epoch.
 
-        Weights that are not finite are not written: the guard against them is about to end the training.
+        Values that are not finite are not written: the guard against them is about to end the training.
 
         Args:
             engine: the trainer.
+
+        Returns:
+            False where a training cannot be resumed after this step, since gradients of several are added up; else
+            True, also where there is nothing to save.
+
+        Raises:
+            OSError: when the disk is full; the state that was there is as it was.
         """
-        if self.rank != 0 or self.history is None or not self._can_divide(engine) or steps_within_epoch(engine) == 0:
+        done = steps_within_epoch(engine)
+        if done % getattr(engine, "accumulation_steps", 1):
+            return False
+        if self.rank == 0 and self.history is not None and done and self._can_resume_mid_epoch(engine):
+            self._write_mid_epoch(engine, self.history.partial_epoch())
+        return True
+
+    def _write_mid_epoch(self, engine: Engine, partial: PartialEpoch) -> None:
+        state = {**self._state(engine, engine.state.epoch - 1), "partial_epoch": partial._asdict()}
+        tensors = {
+            **dict(named_tensors(state["model"], "model")),
+            **dict(named_tensors(state["optimizer"], "optimizer")),
+        }
+        if non_finite(tensors) or not math.isfinite(partial.loss_sum):
             return
-        state = self._state(engine, engine.state.epoch - 1)
-        if non_finite(dict(named_tensors(state["model"], "model"))):
-            return
-        self._write(self.within_path, {**state, "part_of_epoch": self.history.part()._asdict()}, 1)
-        logger.info("saved %s (epoch %d, iteration %d)", self.within_path, engine.state.epoch, engine.state.iteration)
+        self._write(self.mid_epoch_path, state, 1)
+        logger.info(
+            "saved %s (epoch %d, iteration %d)", self.mid_epoch_path, engine.state.epoch, engine.state.iteration
+        )
+        if engine.state.epoch == 1:  # states of whole epochs are those of another training, which this one replaces
+            for other in (self.last_path, *self._states_before()):
+                other.unlink(missing_ok=True)
+
+    def _states_before(self) -> list[Path]:
+        return list(self.last_path.parent.glob(state_before(self.last_path, 0).name.replace("0", "*")))
 
     def _write(self, path: Path, state: Mapping[str, Any], keep: int) -> None:
         if self._lock is not None:
@@ -261,6 +304,8 @@ class TrainingCheckpoint:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "epoch": epochs,
             "iteration": engine.state.iteration,
+            "run": self._run,
+            "steps_of": self._steps_of(engine),
             "best_metric": float(self.evaluator.state.best_metric),
             "best_metric_epoch": self.evaluator.state.best_metric_epoch,
             "early_stop": dict(stopping.state_dict()) if stopping is not None else None,
@@ -308,7 +353,9 @@ class TrainingCheckpoint:
 
     def _load(self, engine: Engine) -> None:
         state = self._newest_state(engine)
-        part = state.get("part_of_epoch")
+        part, path = state.get("partial_epoch"), self.last_path
+        if part is not None:
+            path = self.mid_epoch_path
         changes: dict[str, tuple[Any, Any]] = {}
         try:
             changes = self._refuse_changes(state, engine)
@@ -318,7 +365,7 @@ class TrainingCheckpoint:
             raise
         except Exception as error:
             raise ValueError(
-                f"{self.last_path} does not fit this training: it is not damaged, but the network, the optimizer and "
+                f"{path} does not fit this training: it is not damaged, but the network, the optimizer and "
                 f"the schedule must be those it was written with ({type(error).__name__}: {error})"
             ) from error
         if state["epoch"] > engine.state.max_epochs:
@@ -335,7 +382,7 @@ class TrainingCheckpoint:
         engine.state.epoch, engine.state.iteration = state["epoch"], state["epoch"] * engine.state.epoch_length
         if part is not None and self.history is not None:
             engine.state.iteration = state["iteration"]
-            self.history.go_on(EpochPart(**part))
+            self.history.go_on(PartialEpoch(**part))
         engine.state.history = list(state.get("history", []))
         self._sessions = list(state.get("sessions", [{"first_epoch": 1, "last_epoch": state["epoch"], "code": None}]))
         if "seed" not in changes:
@@ -345,44 +392,91 @@ class TrainingCheckpoint:
                 engine.add_event_handler(first_step, lambda: _restore_random_states(state["random_states"]))
         if changes:
             self._note_changes(engine, changes)
+        self._run = state.get("run", self._run)
         logger.info(
             "resumed from %s: %d epochs done%s",
-            self.last_path if part is None else self.within_path,
+            path,
             state["epoch"],
             "" if part is None else f", and {steps_within_epoch(engine)} steps of the next",
         )
+        self._end_if_complete(engine)
+
+    def _end_if_complete(self, engine: Engine) -> None:
+        """Say where nothing is left to do, and end what early stopping had ended."""
+        stopping = self.early_stop._handler if self.early_stop is not None else None
+        if engine.state.epoch >= engine.state.max_epochs:
+            logger.warning("the training is complete: all %d epochs are done", engine.state.epoch)
+        elif stopping is not None and stopping.counter >= stopping.patience:
+            logger.warning("the training is complete: it was stopped early after epoch %d", engine.state.epoch)
+            engine.terminate()
+
+    def _refuse_different_starts(self, engine: Engine) -> None:
+        """All processes must go on from the same state, or the network is that of none of them."""
+        starts = set(gather_from_processes((engine.state.epoch, engine.state.iteration)))
+        if len(starts) > 1:
+            raise RuntimeError(
+                f"{self.last_path.parent}: expected states that all processes of the run see, found starts at (epoch, "
+                f"iteration) {sorted(starts)}: name a --ckpt_dir that they share"
+            )
 
     def _newest_state(self, engine: Engine) -> dict[str, Any]:
         """Read the state to go on from: that of the middle of an epoch if it is whole and this training can use it."""
-        within = read_state_within_epoch(self.within_path, set_aside=self.rank == 0)
-        last = None
-        if within is None or self._has_epochs():
-            last = read_last_state(self.last_path, set_aside=self.rank == 0)
-        if within is None or (last is not None and last["iteration"] >= within["iteration"]):
-            assert last is not None
+        partial = read_mid_epoch_state(self.mid_epoch_path)
+        if partial is None:
+            return self._whole_epochs()
+        last = peek_last_state(self.last_path)
+        same_run = last is not None and last.get("run") == partial.get("run")
+        if last is not None and same_run and last["epoch"] > partial["epoch"]:
             return last  # the run ended right after it was written
-        obstacle = ""
-        if changes := self._refuse_changes(within, engine):
-            obstacle = f"with other settings ({describe_changes(changes)}) the rest of its epoch would be another one"
-        elif not self._can_divide(engine):
-            obstacle = "this training cannot begin within an epoch, since its loader has no EpochSampler"
+        obstacle = self._obstacle(partial, engine)
         if not obstacle:
-            return within
-        if last is None:
+            return partial
+        if partial["epoch"] == 0:
             raise ChangedSettingsError(
-                f"{self.within_path} was saved in the middle of the first epoch, and {obstacle}: give the settings as "
-                "they were, or train again without --resume"
+                f"{self.mid_epoch_path} was saved in the middle of the first epoch, and {obstacle}: give the settings "
+                "as they were, or train again without --resume"
             )
-        logger.warning("%s is not used: %s. Going on from the last whole epoch", self.within_path, obstacle)
-        return last
+        logger.warning("%s is not used: %s. Going on from the last whole epoch", self.mid_epoch_path, obstacle)
+        return self._whole_epochs()
 
-    def _can_divide(self, engine: Engine) -> bool:
+    def _whole_epochs(self) -> dict[str, Any]:
+        """Read the state after the last whole epoch.
+
+        Raises:
+            DamagedFileError: when there is none, but a damaged one of the middle of the first epoch.
+        """
+        if self.mid_epoch_path.is_file() and not self._has_epochs():
+            raise DamagedFileError(
+                f"{self.mid_epoch_path} is damaged, and no whole epoch has been saved: train again without --resume"
+            )
+        return read_last_state(self.last_path, set_aside=self.rank == 0)
+
+    def _obstacle(self, partial: dict[str, Any], engine: Engine) -> str:
+        """Say why the rest of an epoch cannot be trained as it would have been; empty where it can."""
+        now, then = self._steps_of(engine), partial.get("steps_of")
+        if changes := self._refuse_changes(partial, engine):
+            return f"with other settings ({describe_changes(changes)}) the rest of its epoch would be another one"
+        if now != then:
+            return f"an epoch is divided otherwise (steps, batch size, processes: {now}, {then} then)"
+        if not self._can_resume_mid_epoch(engine):
+            return "this training cannot begin within an epoch, since its loader has no EpochSampler"
+        if partial["epoch"] >= (engine.state.max_epochs or 0):
+            return f"--epochs {engine.state.max_epochs} are done before it"
+        return ""
+
+    @staticmethod
+    def _steps_of(engine: Engine) -> list[int]:
+        """How an epoch is divided: steps, batch size, and number of processes."""
+        batch_size = getattr(engine.state.dataloader, "batch_size", None)
+        return [int(engine.state.epoch_length or 0), int(batch_size or 0), process_count()]
+
+    def _can_resume_mid_epoch(self, engine: Engine) -> bool:
         """Tell whether the trainer can begin in the middle of an epoch."""
         sampler = getattr(engine.state.dataloader, "sampler", None)
         return isinstance(sampler, EpochSampler) and self.history is not None
 
     def _has_state(self) -> bool:
-        return self._has_epochs() or self.within_path.exists()
+        return self._has_epochs() or self.mid_epoch_path.exists()
 
     def _has_epochs(self) -> bool:
         return self.last_path.exists() or state_before(self.last_path, 1).exists()

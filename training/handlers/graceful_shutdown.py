@@ -30,13 +30,14 @@ class GracefulShutdown:
 
     Args:
         advice: what to tell the user, e.g. how to resume.
-        save: saves a training between two steps of an epoch; None ends it at once.
+        save: saves a training between two steps of an epoch; gives False where it must go on by a step before it can.
+            None ends it at once.
     """
 
     def __init__(
         self,
         advice: str = "run the same command with --resume True to go on from the last state that was saved",
-        save: Callable[[Engine], None] | None = None,
+        save: Callable[[Engine], bool] | None = None,
     ) -> None:
         self.advice = advice
         self.save = save
@@ -76,9 +77,14 @@ class GracefulShutdown:
 
     def _save_and_stop(self, engine: Engine) -> None:
         """Before the next batch is asked for: all that belongs to the step before is done."""
-        if self._asked and self.save is not None:
-            self.save(engine)
-            raise SystemExit(128 + signal.SIGTERM)
+        if not self._asked or self.save is None:
+            return
+        try:
+            if not self.save(engine):
+                return
+        except OSError:
+            logger.exception("the step could not be saved")
+        raise SystemExit(128 + signal.SIGTERM)
 
     def _leave_epoch(self, engine: Engine) -> None:
         """A validation may take longer than a scheduler waits, so a request in the last step is met before it."""
@@ -95,6 +101,7 @@ class GracefulShutdown:
         engine._event_handlers[Events.EXCEPTION_RAISED].sort(key=lambda entry: places.get(entry[0], 0))
 
     def _uninstall(self, engine: Engine) -> None:
+        self._within_epoch = self._asked = False
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None
@@ -102,7 +109,6 @@ class GracefulShutdown:
 
     def _interrupted(self, engine: Engine, error: BaseException) -> None:
         self._uninstall(engine)
-        self._within_epoch = self._asked = False
         release_folders(engine)
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             logger.warning(

@@ -24,7 +24,7 @@ from .feature_probe import FeatureProbe
 from .remaining_time import RemainingTime
 from .run_lock import hold_folder
 
-__all__ = ["EpochPart", "TrainingHistory"]
+__all__ = ["PartialEpoch", "TrainingHistory"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _TIMED_STEPS = (5, 25)
 """Steps of the first epoch between which its speed is measured; the steps before them start things up."""
 
 
-class EpochPart(NamedTuple):
+class PartialEpoch(NamedTuple):
     """What has been trained of an epoch.
 
     Attributes:
@@ -113,7 +113,7 @@ class TrainingHistory:
         self._loss_sum: Tensor | float = 0.0
         self._cubes = 0
         self._begin = 0.0
-        self._before: EpochPart | None = None
+        self._before: PartialEpoch | None = None
         self._timed_from: float | None = None
         self._estimated = False
         self._remaining: RemainingTime | None = None
@@ -147,19 +147,19 @@ class TrainingHistory:
             rows = _compare(kept, self.path) if kept else read_history(self.path, before=engine.state.epoch)
             # the run before may have had a probe where this one has none, or the other way round
             self._rows = [{name: row.get(name, "") for name in self.columns} for row in rows]
-        before = self._before or EpochPart()
+        before = self._before or PartialEpoch()
         self._before = None
         self._loss_sum, self._cubes, self._begin = before.loss_sum, before.cubes, time.monotonic() - before.seconds
 
-    def part(self) -> EpochPart:
+    def partial_epoch(self) -> PartialEpoch:
         """What the line of the epoch that is under way will be made of, so far."""
-        return EpochPart(float(self._loss_sum), self._cubes, time.monotonic() - self._begin)
+        return PartialEpoch(float(self._loss_sum), self._cubes, time.monotonic() - self._begin)
 
-    def go_on(self, part: EpochPart) -> None:
+    def go_on(self, part: PartialEpoch) -> None:
         """Begin the next epoch with a part of it that was trained before, as after a resume in its middle.
 
         Args:
-            part: see :meth:`part`.
+            part: see :meth:`partial_epoch`.
         """
         self._before = part
 

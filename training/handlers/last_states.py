@@ -15,7 +15,14 @@ from torch import nn
 from ...datasets.io.atomic_write import atomic_path
 from ...networks.weight_container import DamagedFileError, named_tensors, non_finite, read_checkpoint
 
-__all__ = ["check_room", "read_last_state", "read_state_within_epoch", "state_before", "write_last_state"]
+__all__ = [
+    "check_room",
+    "peek_last_state",
+    "read_last_state",
+    "read_mid_epoch_state",
+    "state_before",
+    "write_last_state",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -114,24 +121,36 @@ def read_last_state(path: Path, set_aside: bool = False) -> dict[str, Any]:
     )
 
 
-def read_state_within_epoch(path: Path, set_aside: bool = False) -> dict[str, Any] | None:
+def peek_last_state(path: Path) -> dict[str, Any] | None:
+    """Read the newest state of a whole epoch without a word.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The state; None where there is none, or it is damaged.
+    """
+    try:
+        return _read(path) if path.is_file() else None
+    except ValueError:
+        return None
+
+
+def read_mid_epoch_state(path: Path) -> dict[str, Any] | None:
     """Read the state that was saved in the middle of an epoch.
 
     Args:
         path: the file.
-        set_aside: whether to rename a damaged file to ``NAME.damaged``.
 
     Returns:
-        The state; None, with a warning, where the file is damaged, and where there is none.
+        The state; None where there is none and, with a warning, where it is damaged.
     """
     if not path.is_file():
         return None
     try:
         return _read(path)
     except ValueError as error:
-        logger.warning("%s; GOING ON FROM THE LAST WHOLE EPOCH instead", error)
-        if set_aside:
-            os.replace(path, path.with_name(f"{path.name}.damaged"))
+        logger.warning("%s; what was trained since the last whole epoch is lost", error)
         return None
 
 

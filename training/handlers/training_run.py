@@ -175,7 +175,7 @@ class TrainingRunHandler:
         engine.add_event_handler(Events.STARTED, self._join_evaluator)
         # of several processes one would wait for another that has stopped at the step before
         alone = self.checkpoint.save_every_minutes is not None and process_count() == 1
-        GracefulShutdown(save=self.checkpoint.save_within_epoch if alone else None).attach(engine)
+        GracefulShutdown(save=self.checkpoint.save_mid_epoch if alone else None).attach(engine)
         if self.sampler is not None:
             EpochSetter(self.sampler).attach(engine)
         self.guard.attach(engine)

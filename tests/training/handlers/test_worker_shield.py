@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from torch.utils.data import DataLoader
 
 from models_genesis.training.handlers.worker_shield import shield_workers, stop_shielding
 
@@ -55,6 +56,25 @@ def test_a_signal_from_elsewhere_is_left_to_the_parent(fork):
     process.terminate()
     process.join(10)
     assert process.exitcode == 0
+
+
+def test_a_loader_goes_on_when_its_workers_are_asked_to_end():
+    """Without the shield torch raises that a worker is killed."""
+    shield_workers()
+    try:
+        batches = iter(DataLoader(list(range(40)), num_workers=2, prefetch_factor=1))
+        found = [next(batches).item()]
+    finally:
+        stop_shielding()
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        terminate_from_elsewhere(worker.pid)
+    found += [batch.item() for batch in batches]
+    assert found == list(range(40))
+    for worker in workers:
+        worker.join(10)
+        assert worker.exitcode == 0
 
 
 def test_processes_of_other_times_are_as_ever(fork):

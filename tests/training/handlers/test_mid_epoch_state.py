@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training that is stopped in the middle of an epoch goes on from there, to the bit."""
+"""A training that is stopped in the middle of an epoch goes on from there, bit for bit."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from models_genesis.datasets import EpochSampler, PrefetchDataLoader
+from models_genesis.networks.weight_container import DamagedFileError
 from models_genesis.training import RestorationLoss, TrainingCheckpoint, TrainingRunHandler
 from models_genesis.training.handlers import checkpoint, training_run
+from models_genesis.training.handlers.last_states import state_before, write_last_state
 from models_genesis.training.handlers.run_settings import ChangedSettingsError
 
 STEPS = 6
@@ -55,6 +57,8 @@ def make(make_cubes, tmp_path) -> Build:
         epochs: int = 3,
         num_workers: int = 0,
         sampled: bool = True,
+        batch_size: int = 2,
+        better: Callable[..., bool] = operator.lt,
         settings: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> tuple[SupervisedTrainer, TrainingRunHandler]:
@@ -69,7 +73,7 @@ def make(make_cubes, tmp_path) -> Build:
             network=network,
             postprocessing=Activationsd("pred", sigmoid=True),
             key_val_metric={"val_mse": MeanSquaredError(output_transform=from_engine(["pred", "label"]))},
-            metric_cmp_fn=operator.lt,
+            metric_cmp_fn=better,
         )
         run = TrainingRunHandler(
             network, optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9), evaluator, folder / "models",
@@ -79,7 +83,9 @@ def make(make_cubes, tmp_path) -> Build:
         trainer = SupervisedTrainer(
             device=torch.device("cpu"),
             max_epochs=epochs,
-            train_data_loader=PrefetchDataLoader(EndlessCubes(), batch_size=2, num_workers=num_workers, **order),
+            train_data_loader=PrefetchDataLoader(
+                EndlessCubes(), batch_size=batch_size, num_workers=num_workers, **order
+            ),
             network=network,
             optimizer=optimizer,
             loss_function=RestorationLoss(),
@@ -126,12 +132,12 @@ def test_sigterm_saves_the_step_and_the_rest_is_as_if_nothing_had_been(make, who
         trainer.run()
     assert stop.value.code == 128 + signal.SIGTERM
     assert f"stopped in epoch {(step - 1) // STEPS + 1}, iteration {step}: run the same command with" in caplog.text
-    state = torch.load(run.checkpoint.within_path, weights_only=True)
+    state = torch.load(run.checkpoint.mid_epoch_path, weights_only=True)
     assert (state["epoch"], state["iteration"]) == ((step - 1) // STEPS, step)
-    assert state["part_of_epoch"]["cubes"] == 2 * ((step - 1) % STEPS + 1)
+    assert state["partial_epoch"]["cubes"] == 2 * ((step - 1) % STEPS + 1)
     torch.rand(7)  # whatever happens in between must not matter
     assert_same(result_of(*make(resume=True), tmp_path), whole)
-    assert not run.checkpoint.within_path.exists()  # the end of the epoch holds more
+    assert not run.checkpoint.mid_epoch_path.exists()  # the end of the epoch holds more
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -157,7 +163,7 @@ def test_a_killed_training_goes_on_from_the_state_that_was_due(make, whole, tmp_
     with pytest.raises(MemoryError):
         trainer.run()
     monkeypatch.undo()
-    state = torch.load(run.checkpoint.within_path, weights_only=True)
+    state = torch.load(run.checkpoint.mid_epoch_path, weights_only=True)
     assert (state["epoch"], state["iteration"]) == (1, 9)  # after 3 steps, 6 (the epoch's end), and 9
     assert_same(result_of(*make(resume=True), tmp_path), whole)
 
@@ -167,13 +173,157 @@ def test_a_damaged_state_costs_the_part_of_the_epoch_and_says_so(make, whole, tm
     terminate_in_step(trainer, 10)
     with pytest.raises(SystemExit):
         trainer.run()
-    path = run.checkpoint.within_path
+    path = run.checkpoint.mid_epoch_path
     path.write_bytes(path.read_bytes()[:-100])
     with caplog.at_level(logging.WARNING):
         found = result_of(*make(resume=True), tmp_path)
-    assert str(path) in caplog.text and "GOING ON FROM THE LAST WHOLE EPOCH" in caplog.text
-    assert path.with_name(f"{path.name}.damaged").exists()
+    assert str(path) in caplog.text and "what was trained since the last whole epoch is lost" in caplog.text
     assert_same(found, whole)
+
+
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_a_damaged_end_of_an_epoch_costs_nothing_where_more_is_saved(make, whole, tmp_path, caplog, keep_last):
+    trainer, run = make(keep_last=keep_last)
+    terminate_in_step(trainer, 14)
+    with pytest.raises(SystemExit):
+        trainer.run()
+    run.checkpoint.last_path.write_bytes(run.checkpoint.last_path.read_bytes()[:-100])
+    with caplog.at_level(logging.WARNING):
+        assert_same(result_of(*make(resume=True, keep_last=keep_last), tmp_path), whole)
+    assert "OLDER STATE" not in caplog.text
+
+
+@pytest.mark.parametrize("resume", [True, "auto"])
+def test_a_damaged_state_of_the_first_epoch_is_not_begun_over(make, resume):
+    """Each time: the next start of the same command must not take the folder for an empty one."""
+    trainer, run = make()
+    terminate_in_step(trainer, 3)
+    with pytest.raises(SystemExit):
+        trainer.run()
+    run.checkpoint.mid_epoch_path.write_bytes(run.checkpoint.mid_epoch_path.read_bytes()[:-100])
+    for _ in range(2):
+        with pytest.raises(DamagedFileError, match="no whole epoch has been saved: train again without --resume"):
+            make(resume=resume)[0].run()
+
+
+def test_the_end_of_another_training_in_the_folder_is_not_taken(make, whole, tmp_path):
+    """A new training that is stopped in its first epoch has less behind it than the one whose files it replaces."""
+    make(epochs=4)[0].run()
+    for step, resume in ((4, False), (9, True)):
+        trainer, run = make(resume=resume)
+        terminate_in_step(trainer, step)
+        with pytest.raises(SystemExit):
+            trainer.run()
+        assert run.checkpoint.last_path.exists() is resume  # its own, after its first epoch
+    assert not state_before(run.checkpoint.last_path, 1).exists()
+    assert_same(result_of(*make(resume=True), tmp_path), whole)
+
+
+def test_it_is_told_even_where_the_other_end_could_not_be_removed(make, whole, tmp_path):
+    make(epochs=4)[0].run()
+    trainer, run = make()
+    other = run.checkpoint.last_path.read_bytes()
+    terminate_in_step(trainer, 4)
+    with pytest.raises(SystemExit):
+        trainer.run()
+    run.checkpoint.last_path.write_bytes(other)
+    assert_same(result_of(*make(resume=True), tmp_path), whole)
+
+
+def test_epochs_that_end_before_the_state_are_those_that_were_trained(make, tmp_path, caplog):
+    trainer, _ = make()
+    terminate_in_step(trainer, 9)
+    with pytest.raises(SystemExit):
+        trainer.run()
+    shorter, run = make(epochs=1, resume=True)
+    with caplog.at_level(logging.WARNING):
+        found = result_of(shorter, run, tmp_path)
+    assert "--epochs 1 are done before it" in caplog.text and "the training is complete" in caplog.text
+    assert_same(found, result_of(*make(tmp_path / "one", epochs=1), tmp_path / "one"))
+
+
+@pytest.mark.parametrize("step", [6, 12])
+def test_a_signal_in_the_last_step_of_an_epoch_ends_it_before_it_is_validated(make, step):
+    """What the documents say is lost: the time since the last state."""
+    trainer, run = make()
+    terminate_in_step(trainer, step)
+    with pytest.raises(SystemExit):
+        trainer.run()
+    assert run.evaluator.state.epoch == step // STEPS - 1
+    assert not run.checkpoint.mid_epoch_path.exists() and run.checkpoint.last_path.exists() is (step == 12)
+
+
+def test_gradients_that_are_added_up_over_steps_are_saved_between_such_groups(make, tmp_path):
+    """Asked to stop in the first of three steps, a training makes the other two."""
+
+    def three_steps_each(resume=False, folder=tmp_path):
+        trainer, run = make(folder, resume=resume)
+        trainer.accumulation_steps = 3
+        return trainer, run
+
+    expected = result_of(*three_steps_each(folder=tmp_path / "whole"), tmp_path / "whole")
+    trainer, run = three_steps_each()
+    terminate_in_step(trainer, 7)
+    with pytest.raises(SystemExit):
+        trainer.run()
+    assert torch.load(run.checkpoint.mid_epoch_path, weights_only=True)["iteration"] == 9
+    assert_same(result_of(*three_steps_each(resume=True), tmp_path), expected)
+
+
+def test_an_epoch_that_is_divided_otherwise_is_done_again(make, tmp_path, caplog):
+    """Outside of a bundle no settings tell of another batch size."""
+    trainer, _ = make()
+    terminate_in_step(trainer, 9)
+    with pytest.raises(SystemExit):
+        trainer.run()
+    other, _ = make(resume=True, batch_size=4)
+    steps = []
+    other.add_event_handler(Events.ITERATION_COMPLETED, lambda: steps.append(other.state.epoch))
+    with caplog.at_level(logging.WARNING):
+        other.run()
+    assert "an epoch is divided otherwise" in caplog.text and steps == [2] * 3 + [3] * 3
+
+
+@pytest.mark.parametrize("resume", [True, "auto"])
+def test_a_training_that_was_stopped_early_stays_so(make, resume, caplog):
+    """Its error falls, and the higher one counts as the better, so that it ends after the second epoch."""
+    settings = {"early_stop_patience": 1, "better": operator.gt}
+    trainer, _ = make(epochs=9, **settings)
+    trainer.run()
+    assert trainer.state.epoch == 2
+    again, _ = make(epochs=9, resume=resume, **settings)
+    steps = []
+    again.add_event_handler(Events.ITERATION_COMPLETED, lambda: steps.append(again.state.iteration))
+    with caplog.at_level(logging.WARNING):
+        again.run()
+    assert not steps and "it was stopped early after epoch 2" in caplog.text
+
+
+def test_a_full_disk_does_not_end_the_training(make, whole, tmp_path, monkeypatch, caplog):
+    def full(path, state, keep):
+        if path.name == "last_iteration.pt":
+            raise OSError(28, "No space left on device")
+        write_last_state(path, state, keep)
+
+    monkeypatch.setattr(checkpoint, "write_last_state", full)
+    with caplog.at_level(logging.WARNING):
+        assert_same(result_of(*make(save_every_minutes=1e-9), tmp_path), whole)
+    assert "could not be saved, and the training goes on: [Errno 28]" in caplog.text
+    trainer, _ = make(tmp_path / "terminated")
+    terminate_in_step(trainer, 4)
+    with pytest.raises(SystemExit) as stop, caplog.at_level(logging.ERROR):
+        trainer.run()
+    assert stop.value.code == 128 + signal.SIGTERM and "the step could not be saved" in caplog.text
+
+
+def test_processes_that_see_different_states_are_refused(make, monkeypatch):
+    trainer, _ = make()
+    terminate_in_step(trainer, 9)
+    with pytest.raises(SystemExit):
+        trainer.run()
+    monkeypatch.setattr(checkpoint, "gather_from_processes", lambda own: [own, (0, 0)])
+    with pytest.raises(RuntimeError, match=r"found starts at \(epoch, iteration\) \[\(0, 0\), \(1, 9\)\]"):
+        make(resume="auto")[0].run()
 
 
 def test_an_older_state_within_an_epoch_is_left(make, whole, tmp_path):
@@ -182,9 +332,9 @@ def test_an_older_state_within_an_epoch_is_left(make, whole, tmp_path):
     terminate_in_step(trainer, 4)
     with pytest.raises(SystemExit):
         trainer.run()
-    old = run.checkpoint.within_path.read_bytes()
+    old = run.checkpoint.mid_epoch_path.read_bytes()
     make(epochs=1, resume=True)[0].run()
-    run.checkpoint.within_path.write_bytes(old)
+    run.checkpoint.mid_epoch_path.write_bytes(old)
     assert_same(result_of(*make(resume=True), tmp_path), whole)
 
 
@@ -217,7 +367,7 @@ def test_a_new_training_leaves_no_state_of_the_old_one_behind(make, caplog):
     with pytest.raises(SystemExit), caplog.at_level(logging.WARNING):
         again.run()
     assert "will be overwritten" in caplog.text
-    assert not run.checkpoint.within_path.exists()
+    assert not run.checkpoint.mid_epoch_path.exists()
 
 
 def test_a_validation_is_not_waited_for(make):
@@ -228,7 +378,7 @@ def test_a_validation_is_not_waited_for(make):
     validated.add_event_handler(Events.ITERATION_STARTED, lambda: passed.append(validated.state.iteration))
     with pytest.raises(SystemExit):
         trainer.run()
-    assert not passed and not run.checkpoint.within_path.exists()
+    assert not passed and not run.checkpoint.mid_epoch_path.exists()
 
 
 def test_a_second_sigterm_ends_the_step_itself(make):
@@ -239,7 +389,7 @@ def test_a_second_sigterm_ends_the_step_itself(make):
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda: passed.append(3))
     with pytest.raises(SystemExit):
         trainer.run()
-    assert not passed and not run.checkpoint.within_path.exists()
+    assert not passed and not run.checkpoint.mid_epoch_path.exists()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -253,7 +403,7 @@ def test_of_several_processes_none_waits_for_one_that_has_stopped(make, monkeypa
     with pytest.raises(SystemExit):
         trainer.run()
     assert passed == [3] * (processes == 1)
-    assert run.checkpoint.within_path.exists() is (processes == 1)
+    assert run.checkpoint.mid_epoch_path.exists() is (processes == 1)
 
 
 def test_an_order_that_cannot_be_taken_up_again_is_saved_after_epochs_only(make):
@@ -261,7 +411,7 @@ def test_an_order_that_cannot_be_taken_up_again_is_saved_after_epochs_only(make)
     terminate_in_step(trainer, 9)
     with pytest.raises(SystemExit):
         trainer.run()
-    assert run.checkpoint.last_path.exists() and not run.checkpoint.within_path.exists()
+    assert run.checkpoint.last_path.exists() and not run.checkpoint.mid_epoch_path.exists()
 
 
 def test_weights_that_are_not_finite_do_not_replace_good_ones(make):
@@ -274,7 +424,7 @@ def test_weights_that_are_not_finite_do_not_replace_good_ones(make):
 
     with pytest.raises(RuntimeError, match="loss is nan"):
         trainer.run()
-    assert torch.load(run.checkpoint.within_path, weights_only=True)["iteration"] == 3
+    assert torch.load(run.checkpoint.mid_epoch_path, weights_only=True)["iteration"] == 3
 
 
 def test_auto_begins_where_there_is_nothing_and_else_goes_on(make, whole, tmp_path):
@@ -292,9 +442,10 @@ def test_auto_begins_where_there_is_nothing_and_else_goes_on(make, whole, tmp_pa
     assert not steps and run.checkpoint.last_path.exists()
 
 
-def test_other_words_for_resuming_are_refused(make):
-    with pytest.raises(ValueError, match="resume: expected True, False or 'auto', found 'yes'"):
-        make(resume="yes")
+@pytest.mark.parametrize("word", ["yes", 1])
+def test_other_words_for_resuming_are_refused(make, word):
+    with pytest.raises(ValueError, match=f"resume: expected True, False or 'auto', found {word!r}"):
+        make(resume=word)
 
 
 @pytest.mark.parametrize("minutes", [0, -1.0])
