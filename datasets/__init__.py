@@ -31,8 +31,9 @@ from .layouts.rspect import list_rspect
 from .loading.case_dataset import CaseDataset
 from .loading.cube_dataset import CubeDataset
 from .loading.prefetch_loader import PrefetchDataLoader
+from .loading.prepare_scan import LeftOut
 from .loading.samplers import EpochSampler
-from .loading.scan_cache import LeftOut, ScanCache
+from .loading.scan_cache import ScanCache
 from .phantom.brain_mr import BrainPhantom, make_brain_phantom
 from .phantom.chest_abdomen_ct import Phantom, make_phantom
 from .phantom.labels import Label, Lesion, Nodule, VesselFinding
@@ -40,6 +41,7 @@ from .phantom.write_brats import write_brain_phantom
 from .phantom.write_decathlon import write_phantom
 from .phantom.write_emboli import write_embolism_phantom
 from .phantom.write_luna16 import write_luna16_phantom
+from .prepare import Preparation, prepare_store
 from .splits import split_patients
 
 __all__ = [
@@ -67,6 +69,7 @@ __all__ = [
     "PredictionLayout",
     "PredictionStore",
     "PrefetchDataLoader",
+    "Preparation",
     "ScanCache",
     "ScanHeader",
     "ScanReader",
@@ -97,6 +100,7 @@ __all__ = [
     "msd_task",
     "open_scan",
     "output_names",
+    "prepare_store",
     "read_candidates",
     "read_scan_header",
     "scan_candidates",

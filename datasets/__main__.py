@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from . import overlap, prepare
 from .datalist import DatasetSummary, write_datalist
 from .io import dicom_seg
 from .io.csv_file import printable
@@ -154,6 +155,14 @@ COMMANDS: dict[str, Command] = {
     ),
     "dicom-seg": Command(
         "turn a bundle's label map of a DICOM series into a DICOM segmentation", dicom_seg.add_arguments, dicom_seg.run
+    ),
+    "prepare": Command(
+        "prepare the scans of a data list once, into a store that pretraining reads", prepare.add_arguments, prepare.run
+    ),
+    "overlap": Command(
+        "name scans that are twice in a store, or in a store and in the data list of a task",
+        overlap.add_arguments,
+        overlap.run,
     ),
     "check": Command(
         "load every case of a segmentation data list and name the bad ones", case_checks.add_arguments, case_checks.run

@@ -18,6 +18,7 @@ from .layouts.lits import list_lits
 from .layouts.luna16 import FOLDS, find_subsets, list_luna16
 from .layouts.msd import list_msd
 from .layouts.nnunet_raw import is_nnunet_dataset, list_nnunet, nnunet_images, read_nnunet_dataset
+from .loading.stored_scans import load_stored_entries
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +30,10 @@ def load_datalist(
     dataset_dir: str | Path | None = None,
     key: str = "training",
     with_label: bool = False,
+    store: str | None = None,
     **rules: Any,
 ) -> list[dict[str, Any]]:
-    """Give the scans of one split: of a data list, or of a folder that is looked through and split.
+    """Give the scans of one split: of a data list, of a folder that is looked through and split, or of a store.
 
     Args:
         datalist: JSON file in the layout of the Medical Segmentation Decathlon; ``None`` looks through ``dataset_dir``
@@ -39,6 +41,8 @@ def load_datalist(
         dataset_dir: folder that relative paths start from, by default the JSON file's own.
         key: the split, ``"training"``, ``"validation"`` or ``"testing"``, or another list of the file.
         with_label: whether to leave out the entries without a ``label``, which is logged.
+        store: path or URL of a store of prepared scans, whose scans are given instead, whether or not their files are
+            here; ``datalist`` says which list, if the store was made of several.
         rules: how ``dataset_dir`` is looked through, see :class:`~models_genesis.datasets.FolderRules`.
 
     Returns:
@@ -49,6 +53,8 @@ def load_datalist(
         FileNotFoundError: When the data list, or images or labels that it names, are missing.
         ValueError: When the file is no such data list, lacks the split, or names no label with ``with_label``.
     """
+    if store is not None:
+        return load_stored_entries(store, datalist, key)
     if datalist is not None:
         return read_datalist(datalist, dataset_dir, key, with_label)
     if dataset_dir is None:

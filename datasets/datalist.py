@@ -29,7 +29,7 @@ PATH_KEYS = ("image", "label")
 """Keys of an entry that hold paths."""
 
 
-def _made_by() -> str:
+def made_by() -> str:
     """Name the package and its version; in a packed bundle this code belongs to the bundle's own ``scripts``."""
     installed = __name__.split(".")[0] == "models_genesis"
     return f"models-genesis {version('models-genesis')}" if installed else "models-genesis, packed in a bundle"
@@ -133,7 +133,7 @@ class DatasetSummary:
             "numTraining": len(entries["training"]),
             "numValidation": len(entries["validation"]),
             "numTest": len(entries["testing"]),
-            "made_by": _made_by(),
+            "made_by": made_by(),
             **entries,
         }
 

@@ -21,10 +21,12 @@ LAYERS = {
     ),
     "datasets": (
         ("__init__", "__main__"),
-        ("phantom", "cases"),
+        ("overlap",),
+        ("phantom", "cases", "prepare"),
         ("layouts",),
         ("candidates",),
         ("datalist", "loading"),
+        ("store",),
         ("splits", "io"),
     ),
     "training": (

@@ -11,6 +11,7 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform, SpatialCrop, SqueezeDim
 from monai.utils import ensure_tuple_rep
+from torch import Tensor
 
 
 def window_size(cube_size: Sequence[int] | int, slice_axis: int | None = None) -> Sequence[int] | int:
@@ -45,7 +46,7 @@ def cut_cube(img: NdarrayOrTensor, start: Sequence[int], cube_size: Sequence[int
     """Copy one cube out of a scan.
 
     Args:
-        img: scan of shape ``(C, X[, Y, Z])``; of a memory-mapped one only the cube is read.
+        img: scan of shape ``(C, X[, Y, Z])``; of a memory-mapped one, or one in a store, only the cube is read.
         start: first voxel of the cube.
         cube_size: size of the cube in voxels.
 
@@ -62,7 +63,7 @@ def cut_cube(img: NdarrayOrTensor, start: Sequence[int], cube_size: Sequence[int
         return SpatialCrop(roi_start=list(start), roi_end=end)(img).clone()
     window = (slice(None), *(slice(first, first + side) for first, side in zip(start, cube_size, strict=True)))
     # a copy, not a view: workers would else send the whole scan, and a view keeps it mapped
-    return np.array(img[window]) if isinstance(img, np.ndarray) else img[window].clone()
+    return img[window].clone() if isinstance(img, Tensor) else np.array(img[window])
 
 
 def drop_axis(img: NdarrayOrTensor, axis: int) -> NdarrayOrTensor:

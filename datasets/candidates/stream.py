@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
+from ..loading.prepare_scan import LeftOut, PrepareScan
 from ..loading.processes import process_count, process_rank
-from ..loading.scan_cache import LeftOut, PrepareScan
 from .split import CandidateSet
 from .training_set import candidate_item, place_candidates
 

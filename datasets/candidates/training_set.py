@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..loading.cube_dataset import CubeDataset
-from ..loading.scan_cache import AFFINE_SUFFIX
+from ..loading.prepare_scan import AFFINE_SUFFIX
 from .split import CandidateSet
 from .table import CandidateTable, inside, voxels_of
 

@@ -13,7 +13,8 @@ import numpy as np
 from monai.transforms import Compose, Randomizable
 from torch.utils.data import Dataset
 
-from .scan_cache import AFFINE_SUFFIX, LeftOut, ScanCache
+from .prepare_scan import AFFINE_SUFFIX, LeftOut
+from .scan_cache import ScanCache
 
 
 class CubeDataset(Dataset):
@@ -41,6 +42,7 @@ class CubeDataset(Dataset):
         num_workers: threads that prepare the scans.
         progress: whether to show the progress of preparing.
         channels: see ``ScanCache``.
+        store: see ``ScanCache``.
 
     Attributes:
         data: the entries in use, without those left out.
@@ -65,14 +67,16 @@ class CubeDataset(Dataset):
         num_workers: int | None = None,
         progress: bool = True,
         channels: int = 1,
+        store: str | None = None,
     ) -> None:
         if cubes_per_scan < 1:
             raise ValueError(f"cubes_per_scan must be at least 1, got {cubes_per_scan}.")
         if seed < 0:
             raise ValueError(f"seed must be 0 or more, got {seed}.")
         self.scans = ScanCache(
-            data, transform, image_key, starts_key, cache_gib, cache_dir, on_bad_scan, num_workers, progress, channels
-        )
+            data, transform, image_key, starts_key, cache_gib, cache_dir, on_bad_scan, num_workers, progress, channels,
+            store,
+        )  # fmt: skip
         self.data = self.scans.data
         self.random_transform = random_transform if callable(random_transform) else Compose(random_transform)
         self.cubes_per_scan = cubes_per_scan
@@ -114,6 +118,11 @@ class CubeDataset(Dataset):
         scan = number % len(self.scans)
         arrays = {key: array for key, array in self.scans[scan].items() if not key.endswith(AFFINE_SUFFIX)}
         return {**arrays, "scan": scan}
+
+    @property
+    def forkable(self) -> bool:
+        """Whether worker processes may be forked; TensorStore, which reads stores, ends those that are."""
+        return not self.scans.reads_store
 
     def affine(self, scan: int) -> np.ndarray:
         """Affine of a prepared scan, ``(4, 4)``, voxels to mm in RAS.

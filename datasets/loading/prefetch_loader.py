@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,12 +17,21 @@ class PrefetchDataLoader(ThreadDataLoader):
     """MONAI's ``ThreadDataLoader``, but an error in the thread ends the training instead of the epoch.
 
     MONAI's thread prints the error and stops: the epoch looks as if its data had come to an end, and training goes on.
-    Arguments are those of ``monai.data.ThreadDataLoader``.
+    Arguments are those of ``monai.data.ThreadDataLoader``. Worker processes of a data set that reads a store, which
+    says so by ``forkable``, are not forked; they take some seconds longer to start.
 
     Example:
         >>> [batch.tolist() for batch in PrefetchDataLoader([1, 2, 3], batch_size=2)]
         [[1, 2], [3]]
     """
+
+    def __init__(self, dataset: Any, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("num_workers") and not getattr(dataset, "forkable", True):
+            context = multiprocessing.get_context("forkserver")
+            # the server imports once, and its workers, which are forked from it, share the memory of that
+            context.set_forkserver_preload(["__main__", type(dataset).__module__])
+            kwargs.setdefault("multiprocessing_context", context)
+        super().__init__(dataset, *args, **kwargs)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # as MONAI, a generator
         """Go through the batches of an epoch.

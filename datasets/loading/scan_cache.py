@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans decoded once and kept: in memory where they fit a stated budget, else as memory-mapped files."""
+"""Scans decoded once and kept: in memory where they fit a stated budget, else as memory-mapped files, or in a store."""
 
 from __future__ import annotations
 
@@ -8,37 +8,24 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from monai.data import MetaTensor
-from monai.transforms import Compose, Transform
-from monai.utils import convert_data_type, ensure_tuple
-from torch import Tensor
+from monai.transforms import Transform
+from monai.utils import ensure_tuple
 from tqdm import tqdm
 
 from ..io.root_cause import root_cause
-from ..io.scan_header import BadScanError, ScanHeader, read_scan_header, root_cause_message
+from ..io.scan_header import BadScanError
 from .mapped_scans import MappedScan, check_free_space, scan_key
 from .memory_budget import GIB, cache_budget
+from .prepare_scan import LeftOut, PrepareScan, has_starts
+from .stored_scans import StoredScan, StoreReader
 
 logger = logging.getLogger(__name__)
 
-AFFINE_SUFFIX = "_affine"
-"""Behind a scan's key: the ``(4, 4)`` affine of the prepared scan, voxels to mm in RAS."""
-
-
-Prepared = dict[str, np.ndarray] | MappedScan
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A scan that is not used, and why."""
-
-    scan: str
-    reason: str
+Prepared = dict[str, np.ndarray] | MappedScan | StoredScan
 
 
 class ScanCache:
@@ -49,6 +36,10 @@ class ScanCache:
     which MONAI's ``PersistentDataset`` would; the next run takes the same files. What is chosen is logged at INFO with
     its numbers. With the spawn or forkserver start method each worker gets a copy of what is in memory: let the disk
     be used there (``cache_gib=0``).
+
+    With ``store`` the scans were prepared before, by ``python -m models_genesis.datasets prepare``, and nothing is
+    decoded. What fits the budget is read into memory; else cubes are read straight from the store, or, where
+    ``cache_dir`` is given, the prepared scans are copied there first and mapped.
 
     Args:
         data: entries of a data list.
@@ -61,16 +52,19 @@ class ScanCache:
         num_workers: threads that decode.
         progress: whether to show a progress bar.
         channels: channels of an image that is one file; where each channel has its own file, each has one.
+        store: path or URL of a store that the entries are of, see :func:`~models_genesis.datasets.load_datalist`.
 
     Attributes:
         data: the entries in use.
         left_out: the bad scans.
         in_memory: whether the scans are in memory.
+        reads_store: whether cubes are read straight from a store.
         nbytes: bytes of all arrays in use.
 
     Raises:
         BadScanError: When a scan is bad and ``on_bad_scan="raise"``.
-        ValueError: When there are no entries, or no good one.
+        ValueError: When there are no entries, or no good one; or a store was prepared otherwise than
+            ``preprocessing`` would.
         OSError: When the disk has no room for the prepared scans.
     """
 
@@ -86,6 +80,7 @@ class ScanCache:
         num_workers: int | None = None,
         progress: bool = True,
         channels: int = 1,
+        store: str | None = None,
     ) -> None:
         if on_bad_scan not in ("raise", "skip"):
             raise ValueError(f"on_bad_scan must be 'raise' or 'skip', got {on_bad_scan!r}.")
@@ -94,12 +89,23 @@ class ScanCache:
         self.num_workers = num_workers or min(os.cpu_count() or 1, 4)
         self.progress = progress
         self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-        self._prepare = PrepareScan(preprocessing, image_key, starts_key, on_bad_scan, channels)
+        self._prepare = (
+            PrepareScan(preprocessing, image_key, starts_key, on_bad_scan, channels)
+            if store is None
+            else StoreReader(store, data, preprocessing, image_key, starts_key, on_bad_scan)
+        )
         sizes = [self._prepare.predicted_bytes(entry) for entry in data]
         budget = cache_budget(cache_gib)
         kept = self._fill_memory(data, budget, sizes) if sum(sizes) <= budget else None
         self.in_memory = kept is not None
-        scans: Sequence[Prepared | LeftOut] = self._fill_disk(data, budget, sizes) if kept is None else kept
+        self.reads_store = kept is None and isinstance(self._prepare, StoreReader) and cache_dir is None
+        scans: Sequence[Prepared | LeftOut]
+        if kept is not None:
+            scans = kept
+        elif self.reads_store:
+            scans = self._leave_in_store(data, budget, sizes)
+        else:
+            scans = self._fill_disk(data, budget, sizes)
         self._scans = [scan for scan in scans if not isinstance(scan, LeftOut)]
         self.data = [dict(entry) for entry, scan in zip(data, scans, strict=True) if not isinstance(scan, LeftOut)]
         self.left_out = [scan for scan in scans if isinstance(scan, LeftOut)]
@@ -112,7 +118,7 @@ class ScanCache:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Give the arrays of a prepared scan; they must not be changed."""
         scan = self._scans[index]
-        return scan.arrays() if isinstance(scan, MappedScan) else dict(scan)
+        return dict(scan) if isinstance(scan, dict) else scan.arrays()
 
     def _fill_memory(
         self, data: Sequence[Mapping[str, Any]], budget: int, sizes: Sequence[int]
@@ -135,6 +141,17 @@ class ScanCache:
             )
             return None
 
+    def _leave_in_store(
+        self, data: Sequence[Mapping[str, Any]], budget: int, sizes: Sequence[int]
+    ) -> list[Prepared | LeftOut]:
+        """Read nothing yet."""
+        assert isinstance(self._prepare, StoreReader)
+        logger.info(
+            "%d scans stay in %s: %.2f GiB uncompressed, %.1f MB a scan, memory budget %.2f GiB.",
+            len(data), self._prepare.location.url, sum(sizes) / GIB, sum(sizes) / len(sizes) / 1e6, budget / GIB,
+        )  # fmt: skip
+        return [self._prepare.scan(entry) for entry in data]
+
     def _fill_disk(
         self, data: Sequence[Mapping[str, Any]], budget: int, sizes: Sequence[int]
     ) -> Sequence[Prepared | LeftOut]:
@@ -150,7 +167,7 @@ class ScanCache:
         def write(index: int) -> MappedScan | LeftOut:
             scan = mapped[index]
             if there[index] and scan is not None:
-                return scan if _has_starts(scan.arrays(), self._prepare) else self._prepare.empty(data[index])
+                return scan if has_starts(scan.arrays(), self._prepare.starts_key) else self._prepare.empty(data[index])
             arrays = self._prepare(data[index])
             if isinstance(arrays, LeftOut):
                 return arrays
@@ -179,6 +196,8 @@ class ScanCache:
 
     def _mapped(self, entry: Mapping[str, Any]) -> MappedScan | None:
         """Name the files of a prepared scan; ``None`` where the scan itself is missing."""
+        if isinstance(self._prepare, StoreReader):
+            return MappedScan(self.cache_dir, self._prepare.mapped_key(entry))
         # a label map that has changed must not be taken from the cache either
         files = [path for key in (self._prepare.image_key, "label") for path in ensure_tuple(entry.get(key) or ())]
         try:
@@ -194,90 +213,17 @@ class ScanCache:
             logger.warning("%d of %d scans are left out:%s%s", len(self.left_out), total, names, more)
         if not self._scans:
             raise ValueError(f"none of the {total} scans can be used; the first: {self.left_out[0].reason}")
+        where = "in memory" if self.in_memory else "in the store" if self.reads_store else f"in {self.cache_dir}"
         logger.info(
             "%d scans ready %s: %.2f GiB, %.1f MB a scan.",
-            len(self._scans), "in memory" if self.in_memory else f"in {self.cache_dir}",
-            self.nbytes / GIB, self.nbytes / len(self._scans) / 1e6,
+            len(self._scans), where, self.nbytes / GIB, self.nbytes / len(self._scans) / 1e6,
         )  # fmt: skip
-
-
-class PrepareScan(Transform):
-    """Check, load and prepare an entry: plain arrays come out, or :class:`LeftOut`.
-
-    Args:
-        preprocessing: deterministic transforms, the first of which loads the entry.
-        image_key: key of the scan.
-        starts_key: key of the admissible starts that the preprocessing may add.
-        on_bad_scan: ``"raise"`` or ``"skip"``.
-        channels: channels of an image that is one file.
-    """
-
-    def __init__(
-        self,
-        preprocessing: Callable | Sequence[Callable],
-        image_key: str,
-        starts_key: str,
-        on_bad_scan: Literal["raise", "skip"],
-        channels: int = 1,
-    ) -> None:
-        self.preprocessing = preprocessing if callable(preprocessing) else Compose(preprocessing)
-        self.image_key = image_key
-        self.starts_key = starts_key
-        self.on_bad_scan = on_bad_scan
-        self.channels = channels
-
-    def name(self, entry: Mapping[str, Any]) -> str:
-        """Name an entry's scan in messages."""
-        return str(ensure_tuple(entry[self.image_key])[0])
-
-    def predicted_bytes(self, entry: Mapping[str, Any]) -> int:
-        """Predict from the header what the scan takes at 2 bytes a voxel; 0 where it is bad."""
-        try:
-            return sum(2 * channels * int(np.prod(header.shape)) for header, channels in self._headers(entry))
-        except BadScanError:
-            return 0
-
-    def _headers(self, entry: Mapping[str, Any]) -> list[tuple[ScanHeader, int]]:
-        """Read the headers of an image's files, each with the number of its channels."""
-        paths = ensure_tuple(entry[self.image_key])
-        channels = self.channels if len(paths) == 1 else 1
-        return [(read_scan_header(str(path), channels), channels) for path in paths]
-
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, np.ndarray] | LeftOut:
-        """Prepare one scan.
-
-        Raises:
-            BadScanError: When the scan is bad and ``on_bad_scan="raise"``.
-        """
-        name = self.name(data)
-        try:
-            self._headers(data)
-            arrays = plain_arrays(self.preprocessing(dict(data)))
-        except MemoryError:
-            raise
-        except Exception as error:
-            cause = root_cause(error, BadScanError)
-            if not isinstance(cause, BadScanError):
-                text = root_cause_message(cause) if name not in str(cause) else str(cause).removeprefix(f"{name}: ")
-                cause = BadScanError(name, "cannot be prepared", text)
-            return self._bad(cause, error)
-        return arrays if _has_starts(arrays, self) else self.empty(data)
-
-    def empty(self, data: Mapping[str, Any]) -> LeftOut:
-        """Treat a scan without an admissible cube."""
-        return self._bad(BadScanError(self.name(data), "no cubes", "expected an admissible start, found none"))
-
-    def _bad(self, bad: BadScanError, error: Exception | None = None) -> LeftOut:
-        if self.on_bad_scan == "raise":
-            raise bad from error
-        logger.warning("left out: %s", bad)
-        return LeftOut(bad.scan, str(bad))
 
 
 class _Limited(Transform):
     """:class:`PrepareScan` that stops when its results exceed a number of bytes."""
 
-    def __init__(self, prepare: PrepareScan, budget: int) -> None:
+    def __init__(self, prepare: PrepareScan | StoreReader, budget: int) -> None:
         self.prepare = prepare
         self.budget = budget
         self.used = 0
@@ -294,34 +240,12 @@ class _Limited(Transform):
         return arrays
 
 
-def plain_arrays(item: Mapping[Any, Any]) -> dict[str, np.ndarray]:
-    """Keep the arrays of an item, as contiguous numpy arrays; a MetaTensor gives its affine besides.
-
-    Example:
-        >>> import torch
-        >>> arrays = plain_arrays({"image": MetaTensor(torch.zeros(1, 2, 2, 2)), "patient": "a"})
-        >>> {name: array.shape for name, array in arrays.items()}
-        {'image': (1, 2, 2, 2), 'image_affine': (4, 4)}
-    """
-    arrays = {}
-    for key, value in item.items():
-        if isinstance(value, np.ndarray | Tensor):
-            arrays[str(key)] = np.ascontiguousarray(convert_data_type(value, np.ndarray)[0])
-        if isinstance(value, MetaTensor):
-            arrays[f"{key}{AFFINE_SUFFIX}"] = convert_data_type(value.affine, np.ndarray, dtype=np.float64)[0]
-    return arrays
-
-
 def default_cache_dir() -> Path:
     """Folder of prepared scans in the user's cache folder (``XDG_CACHE_HOME``, else ``~/.cache``)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "models_genesis" / "scans"
 
 
-def _has_starts(arrays: Mapping[str, np.ndarray], prepare: PrepareScan) -> bool:
-    return prepare.starts_key not in arrays or len(arrays[prepare.starts_key]) > 0
-
-
-def _nbytes(scan: Mapping[str, np.ndarray] | MappedScan | LeftOut) -> int:
+def _nbytes(scan: Mapping[str, np.ndarray] | MappedScan | StoredScan | LeftOut) -> int:
     if isinstance(scan, LeftOut):
         return 0
-    return scan.nbytes if isinstance(scan, MappedScan) else sum(array.nbytes for array in scan.values())
+    return sum(array.nbytes for array in scan.values()) if isinstance(scan, Mapping) else scan.nbytes

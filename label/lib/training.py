@@ -18,7 +18,7 @@ from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.tasks.train.bundle import BundleTrainTask
 
 from models_genesis.datasets import BadScanError
-from models_genesis.datasets.loading.scan_cache import PrepareScan
+from models_genesis.datasets.loading.prepare_scan import PrepareScan
 from models_genesis.training import read_model_settings
 
 logger = logging.getLogger(__name__)

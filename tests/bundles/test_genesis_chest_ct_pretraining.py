@@ -3,16 +3,21 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
+import subprocess
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from bundle_runs import assert_restored, assert_same_end, folders, history
 from monai.networks.nets import DynUNet, SegResNet, SwinUNETR
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from models_genesis.datasets import build_datalist, write_datalist
+from models_genesis.datasets.prepare import Preparation, prepare_store
 from models_genesis.networks import GenesisUNet, load_pretrained
 
 BUNDLE = "genesis_chest_ct_pretraining"
@@ -75,6 +80,27 @@ def test_the_same_seed_gives_the_same_run_whatever_the_number_of_workers(trained
     last = list(csv.DictReader((tmp_path / "eval" / "history.csv").open()))[-1]
     # air against the rest is linear in any features that keep the intensity
     assert 0.5 < float(last["probe"]) <= 1 and 0.5 < float(last["probe_random"]) <= 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_store_gives_the_same_weights_as_the_files(num_workers, trained, bundle_command, chest_scans, tmp_path):
+    """Cubes are read straight from the store, and the scans themselves are not there."""
+    datalist = tmp_path / "datalist.json"
+    write_datalist(datalist, build_datalist(chest_scans, min_size=SMALL["cube_size"]))
+    store = str(tmp_path / "store")
+    prepare_store(
+        datalist, store, chest_scans, preparation=Preparation(cube_size=tuple(SMALL["cube_size"])), progress=False
+    )
+    given = {"store": store, "dataset_dir": tmp_path / "nothing", "cache_gib": 0, "num_workers": num_workers}
+    # by itself, for the server that forks workers ends a moment after the training
+    line = bundle_command(BUNDLE, ["train"], **given, **SMALL, **folders(tmp_path))
+    subprocess.run(line, check=True, timeout=600, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert history(tmp_path) == history(trained)
+    weights = [torch.load(folder / "models" / "model.pt", weights_only=True) for folder in (trained, tmp_path)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    certificates = [folder / "models" / "birth_certificate.json" for folder in (trained, tmp_path)]
+    data = [json.loads(certificate.read_text())["data"] for certificate in certificates]
+    assert data[0] == data[1]
 
 
 def test_resuming_equals_an_uninterrupted_run(trained, run_bundle, stop_training, chest_scans, tmp_path):

@@ -225,7 +225,7 @@ def test_every_key_of_a_training_is_kept_with_it_or_known_not_to_matter(bundle):
     left_out = {key for key in content if key not in gathered[0]}
     assert left_out <= {
         "bundle_root", "dataset_dir", "datalist", "candidates", "output_dir", "ckpt_dir", "cache_dir", "cache_gib",
-        "pretrained", "split", "device", "num_workers", "network", "precision", "inferer", "sw_batch_size",
+        "pretrained", "split", "store", "device", "num_workers", "network", "precision", "inferer", "sw_batch_size",
         "imports", "initialize", "run", "resume", "resume_changed", "on_bad_case", "on_bad_scan", "epochs",
         "metric_name", "tolerance_mm", "eval_batch_size", "model_settings", "loaded_settings", "_meta_", "keep_last",
         "probe_datalist", "loading", "task",  # counted by its task_facts

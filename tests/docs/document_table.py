@@ -14,6 +14,7 @@ from dataclasses import dataclass
 VARIABLES = {
     "docs/data-lists.md": {"nnUNet_raw": "/data/nnUNet_raw", "nnUNet_preprocessed": "/data/nnUNet_preprocessed"},
     "docs/formats.md": {"nnUNet_preprocessed": "/data/nnUNet_preprocessed"},
+    "docs/how-to/large-corpora.md": {"SLURM_ARRAY_TASK_ID": "0"},
     "docs/monai-label.md": {"WEIGHTS": "models/model.pt", "CASE": "case"},
     "docs/publishing.md": {
         "B": "bundles/genesis_lits_liver_ct_segmentation",

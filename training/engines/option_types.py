@@ -209,9 +209,11 @@ OPTION_KINDS: dict[str, Kind] = {
     # folders and files
     **dict.fromkeys(("bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "pretrained"), TEXT),
     **dict.fromkeys(
-        ("datalist", "probe_datalist", "candidates", "seriesuid", "cache_dir", "calibrate", "modality"), optional(TEXT)
+        ("datalist", "probe_datalist", "candidates", "seriesuid", "cache_dir", "calibrate", "modality"),
+        optional(TEXT),
     ),
     "temperature": optional(either(POSITIVE, TEXT)),
+    "store": optional(either(TEXT, COMPONENT)),  # of prepared scans in pretraining, of logits in evaluation
     **dict.fromkeys(("normalise", "axcodes", "variant", "convention", "task"), TEXT),
     # switches
     **dict.fromkeys(("amp", "resume_changed", "allow_changed_settings", "tumour", "vessel"), SWITCH),

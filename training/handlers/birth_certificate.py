@@ -9,13 +9,12 @@ by which code, how long, and how good they are. The training knows all but the l
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import logging
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 from monai.utils import ensure_tuple
 
 from ...datasets.io.atomic_write import atomic_text
+from ...datasets.io.file_hash import hash_of_files
 from ...networks.weight_container import sha256_of
 from ..engines.running_workflow import running_workflow
 from .run_settings import entries_of
@@ -109,10 +109,14 @@ def sources_of_run() -> dict[str, Any]:
     found: dict[str, Any] = {"datalist": None, "pretrained": None}
     if workflow is None:
         return found
-    keys = [key for key in ("datalist", "dataset_dir", "candidates", "pretrained") if key in workflow.parser.config]
+    keys = [
+        key for key in ("datalist", "dataset_dir", "store", "candidates", "pretrained") if key in workflow.parser.config
+    ]
     given = {key: workflow.parser.get_parsed_content(key) for key in keys}
-    datalist = given.get("datalist") or Path(str(given.get("dataset_dir"))) / "dataset.json"
-    if Path(datalist).is_file():
+    # a store brings its list; what lies in dataset_dir then has no part in the training
+    listed = None if given.get("store") else Path(str(given.get("dataset_dir"))) / "dataset.json"
+    datalist = given.get("datalist") or listed
+    if datalist is not None and Path(datalist).is_file():
         found["datalist"] = _describe_list(Path(datalist))
     table = given.get("candidates")
     if table is not None and Path(table).is_file():
@@ -158,8 +162,15 @@ def data_of_birth(dataset: Any) -> list[dict[str, Any]]:
     except ValueError:  # several drives of Windows
         root = ""
     logger.info("hashing %d files for the birth certificate", len(files))
-    hashes = {file: _hash_of(Path(file)) for file in sorted(files)}
+    hashes = _stored_hashes(entries)
+    hashes |= {file: hash_of_files(file) for file in sorted(files - set(hashes))}
     return [_scan(entry, root, hashes) for entry in entries]
+
+
+def _stored_hashes(entries: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+    """The hashes that a store of prepared scans has noted, for the files need not be here any more."""
+    stored = [entry for entry in entries if isinstance(entry.get("stored"), Mapping)]
+    return {os.path.abspath(entry["image"]): entry["stored"].get("sha256") or None for entry in stored}
 
 
 def _file_names(value: Any) -> list[str | os.PathLike[str]]:
@@ -180,15 +191,6 @@ def _scan(entry: Mapping[str, Any], root: str, hashes: Mapping[str, str | None])
         if described:
             scan[key] = described[0] if len(described) == 1 else described
     return scan
-
-
-def _hash_of(path: Path) -> str | None:
-    """SHA-256 of a file; of a DICOM series that of the hashes of its files, in the order of their names."""
-    if path.is_dir():
-        members = sorted(member for member in path.iterdir() if member.is_file())
-        text = "\n".join(f"{member.name} {sha256_of(member)}" for member in members)
-        return hashlib.sha256(text.encode()).hexdigest()
-    return sha256_of(path) if path.is_file() else None
 
 
 def _describe_list(path: Path) -> dict[str, Any]:

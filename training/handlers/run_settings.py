@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 # task by its `task_facts`, wherever its dataset.json lies.
 _PLACES = (
     "bundle_root", "dataset_dir", "datalist", "candidates", "output_dir", "ckpt_dir", "cache_dir", "cache_gib",
-    "pretrained", "probe_datalist", "split",
+    "pretrained", "probe_datalist", "split", "store",
 )  # fmt: skip
 _HARDWARE = ("device", "backend", "num_workers", "network", "precision", "inferer", "sw_batch_size")
 _DEEDS = (

@@ -14,7 +14,7 @@ from monai.transforms import LoadImaged, Orientationd
 from torch.utils.data import DataLoader
 
 from models_genesis.datasets import BadScanError, CandidateSet, CandidateStream, scan_candidates
-from models_genesis.datasets.loading.scan_cache import PrepareScan
+from models_genesis.datasets.loading.prepare_scan import PrepareScan
 from models_genesis.transforms import CandidateCubed, ClipHounsfieldd
 
 COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "class")

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scans that are in two places: twice in a store, or in a store and in the data list of a task that it is to help."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai.transforms import Compose
+from tqdm import tqdm
+
+from .datalist import read_datalist
+from .io.atomic_write import atomic_text
+from .io.csv_file import printable
+from .io.file_hash import hash_of_files
+from .io.json_file import read_json
+from .io.scan_header import BadScanError, split_series
+from .loading.prepare_scan import PrepareScan
+from .prepare import IMAGE, STARTS, Preparation, patient_of, series_of
+from .splits import SPLITS
+from .store.location import Location
+from .store.manifest import ScanRow, Store, duplicates, name_of_datalist
+from .store.scan_arrays import content_hash
+
+__all__ = ["Overlap", "find_overlap"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What a store and a data list have in common.
+
+    Attributes:
+        kind: ``"scan"``: the same voxels, prepared as the store's were; ``"file"``: the same bytes; ``"series"`` or
+            ``"patient"``: the same name.
+        name: the hash or the name.
+        stored: scans of the store, with their splits.
+        listed: scans of the data list, with their splits.
+    """
+
+    kind: str
+    name: str
+    stored: tuple[str, ...]
+    listed: tuple[str, ...]
+
+
+def find_overlap(
+    rows: Sequence[ScanRow],
+    datalist: str | Path,
+    dataset_dir: str | Path | None = None,
+    preparation: Preparation | None = None,
+    progress: bool = True,
+) -> list[Overlap]:
+    """Compare a store with the data list of a task.
+
+    Args:
+        rows: of the store's manifest.
+        datalist: the task's scans, in all its splits.
+        dataset_dir: folder that its paths start from, by default the list's own.
+        preparation: how the store was prepared: each scan of the list is prepared so, and its voxels are compared. None
+            compares files and names alone, which takes seconds, but misses a scan in another format.
+        progress: whether to show a progress bar.
+
+    Returns:
+        What is in both, the surest kind first; empty where nothing is.
+    """
+    kept = [row for row in rows if not row.skipped]
+    stored: dict[str, dict[str, list[str]]] = {
+        "scan": _by((row.hash, row) for row in kept),
+        "file": _by((row.sha256, row) for row in kept),
+        "series": _by((row.series, row) for row in kept),
+        "patient": _by((row.patient, row) for row in kept),
+    }
+    listed: dict[str, dict[str, list[str]]] = {kind: defaultdict(list) for kind in stored}
+    content = read_json(datalist, "a data list")
+    entries = [
+        (split, entry)
+        for split in SPLITS
+        for entry in (read_datalist(datalist, dataset_dir, split) if content.get(split) else [])
+    ]
+    prepare = None if preparation is None else PrepareScan(Compose(preparation.steps()), IMAGE, STARTS, "raise")
+    for split, entry in tqdm(entries, "Comparing scans", disable=not progress):
+        names = _names(entry, prepare)
+        for kind, name in names:
+            if name in stored[kind]:
+                listed[kind][name].append(f"{split} {_image(entry)}")
+    return [
+        Overlap(kind, name, tuple(stored[kind][name]), tuple(scans))
+        for kind in stored
+        for name, scans in listed[kind].items()
+    ]
+
+
+def _by(pairs: Iterable[tuple[str, ScanRow]]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, row in pairs:
+        if name:
+            groups[name].append(f"{row.split} {row.source}")
+    return dict(groups)
+
+
+def _image(entry: Mapping[str, Any]) -> str:
+    image = entry[IMAGE]
+    return str(image if isinstance(image, str) else image[0])
+
+
+def _names(entry: Mapping[str, Any], prepare: PrepareScan | None) -> list[tuple[str, str]]:
+    """Name a scan of a data list in all the ways that a store does."""
+    images = [entry[IMAGE]] if isinstance(entry[IMAGE], str) else entry[IMAGE]
+    names = [("series", series_of(entry)), ("patient", patient_of(entry))]
+    for image in images:
+        names.append(("file", hash_of_files(split_series(image)[0]) or ""))
+        if prepare is not None:
+            try:
+                prepared = prepare({IMAGE: image})
+            except BadScanError as error:
+                logger.warning("not compared by its voxels: %s", error)
+                continue
+            assert isinstance(prepared, dict)  # a bad scan was raised
+            names.append(("scan", content_hash(prepared[IMAGE])))
+    return [(kind, name) for kind, name in names if name]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line of ``python -m models_genesis.datasets overlap``."""
+    parser.add_argument("--store", required=True, metavar="URL", help="a store of prepared scans")
+    parser.add_argument(
+        "--store_datalist", metavar="JSON", help="which of the store's data lists, if there are several"
+    )
+    parser.add_argument("--datalist", metavar="JSON", help="of the task; without it duplicates in the store are listed")
+    parser.add_argument("--dataset_dir", help="folder that its paths start from (default: the list's own)")
+    parser.add_argument("--names_only", action="store_true", help="compare files and names, and decode nothing")
+    parser.add_argument("--out", metavar="JSON", help="write what was found")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what is in two places; return 1 if a scan, file, series or patient is."""
+    store = Store(Location(arguments.store))
+    rows = store.rows(None if arguments.store_datalist is None else name_of_datalist(arguments.store_datalist))
+    twice = duplicates(rows)
+    scans = len({row.hash for row in rows if row.hash})
+    print(f"{arguments.store}: {len(twice)} of {scans} scans are in it twice or more")
+    for group in twice:
+        print(printable("  " + " = ".join(f"{row.split} {row.source}" for row in group)))
+    found: list[Overlap] = []
+    if arguments.datalist is not None:
+        preparation = None if arguments.names_only else _preparation_of(store)
+        found = find_overlap(rows, arguments.datalist, arguments.dataset_dir, preparation)
+        for kind in ("scan", "file", "series", "patient"):
+            common = [each for each in found if each.kind == kind]
+            print(f"{arguments.datalist}: {len(common)} {kind if kind == 'series' else kind + 's'} in common")
+            for each in common:
+                print(printable(f"  {each.name}: {', '.join(each.stored)} = {', '.join(each.listed)}"))
+    if arguments.out:
+        content = {
+            "duplicates": [[row.source for row in group] for group in twice],
+            "overlap": [vars(each) for each in found],
+        }
+        with atomic_text(arguments.out) as stream:
+            stream.write(json.dumps(content, indent=2) + "\n")
+    return 1 if found or twice else 0
+
+
+def _preparation_of(store: Store) -> Preparation:
+    """Make the steps that prepared the store; scans of a task may be of any modality."""
+    arguments: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in store.arguments().items()
+    }
+    arguments["modality"] = None
+    return Preparation(**arguments)

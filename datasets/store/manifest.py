@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of a store's scans, one row each, in Parquet; and the records that say which scans are whole."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .location import Location, import_extra
+from .settings import Settings, differences, fingerprint
+
+__all__ = ["ScanRow", "Store", "duplicates", "name_of_datalist", "shared_patients"]
+
+VERSION = 1
+"""Of the layout of a store."""
+
+
+@dataclass(frozen=True)
+class ScanRow:
+    """One scan of a data list, and what a store has of it.
+
+    Attributes:
+        datalist: name of the data list, see :func:`name_of_datalist`.
+        split: ``"training"``, ``"validation"`` or ``"testing"``.
+        number: of the entry in its split, from 0.
+        entries: entries of the whole list, by which a list that is not done is known.
+        key: name of the scan in the store.
+        source: absolute path of the scan, with ``::`` and the series where a folder holds several.
+        patient: name that keeps a patient's scans in one split; ``""`` where the list has none.
+        series: identifier of the DICOM series; ``""`` where the list has none.
+        entry: the entry of the data list, as JSON.
+        sha256: of the file, or of the names and hashes of its files.
+        hash: of the prepared voxels, see :func:`~.scan_arrays.content_hash`: equal for one scan in two files.
+        shape: of the prepared scan, (C, X, Y, Z).
+        dtype: of its voxels, ``"int16"`` but for ranges that do not fit.
+        spacing: mm along its spatial axes.
+        affine: (4, 4) by rows, its voxels to mm in RAS.
+        orientation: axes of the scan before it was turned, such as ``"LPS"``.
+        low: lowest prepared value, in HU for CT.
+        high: highest.
+        windows: name of the settings by which the starts were found, see ``Store.windows``.
+        starts: number of admissible starts.
+        starts_type: integer type of a start.
+        starts_runs: number of runs of consecutive starts.
+        starts_before: see :func:`~.start_runs.starts_before_blocks`.
+        skipped: why the scan is not in the store; ``""`` where it is.
+    """
+
+    datalist: str = ""
+    split: str = ""
+    number: int = 0
+    entries: int = 0
+    key: str = ""
+    source: str = ""
+    patient: str = ""
+    series: str = ""
+    entry: str = "{}"
+    sha256: str = ""
+    hash: str = ""
+    shape: tuple[int, ...] = ()
+    dtype: str = "int16"
+    spacing: tuple[float, ...] = ()
+    affine: tuple[float, ...] = ()
+    orientation: str = ""
+    low: int = 0
+    high: int = 0
+    windows: str = ""
+    starts: int = 0
+    starts_type: str = "int32"
+    starts_runs: int = 0
+    starts_before: tuple[int, ...] = (0,)
+    skipped: str = ""
+
+    @property
+    def image_name(self) -> str:
+        """Path of the scan's voxels in the store."""
+        return f"scans/{self.key}/image"
+
+    @property
+    def starts_name(self) -> str:
+        """Path of the scan's starts in the store."""
+        return f"scans/{self.key}/starts-{self.windows}"
+
+
+SCAN_FACTS = ("sha256", "hash", "shape", "dtype", "spacing", "affine", "orientation", "low", "high")
+"""What the record of a scan holds."""
+
+START_FACTS = ("starts", "starts_type", "starts_runs", "starts_before")
+"""What the record of a scan's starts holds."""
+
+
+def name_of_datalist(path: str | Path) -> str:
+    """Name a data list by its file and its content: a list that was changed is another list."""
+    return f"{Path(path).stem}-{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
+
+
+class Store:
+    """A store's settings, records and manifest.
+
+    ``store.json`` says how all its scans were prepared, ``windows/NAME.json`` how starts were found. A scan counts from
+    when its record is there, which is written after its voxels were read back; the same holds for its starts. The
+    manifest of a data list, ``manifest/LIST/WINDOWS/PART.parquet``, is what a training reads.
+
+    Args:
+        location: the store.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+
+    def preparation(self) -> Settings | None:
+        """Read how the scans were prepared; None where there is no store.
+
+        Raises:
+            ValueError: When this is no store, or one of another version.
+        """
+        content = self._json("store.json")
+        if content is None:
+            return None
+        if not isinstance(content.get("preparation"), dict) or content.get("version") != VERSION:
+            raise ValueError(
+                f"{self.location.url}/store.json: expected a store of version {VERSION}, found {str(content)[:80]}"
+            )
+        return content["preparation"]
+
+    def arguments(self) -> dict[str, Any]:
+        """Read by which arguments the scans were prepared; empty where there is no store."""
+        return (self._json("store.json") or {}).get("arguments", {})
+
+    def set_preparation(self, wanted: Settings, arguments: Mapping[str, Any], made_by: str) -> None:
+        """Begin a store, or check that it was prepared in the same way.
+
+        Args:
+            wanted: settings of the steps, which count.
+            arguments: that make these steps, for who is to make them again.
+            made_by: program and version.
+
+        Raises:
+            ValueError: When it was prepared otherwise, with each setting that differs.
+        """
+        found = self.preparation()
+        if found is None:
+            content = {"version": VERSION, "made_by": made_by, "arguments": arguments, "preparation": wanted}
+            self._write_json("store.json", content)
+            found = self.preparation() or {}  # of two that begin at once, the last decides for both
+        if text := differences(found, wanted):
+            raise ValueError(f"{self.location.url}: the scans were prepared otherwise: {text}")
+
+    def set_windows(self, settings: Settings) -> str:
+        """Note by which settings starts are found, and give their name."""
+        name = fingerprint(settings)
+        if self._json(f"windows/{name}.json") is None:
+            self._write_json(f"windows/{name}.json", settings)
+        return name
+
+    def windows(self) -> dict[str, Settings]:
+        """Read all settings by which starts were found, by name."""
+        names = [name for name in self.location.names("windows/") if name.endswith(".json")]
+        return {Path(name).stem: self._json(name) or {} for name in names}
+
+    def record(self, row: ScanRow) -> ScanRow | None:
+        """Complete a row by the record of its scan; None where the scan is not whole."""
+        return self._completed(row, f"records/{row.key}.json", SCAN_FACTS)
+
+    def starts_record(self, row: ScanRow) -> ScanRow | None:
+        """Complete a row by the record of its starts; None where those are not whole."""
+        return self._completed(row, f"records/{row.key}-{row.windows}.json", START_FACTS)
+
+    def _completed(self, row: ScanRow, name: str, facts: Sequence[str]) -> ScanRow | None:
+        content = self._json(name)
+        if content is None:
+            return None
+        return replace(row, **{fact: _frozen(content[fact]) for fact in facts})
+
+    def write_record(self, row: ScanRow) -> None:
+        """Let a scan count; its voxels must have been written and read back."""
+        self._write_json(f"records/{row.key}.json", {fact: getattr(row, fact) for fact in SCAN_FACTS})
+
+    def write_starts_record(self, row: ScanRow) -> None:
+        """Let a scan's starts count."""
+        facts = {fact: getattr(row, fact) for fact in START_FACTS}
+        self._write_json(f"records/{row.key}-{row.windows}.json", facts)
+
+    def write_manifest(self, rows: Sequence[ScanRow], index: int, shards: int) -> None:
+        """Write rows of one data list and one way to find starts.
+
+        Parts of a former division of the list are removed, so that none of their rows hides a newer one; a list that is
+        divided anew is whole again when all its new parts are there.
+
+        Args:
+            rows: at least one.
+            index: which part of the list they are, from 0.
+            shards: number of parts.
+        """
+        arrow, parquet = import_extra("pyarrow"), import_extra("pyarrow.parquet")
+        table = arrow.Table.from_pylist([asdict(row) for row in rows], schema=_schema(arrow))
+        stream = io.BytesIO()
+        parquet.write_table(table, stream, compression="zstd")
+        folder = f"manifest/{rows[0].datalist}/{rows[0].windows}/"
+        self.location.write(f"{folder}{index}-of-{shards}.parquet", stream.getvalue())
+        for name in self.location.names(folder):
+            if name.endswith(".parquet") and not name.endswith(f"-of-{shards}.parquet"):
+                self.location.remove(name)
+
+    def rows(self, datalist: str | None = None, windows: str | None = None) -> list[ScanRow]:
+        """Read the manifest of one data list, sorted by split and number.
+
+        Args:
+            datalist: its name; None where the store holds one list only.
+            windows: name of the way to find starts; None takes any.
+
+        Raises:
+            ValueError: When there is no such list or way, several to choose from, or a list that is not done.
+        """
+        names = [name.split("/") for name in self.location.names("manifest/") if name.endswith(".parquet")]
+        lists = sorted({name[1] for name in names})
+        url = self.location.url
+        if not lists:
+            raise ValueError(f"{url}: expected a store of scans with a manifest, found none; prepare it first")
+        if datalist is None and len(lists) > 1:
+            raise ValueError(f"{url}: holds the data lists {', '.join(lists)}: say which with datalist")
+        if datalist is not None and datalist not in lists:
+            raise ValueError(f"{url}: expected the data list {datalist}, found {', '.join(lists)}; prepare it first")
+        chosen = datalist or lists[0]
+        ways = sorted({name[2] for name in names if name[1] == chosen})
+        if windows is not None and windows not in ways:
+            raise ValueError(f"{url}: {chosen}: {self._no_windows(windows, ways)}")
+        way = windows or ways[0]
+        found = {
+            (row.split, row.number): row
+            for name in names
+            if name[1:3] == [chosen, way]
+            for row in self._read_part("/".join(name))
+        }
+        rows = [found[place] for place in sorted(found)]
+        if len(rows) != rows[0].entries:
+            raise ValueError(
+                f"{url}: {chosen}: expected {rows[0].entries} scans, found {len(rows)} prepared; run prepare to its end"
+            )
+        return rows
+
+    def _no_windows(self, windows: str, ways: Sequence[str]) -> str:
+        known = self.windows()
+        wanted = known.get(windows)
+        found = " / ".join(json.dumps(known.get(way, {})) for way in ways)
+        about = "" if wanted is None else f" {json.dumps(wanted)}"
+        return f"expected starts found by{about or ' other settings'}, found those by {found}; run prepare with yours"
+
+    def _read_part(self, name: str) -> list[ScanRow]:
+        content = self.location.read(name) or b""
+        arrow, parquet = import_extra("pyarrow"), import_extra("pyarrow.parquet")
+        try:
+            found = parquet.read_table(arrow.BufferReader(content)).to_pylist()
+            return [ScanRow(**{key: _frozen(value) for key, value in row.items()}) for row in found]
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{self.location.url}/{name}: cannot be read: {error}") from error
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        content = self.location.read(name)
+        if content is None:
+            return None
+        try:
+            found = json.loads(content)
+        except ValueError as error:
+            raise ValueError(f"{self.location.url}/{name}: expected JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.location.url}/{name}: expected a JSON object, found {str(found)[:80]}")
+        return found
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        self.location.write(name, json.dumps(content).encode())
+
+
+def duplicates(rows: Sequence[ScanRow]) -> list[tuple[ScanRow, ...]]:
+    """Find scans that a store has more than once, whatever their files are called.
+
+    Args:
+        rows: of the manifest.
+
+    Returns:
+        Groups of two rows and more with the same prepared voxels.
+    """
+    groups = defaultdict(list)
+    for row in rows:
+        if row.hash:
+            groups[row.hash].append(row)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def shared_patients(rows: Sequence[ScanRow]) -> list[str]:
+    """Name the patients that have scans in several splits, in order."""
+    splits = defaultdict(set)
+    for row in rows:
+        if row.patient and not row.skipped:
+            splits[row.patient].add(row.split)
+    return sorted(patient for patient, found in splits.items() if len(found) > 1)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _schema(arrow: Any) -> Any:
+    types = {
+        "str": arrow.string(),
+        "int": arrow.int64(),
+        "tuple[int, ...]": arrow.list_(arrow.int64()),
+        "tuple[float, ...]": arrow.list_(arrow.float64()),
+    }
+    return arrow.schema([(field.name, types[str(field.type)]) for field in fields(ScanRow)])

@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A store holds the scans that a training would prepare from files, whole ones only, and says what is in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pyarrow.parquet
+import pytest
+import tensorstore
+from monai.bundle import ConfigParser
+from monai.transforms import Compose, Flipd
+
+from models_genesis.datasets import CubeDataset, EpochSampler, PrefetchDataLoader, ScanCache, load_datalist
+from models_genesis.datasets.__main__ import main
+from models_genesis.datasets.io.root_cause import root_cause
+from models_genesis.datasets.prepare import Preparation, prepare_store
+from models_genesis.datasets.store.location import Location
+from models_genesis.datasets.store.manifest import Store
+from models_genesis.datasets.store.scan_arrays import content_hash
+from models_genesis.datasets.store.settings import differences, settings_of_steps
+
+CONFIG = Path(__file__).resolve().parents[2] / "bundles" / "genesis_chest_ct_pretraining" / "configs" / "train.json"
+SMALL = Preparation(cube_size=(8, 8, 4), border=None)
+COMMAND = ["--cube_size", "8", "8", "4", "--border", "none"]
+
+
+def write_list(folder: Path, names: list[str], validation: int = 1, name: str = "datalist.json") -> Path:
+    entries = [{"image": each, "patient": each.split("/")[0]} for each in names]
+    content = {"training": entries[:-validation], "validation": entries[-validation:]}
+    (folder / name).write_text(json.dumps(content))
+    return folder / name
+
+
+@pytest.fixture
+def datalist(scan_folder: Path) -> Path:
+    """Five scans, one of them turned round and one of other voxel sides, so that orientation counts."""
+    scan = nib.load(scan_folder / "a" / "first.nii.gz")
+    turned = np.diag([-1.5, -1.5, 2.5, 1.0])
+    nib.save(nib.Nifti1Image(np.asarray(scan.dataobj), turned), scan_folder / "a" / "first.nii.gz")
+    return write_list(scan_folder, ["a/first.nii.gz", "b/only.nii", "a/second.nii.gz", "c/deep/y.nii.gz", "c/x.nii.gz"])
+
+
+@pytest.fixture
+def store(datalist: Path, tmp_path: Path) -> str:
+    prepare_store(datalist, str(tmp_path / "store"), preparation=SMALL, progress=False)
+    return str(tmp_path / "store")
+
+
+@pytest.fixture
+def make(datalist, tools, tmp_path):
+    def make_dataset(store: str | None = None, key: str = "training", **settings):
+        steps = settings.pop("preprocessing", None) or Compose([*SMALL.steps(), SMALL.windows()])
+        data = load_datalist(datalist, key=key, store=store)
+        settings = {"cubes_per_scan": 3, "progress": False, "seed": 2, **settings}
+        return CubeDataset(data, steps, tools.random_transform(), store=store, **settings)
+
+    return make_dataset
+
+
+def contents(samples):
+    return [
+        (int(each["scan"]), np.asarray(each["start"]).tolist(), np.asarray(each["image"]).tobytes()) for each in samples
+    ]
+
+
+def objects(store: str) -> dict[str, int]:
+    """Times of all files of a store, by name."""
+    return {str(path.relative_to(store)): path.stat().st_mtime_ns for path in Path(store).rglob("*") if path.is_file()}
+
+
+def read_by_path(store: str, name: str) -> np.ndarray:
+    """Read an array with TensorStore alone, by what its own metadata say; what is missing is an error."""
+    kvstore = {"driver": "file", "path": f"{store}/{name}/"}
+    return (
+        tensorstore.open({"driver": "zarr3", "kvstore": kvstore, "fill_missing_data_reads": False})
+        .result()
+        .read()
+        .result()
+    )
+
+
+@pytest.mark.parametrize("tier", ["memory", "mapped", "store"])
+def test_the_same_cubes_as_from_files(tier, make, store, tmp_path):
+    settings = {
+        "memory": {"cache_gib": 0.1},
+        "mapped": {"cache_gib": 0, "cache_dir": tmp_path / "hot"},
+        "store": {"cache_gib": 0},
+    }[tier]
+    for key in ("training", "validation"):
+        files = make(key=key, cache_gib=0.1)
+        stored = make(store, key, **settings)
+        assert (stored.scans.in_memory, stored.scans.reads_store) == (tier == "memory", tier == "store")
+        indices = range(3 * len(files))  # three epochs
+        assert contents(stored[index] for index in indices) == contents(files[index] for index in indices)
+        assert [each["image"] for each in stored.data] == [each["image"] for each in files.data]
+        for number in range(len(files.data)):
+            np.testing.assert_array_equal(stored.affine(number), files.affine(number))
+            for name, array in files.scans[number].items():
+                found = np.asarray(stored.scans[number][name])
+                np.testing.assert_array_equal(found, array)
+                assert found.dtype == array.dtype
+    if tier == "mapped":
+        made = objects(tmp_path / "hot")
+        make(store, **settings)
+        assert objects(tmp_path / "hot") == made
+
+
+@pytest.mark.parametrize("cache_gib", [0, 0.1])
+def test_workers_do_not_matter(cache_gib, make, store):
+    """They are started after this process has read the store, which a forked one could not do any more."""
+    dataset = make(store, cache_gib=cache_gib)
+    sampler = EpochSampler(dataset, seed=3)
+    expected = contents(dataset[index] for index in sampler)
+    loader = PrefetchDataLoader(dataset, batch_size=4, sampler=sampler, num_workers=2)
+    found = [{key: batch[key][number] for key in batch} for batch in loader for number in range(len(batch["scan"]))]
+    assert contents(found) == expected
+
+
+def test_a_forked_process_says_what_to_do(make, store):
+    dataset = make(store, cache_gib=0)
+    dataset[0]
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:  # nothing of pytest may run here
+        try:
+            dataset[0]
+        except RuntimeError as error:
+            os.write(write, str(root_cause(error)).encode())  # MONAI's Compose says where
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    assert b"multiprocessing_context='forkserver'" in os.read(read, 1000)
+
+
+def test_the_files_need_not_be_there(make, store, scan_folder, datalist, tools):
+    expected = contents(make(cache_gib=0.1))
+    entries = load_datalist(datalist, store=store)
+    for path in scan_folder.rglob("*.nii*"):
+        path.unlink()
+    datalist.unlink()
+    assert load_datalist(None, store=store) == entries
+    steps = [*SMALL.steps(), SMALL.windows()]
+    dataset = CubeDataset(entries, steps, tools.random_transform(), 3, 2, cache_gib=0, store=store)
+    assert contents(dataset) == expected
+
+
+def test_the_manifest_says_what_is_in_the_store(store, datalist, scan_folder):
+    (path,) = Path(store).glob("manifest/*/*/0-of-1.parquet")
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    assert [Path(row["source"]).name for row in rows] == [
+        "first.nii.gz", "only.nii", "second.nii.gz", "y.nii.gz", "x.nii.gz",
+    ]  # fmt: skip
+    assert [(row["split"], row["number"]) for row in rows] == [*(("training", n) for n in range(4)), ("validation", 0)]
+    for row in rows:
+        scan = nib.load(row["source"])
+        canonical = nib.as_closest_canonical(scan)
+        voxels = np.asarray(canonical.dataobj).clip(-1000, 1000).astype(np.int16)[None]
+        assert row["orientation"] == "".join(nib.aff2axcodes(scan.affine))
+        assert row["shape"] == list(voxels.shape) and row["skipped"] == ""
+        assert (row["low"], row["high"]) == (voxels.min(), voxels.max())
+        np.testing.assert_allclose(row["spacing"], canonical.header.get_zooms())
+        np.testing.assert_allclose(np.reshape(row["affine"], (4, 4)), canonical.affine)
+        assert row["hash"] == content_hash(voxels)
+        digest = subprocess.run(["sha256sum", row["source"]], capture_output=True, text=True, check=True).stdout
+        assert row["sha256"] == digest.split()[0]
+
+
+def test_others_read_the_scans_by_their_metadata_alone(store):
+    """TensorStore with nothing but the path; the array is one object."""
+    row = Store(Location(store)).rows()[0]
+    voxels = np.asarray(nib.as_closest_canonical(nib.load(row.source)).dataobj).clip(-1000, 1000)
+    np.testing.assert_array_equal(read_by_path(store, row.image_name)[0], voxels)
+    files = [path for path in (Path(store) / row.image_name).rglob("*") if path.is_file()]
+    assert sorted(path.name for path in files) == ["0", "zarr.json"]
+
+
+def test_the_bundle_prepares_scans_in_the_same_way():
+    """The store's steps and those of ``train.json`` are one, whatever the keys."""
+    for keys, preparation in [
+        ({}, Preparation()),
+        ({"cube_size": [96, 96], "slice_axis": 1}, Preparation(cube_size=(96, 96), slice_axis=1)),
+        ({"normalise": "zscore", "modality": "MR"}, Preparation(normalise="zscore", modality="MR")),
+        ({"axcodes": "LPS", "border": 4, "tissue_threshold": -500}, Preparation(
+            axcodes="LPS", border=4, tissue_threshold=-500
+        )),
+    ]:  # fmt: skip
+        parser = ConfigParser()
+        parser.read_config(str(CONFIG))
+        parser.update({"device": "cpu", **keys})
+        wanted = settings_of_steps(parser.get_parsed_content("train#preprocessing").transforms)
+        assert differences(settings_of_steps([*preparation.steps(), preparation.windows()]), wanted) == ""
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([*Preparation(intensity_range=(-1000, 600)).steps(), SMALL.windows()],
+         r"prepared otherwise .*intensity_range: \[-1000.0, 1000.0\] in the store, \[-1000.0, 600.0\] wanted"),
+        ([*SMALL.steps(), Flipd("image", 0), SMALL.windows()], "prepared otherwise .*6 Flipd"),
+        ([*SMALL.steps()[:-1], SMALL.windows()], r"prepared otherwise .*ClipHounsfieldd.*\(none\) wanted"),
+        ([*SMALL.steps(), Preparation(cube_size=(8, 8, 8), border=None).windows()], "run prepare with yours"),
+    ],
+)  # fmt: skip
+def test_a_store_that_was_prepared_otherwise_is_refused(steps, message, make, store):
+    with pytest.raises(ValueError, match=message):
+        make(store, preprocessing=steps)
+    with pytest.raises(ValueError, match=r"prepared otherwise: .*axcodes: RAS in the store, LPS wanted"):
+        prepare_store(load_path(store), store, preparation=Preparation(axcodes="LPS"), progress=False)
+
+
+def load_path(store: str) -> Path:
+    return Path(store).parent / "scans" / "datalist.json"
+
+
+def test_starts_for_other_cubes_are_added_without_decoding(make, store, datalist, scan_folder):
+    before = objects(store)
+    other = Preparation(cube_size=(12, 8, 4), border=None)
+    for path in scan_folder.rglob("*.nii*"):  # same size and time, but no scan any more
+        state = path.stat()
+        path.write_bytes(bytes(state.st_size))
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    rows = prepare_store(datalist, store, preparation=other, progress=False)
+    assert not any(row.skipped for row in rows)
+    assert before.items() <= objects(store).items()
+    for row in rows:
+        opened = ScanCache(
+            load_datalist(datalist, key=row.split, store=store), [*other.steps(), other.windows()],
+            cache_gib=0, progress=False, store=store,
+        )  # fmt: skip
+        arrays = opened[row.number]
+        starts = other.windows()({"image": np.asarray(arrays["image"])})["starts"]
+        np.testing.assert_array_equal(np.asarray(arrays["starts"]), starts)
+        assert [arrays["starts"][number] for number in range(0, len(starts), 7)] == starts[::7].tolist()
+
+
+def test_a_second_run_changes_nothing_and_shards_add_up(store, datalist, tmp_path):
+    before = objects(store)
+    prepare_store(datalist, store, preparation=SMALL, progress=False)
+    after = objects(store)
+    assert {name for name in before if before[name] != after[name]} == {name for name in before if "manifest" in name}
+    assert set(before) == set(after)
+    parts = str(tmp_path / "parts")
+    for index in (2, 0):
+        prepare_store(datalist, parts, shard=(index, 3), preparation=SMALL, progress=False)
+    with pytest.raises(ValueError, match="expected 5 scans, found 3 prepared; run prepare to its end"):
+        load_datalist(None, store=parts)
+    prepare_store(datalist, parts, shard=(1, 3), preparation=SMALL, progress=False)
+    assert Store(Location(parts)).rows() == Store(Location(store)).rows()
+
+
+def test_a_changed_scan_is_prepared_again(store, datalist, scan_folder, tools, make):
+    tools.write_nifti(scan_folder / "b" / "only.nii", tools.make_scan(99, (30, 20, 16)))
+    rows = prepare_store(datalist, store, preparation=SMALL, progress=False)
+    assert rows[1].shape == (1, 30, 20, 16)
+    assert contents(make(store, cache_gib=0)) == contents(make(cache_gib=0.1))
+    tools.write_nifti(scan_folder / "b" / "only.nii", tools.make_scan(99, (30, 20, 18)))
+    for index in range(2):  # divided otherwise, which leaves no old row behind
+        prepare_store(datalist, store, shard=(index, 2), preparation=SMALL, progress=False)
+    assert contents(make(store, cache_gib=0)) == contents(make(cache_gib=0.1))
+
+
+def test_a_changed_list_is_another_list(store, datalist, scan_folder):
+    first = load_datalist(datalist, store=store)
+    longer = write_list(scan_folder, ["b/only.nii", "c/x.nii.gz", "a/second.nii.gz"], name="longer.json")
+    before = {name for name in objects(store) if name.startswith("scans")}
+    prepare_store(longer, store, preparation=SMALL, progress=False)
+    assert {name for name in objects(store) if name.startswith("scans")} == before
+    assert load_datalist(datalist, store=store) == first
+    assert [Path(each["image"]).name for each in load_datalist(longer, store=store)] == ["only.nii", "x.nii.gz"]
+    with pytest.raises(ValueError, match=r"holds the data lists datalist-.*, longer-.*: say which"):
+        load_datalist(None, store=store)
+    other = write_list(scan_folder, ["b/only.nii", "c/x.nii.gz"], name="other.json")
+    with pytest.raises(ValueError, match=r"expected the data list other-.* prepare it first"):
+        load_datalist(other, store=store)
+
+
+def test_bad_scans_are_left_out_with_the_reason(bad_scan, tools, tmp_path):
+    path, message = bad_scan
+    tools.write_nifti(tmp_path / "scans" / "good.nii.gz", tools.make_scan(0))
+    listed = write_list(tmp_path / "scans", [Path(path).name, "good.nii.gz", "good.nii.gz"])
+    strict = Preparation(modality=None, cube_size=(8, 8, 4), border=None, on_empty="raise")
+    store = str(tmp_path / "store")
+    if not os.path.exists(path):  # the list itself is refused
+        with pytest.raises(FileNotFoundError, match="1 of 2 images are missing"):
+            prepare_store(listed, store, preparation=strict, progress=False)
+        return
+    rows = prepare_store(listed, store, preparation=strict, progress=False)
+    assert [bool(row.skipped) for row in rows] == [True, False, False]
+    data = load_datalist(listed, store=store)
+    steps = [*strict.steps(), strict.windows()]
+    for gib in (0, 0.1):
+        with pytest.raises(ValueError, match=message) as stored:
+            ScanCache(data, steps, cache_gib=gib, progress=False, store=store)
+        with pytest.raises(ValueError, match=message) as files:
+            ScanCache(load_datalist(listed), steps, cache_gib=0.1, progress=False)
+        assert str(stored.value) == str(files.value)
+        kept = ScanCache(data, steps, cache_gib=gib, progress=False, store=store, on_bad_scan="skip")
+        assert [Path(each["image"]).name for each in kept.data] == ["good.nii.gz"]
+        assert len(kept.left_out) == 1
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_damage_is_an_error_and_never_a_cube(damage, store, make):
+    dataset = make(store, cache_gib=0)
+    row = Store(Location(store)).rows()[1]
+    path = next((Path(store) / row.image_name / "c").rglob("0/0/0/0"))
+    if damage == "missing":
+        path.unlink()
+    else:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(RuntimeError, match="applying transform") as raised:  # MONAI's Compose says where
+        for index in range(100):
+            dataset[4 * index + 1]
+    with pytest.raises(OSError, match=f"{row.key}/image: cannot be read"):
+        raise root_cause(raised.value, OSError)
+    assert contents([dataset[0]])
+
+
+KILLER = """
+import os, signal, sys, time
+from pathlib import Path
+from models_genesis.datasets.prepare import Preparation, prepare_store
+
+datalist, store = sys.argv[1:]
+for kill in range(1000):
+    before = len(list(Path(store).glob("scans/*/image")))
+    child = os.fork()  # this process never uses TensorStore, so its children may
+    if child == 0:
+        prepare_store(datalist, store, preparation=Preparation(cube_size=(8, 8, 4), border=None), progress=False)
+        os._exit(0)
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if len(list(Path(store).glob("scans/*/image"))) > before:
+            time.sleep(kill % 5 / 1000)  # from before the voxels are written to after the record
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            break
+    else:
+        break
+    print("killed", flush=True)
+    for record in Path(store).glob("records/*.json"):
+        print(record.name, record.stat().st_mtime_ns, flush=True)
+"""
+
+
+def test_killed_at_any_moment_a_store_is_continued(tmp_path, tools):
+    """With SIGKILL, in the middle of each scan, until a run comes to its end; each record is of a whole scan."""
+    for number in range(6):
+        tools.write_nifti(tmp_path / "scans" / f"d{number}.nii", tools.make_scan(number, (96, 90, 60)))
+    datalist = write_list(tmp_path / "scans", [f"d{number}.nii" for number in range(6)])
+    store = str(tmp_path / "store")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, str(datalist), store], capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    *kills, noted = done.stdout.split("killed\n")
+    assert len(kills) >= 5
+    # what was noted at a kill is left as it is, so that its check at the end is one of that moment
+    records = {path.name: path.stat().st_mtime_ns for path in Path(store).glob("records/*.json")}
+    for line in "".join([*kills[1:], noted]).splitlines():
+        assert records[line.split()[0]] == int(line.split()[1])
+    rows = Store(Location(store)).rows()
+    assert len(rows) == 6 and len(records) == 12
+    for row in rows:
+        shard = Path(store) / row.image_name / "c" / "0" / "0" / "0" / "0"
+        assert shard.stat().st_mtime_ns <= records[f"{row.key}.json"]
+        voxels = read_by_path(store, row.image_name)
+        np.testing.assert_array_equal(voxels[0], np.asarray(nib.load(row.source).dataobj))
+        assert content_hash(voxels) == row.hash
+
+
+def test_several_processes_from_the_command_line(datalist, tmp_path, store, capsys):
+    many = str(tmp_path / "many")
+    line = ["prepare", "--datalist", str(datalist), "--store", many, "--workers", "2", *COMMAND]
+    assert main(line) == 0
+    assert "training" in capsys.readouterr().out
+    assert Store(Location(many)).rows() == Store(Location(store)).rows()
+    assert main([*line, "--shard", "3/2"]) == 2
+    assert "shard must be i/n with 0 <= i < n, got 3/2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["tensorstore", "pyarrow"])
+def test_without_the_extra_the_command_says_how_to_get_it(package, datalist, tmp_path, monkeypatch, capsys):
+    find = __import__("importlib.util").util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else find(name))
+    assert main(["prepare", "--datalist", str(datalist), "--store", str(tmp_path / "none")]) == 2
+    assert f"needs {package}: pip install 'models-genesis[store]'" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("url", ["ftp://host/store", "s3:///store", "gs://"])
+def test_what_is_no_place_is_refused(url):
+    with pytest.raises(ValueError, match="expected a path, file:///path, s3://bucket/prefix or gs://bucket/prefix"):
+        Location(url)
+
+
+def test_a_folder_that_is_no_store_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected a store of scans with a manifest, found none"):
+        load_datalist(None, store=str(tmp_path))
+    (tmp_path / "store.json").write_text('{"version": 99}')
+    with pytest.raises(ValueError, match=r"expected a store of version 1, found .*99"):
+        Store(Location(str(tmp_path))).preparation()
+
+
+def test_what_stays_in_the_store_is_said(make, store, caplog):
+    with caplog.at_level(logging.INFO):
+        make(store, cache_gib=0)
+    assert "4 scans stay in" in caplog.text and "4 scans ready in the store" in caplog.text

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A store in a bucket gives the same cubes as the files; the server is moto's, on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import boto3
+import numpy as np
+import pytest
+from moto.server import ThreadedMotoServer
+
+from models_genesis.datasets import CubeDataset, load_datalist
+from models_genesis.datasets.__main__ import main
+from models_genesis.datasets.prepare import Preparation, prepare_store
+
+SMALL = Preparation(cube_size=(8, 8, 4), border=None)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "eu-west-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            environment.setenv(name, value)
+        where = {"LocationConstraint": "eu-west-1"}
+        boto3.client("s3", region_name="eu-west-1").create_bucket(Bucket="scans", CreateBucketConfiguration=where)
+        yield "s3://scans/chest"
+    server.stop()
+
+
+def test_the_same_cubes_from_a_bucket(bucket, scan_folder, tools):
+    names = sorted(path.name for path in (scan_folder / "a").iterdir())
+    datalist = scan_folder / "a" / "list.json"
+    datalist.write_text(json.dumps({"training": [{"image": name} for name in names]}))
+    for _ in range(2):
+        prepare_store(datalist, bucket, preparation=SMALL, progress=False)
+    found = boto3.client("s3", region_name="eu-west-1").list_objects_v2(Bucket="scans")["Contents"]
+    # two scans of voxels and of starts, each one object with its metadata and a record; store, windows, manifest
+    assert len(found) == 2 * 2 * 3 + 3 and all(each["Key"].startswith("chest/") for each in found)
+    steps = [*SMALL.steps(), SMALL.windows()]
+    made = [
+        CubeDataset(data, steps, tools.random_transform(), 4, cache_gib=gib, progress=False, store=store)
+        for data, gib, store in [
+            (load_datalist(datalist), 0.1, None),
+            (load_datalist(None, store=bucket), 0, bucket),
+            (load_datalist(None, store=bucket), 0.1, bucket),
+        ]
+    ]
+    for index in range(16):
+        files, *stored = (dataset[index] for dataset in made)
+        for sample in stored:
+            np.testing.assert_array_equal(sample["start"], files["start"])
+            np.testing.assert_array_equal(np.asarray(sample["image"]), np.asarray(files["image"]))
+
+
+def test_a_bucket_that_is_not_there_is_named(bucket, scan_folder, capsys):
+    datalist = scan_folder / "list.json"
+    datalist.write_text(json.dumps({"training": [{"image": "b/only.nii"}]}))
+    assert main(["prepare", "--datalist", str(datalist), "--store", "s3://nowhere/chest", "--workers", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "s3://nowhere/chest/store.json: " in error and "NoSuchBucket" in error
+    with pytest.raises(ValueError, match="expected a store of scans with a manifest, found none"):
+        load_datalist(None, store="s3://scans/other")
