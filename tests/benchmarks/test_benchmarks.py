@@ -153,3 +153,21 @@ def test_both_layouts_are_timed_in_training_and_inference(run_quick: RunQuick) -
         assert set(case["seconds_a_sample"]) == names
         assert all(seconds > 0 for seconds in case["seconds_a_sample"].values())
     assert "times faster" in printed
+
+
+def test_the_store_reads_little_and_is_small(tmp_path: Path) -> None:
+    results, printed = run_quick("store", tmp_path)
+    # a third of the speed on a quiet machine; the other ways are measured in the same run
+    assert results["warm"]["store"]["cubes_per_core_second"]["median"] > 300
+    for state in ("warm", "cold"):
+        found = results[state]
+        assert {"store", "mapped cache", "PersistentDataset"} <= set(found)
+        # chunks of 32 x 32 x 32 of scans of 72 x 64 x 48 voxels: a cube of 32 x 32 x 16 meets at most 2 x 2 x 2
+        assert found["store"]["requested_per_byte"]["highest"] < 8 * 2 * 0.9
+        # PersistentDataset reads all 221,184 voxels for a cube of 16,384, 13.5 times as many
+        assert found["PersistentDataset"]["requested_per_byte"]["median"] > 13
+    assert results["size"]["share"] < 0.7 and results["size"]["share_of_starts"] < 1
+    memory = results["memory"]
+    assert memory["scans"] == 12 and len(memory["mib_after_each_epoch"]) == 2
+    assert all(0 < size < 1536 for sizes in memory["mib_after_each_epoch"] for size in sizes)
+    assert "memory of the loader's processes" in printed
