@@ -9,6 +9,9 @@ from typing import Any
 
 from monai.data import DataLoader, ThreadDataLoader
 from monai.data.thread_buffer import buffer_iterator
+from monai.data.utils import worker_init_fn
+
+from .worker_shield import hold_sigterm
 
 __all__ = ["PrefetchDataLoader"]
 
@@ -31,6 +34,7 @@ class PrefetchDataLoader(ThreadDataLoader):
             # the server imports once, and its workers, which are forked from it, share the memory of that
             context.set_forkserver_preload(["__main__", type(dataset).__module__])
             kwargs.setdefault("multiprocessing_context", context)
+            kwargs.setdefault("worker_init_fn", _init_worker)
         super().__init__(dataset, *args, **kwargs)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # as MONAI, a generator
@@ -44,6 +48,12 @@ class PrefetchDataLoader(ThreadDataLoader):
             if isinstance(batch, _Failure):
                 raise batch.error
             yield batch
+
+
+def _init_worker(number: int) -> None:
+    """What MONAI does, and what forked workers of a training inherit."""
+    worker_init_fn(number)
+    hold_sigterm()
 
 
 class _Failure:

@@ -12,8 +12,8 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
+from ...datasets.loading.worker_shield import shield_workers, stop_shielding
 from .run_lock import release_folders
-from .worker_shield import shield_workers, stop_shielding
 
 __all__ = ["GracefulShutdown"]
 

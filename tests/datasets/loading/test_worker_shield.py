@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forked processes heed SIGTERM of their parent alone, while they are shielded."""
+"""Worker processes react to SIGTERM of their parent alone, while they are shielded."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from torch.utils.data import DataLoader
 
-from models_genesis.training.handlers.worker_shield import shield_workers, stop_shielding
+from models_genesis.datasets import PrefetchDataLoader
+from models_genesis.datasets.loading.worker_shield import shield_workers, stop_shielding
 
 pytestmark = pytest.mark.skipif(
     not hasattr(signal, "sigwaitinfo"), reason="signals of other processes are told on Linux"
@@ -58,11 +58,18 @@ def test_a_signal_from_elsewhere_is_left_to_the_parent(fork):
     assert process.exitcode == 0
 
 
-def test_a_loader_goes_on_when_its_workers_are_asked_to_end():
+class FromStore(list):
+    """Says that its workers must not be forked, as a data set that reads a store does."""
+
+    forkable = False
+
+
+@pytest.mark.parametrize("kind", [list, FromStore])
+def test_a_loader_goes_on_when_its_workers_are_asked_to_end(kind):
     """Without the shield torch raises that a worker is killed."""
     shield_workers()
     try:
-        batches = iter(DataLoader(list(range(40)), num_workers=2, prefetch_factor=1))
+        batches = iter(PrefetchDataLoader(kind(range(40)), num_workers=2, prefetch_factor=1))
         found = [next(batches).item()]
     finally:
         stop_shielding()
@@ -89,12 +96,13 @@ def test_processes_of_other_times_are_as_ever(fork):
 def test_a_process_whose_parent_is_gone_obeys_anyone():
     """The child of a parent that ended at once; it prints its number and sleeps."""
     code = (
-        "import os, time\n"
-        "from models_genesis.training.handlers.worker_shield import shield_workers\n"
+        "import multiprocessing, os, time\n"
+        "from models_genesis.datasets.loading.worker_shield import shield_workers\n"
         "shield_workers()\n"
-        "child = os.fork()\n"
-        "if child: print(child, flush=True); os._exit(0)\n"
-        "os.close(1); time.sleep(60)\n"
+        "child = multiprocessing.get_context('fork').Process(target=lambda: (os.close(1), time.sleep(60)))\n"
+        "child.start()\n"
+        "print(child.pid, flush=True)\n"
+        "os._exit(0)\n"
     )
     child = int(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout)
     assert _alive(child)
