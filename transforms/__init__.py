@@ -15,7 +15,7 @@ from .brats_regions import (
     brats_labels,
     brats_regions,
 )
-from .candidate_cube import CandidateCubed, RandCandidateCubed, candidate_cube
+from .candidate_cube import CandidateCubed, RandCandidateCubed, candidate_cube, may_turn
 from .centre_slices import CentreSlices, CentreSlicesd
 from .class_cubes import ClassVoxelsd, RandClassCubed
 from .cube_sampling import RandTissueCube, RandTissueCubed, cut_cube, drop_axis, window_size
@@ -125,6 +125,7 @@ __all__ = [
     "genesis_deform",
     "local_pixel_shuffle",
     "lowest_starts",
+    "may_turn",
     "resolve_backend",
     "restored_dtype",
     "tissue_window_scores",

@@ -123,6 +123,9 @@ class RandCandidateCubed(RandomizableTransform, MapTransform):
         center_key: key of the place in voxels.
         affine_key: key of the affine.
         allow_missing_keys: whether an item may lack a key.
+        slice_axes: axes across which slices are taken of the cube later. The sides are odd then, see
+            :func:`odd_sides`, and there is no shift that could move the candidate out of a slice, see
+            :func:`shifts_within_slices`. The draws are those for a cube of which no slices are taken.
 
     Raises:
         ValueError: When a side is below 1, or a shift negative or as large as half of its side.
@@ -138,12 +141,14 @@ class RandCandidateCubed(RandomizableTransform, MapTransform):
         center_key: str = CENTER_KEY,
         affine_key: str = AFFINE_KEY,
         allow_missing_keys: bool = False,
+        slice_axes: Sequence[int] | None = None,
     ) -> None:
         RandomizableTransform.__init__(self, prob=prob)
         MapTransform.__init__(self, keys, allow_missing_keys)
+        sides = check_cube_size(cube_size)
         self.cube = CandidateCubed(
             keys,
-            cube_size,
+            odd_sides(sides, slice_axes),
             fill=fill,
             center_key=center_key,
             affine_key=affine_key,
@@ -151,17 +156,16 @@ class RandCandidateCubed(RandomizableTransform, MapTransform):
         )
         self.max_shift = tuple(int(shift) for shift in ensure_tuple_rep(max_shift, 3))
         # further out the candidate would leave the cube
-        if any(not 0 <= 2 * shift < side for shift, side in zip(self.max_shift, self.cube.cube_size, strict=True)):
-            raise ValueError(
-                f"max_shift must lie in 0 to below half of each side of {self.cube.cube_size}, got {self.max_shift}."
-            )
+        if any(not 0 <= 2 * shift < side for shift, side in zip(self.max_shift, sides, strict=True)):
+            raise ValueError(f"max_shift must lie in 0 to below half of each side of {sides}, got {self.max_shift}.")
+        self.free = shifts_within_slices(slice_axes)
         self.shift: NDArray[np.float64] = np.zeros(3)
 
     def randomize(self, data: Any = None) -> None:
         """Draw the shift."""
         super().randomize(None)
         drawn = np.array([self.R.randint(-shift, shift + 1) for shift in self.max_shift], dtype=np.float64)
-        self.shift = drawn if self._do_transform else np.zeros(3)
+        self.shift = drawn * self.free if self._do_transform else np.zeros(3)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the item with cubes instead of scans."""
@@ -185,3 +189,62 @@ def check_cube_size(cube_size: Sequence[int] | int) -> tuple[int, ...]:
     if min(sides) < 1:
         raise ValueError(f"cube_size must be three sides of at least 1 voxel, got {cube_size}.")
     return sides
+
+
+def odd_sides(cube_size: Sequence[int], slice_axes: Sequence[int] | None) -> tuple[int, ...]:
+    """Give the sides of a cube that is augmented before slices are taken of it.
+
+    A flip or a turn moves voxel ``side // 2``, where the candidate is, to another one if the side is even. With odd
+    sides it stays. The cube that is asked for is the part from the first voxel on, as ``CenterSpatialCrop`` cuts it.
+
+    Args:
+        cube_size: sides of the cube in voxels.
+        slice_axes: axes across which slices are taken; None if none are.
+
+    Returns:
+        The sides, where slices are taken with one more voxel along those that are even.
+
+    Example:
+        >>> odd_sides((64, 64, 32), None), odd_sides((64, 64, 31), [2])
+        ((64, 64, 32), (65, 65, 31))
+    """
+    return tuple(int(side) if slice_axes is None else int(side) | 1 for side in cube_size)
+
+
+def shifts_within_slices(slice_axes: Sequence[int] | None) -> NDArray[np.float64]:
+    """Tell along which axes a candidate may be shifted, so that slices through the middle of its cube still show it.
+
+    Across a slice it may not. A candidate that is off the middle along x leaves the middle along y in a turn about z,
+    and the other way round: with slices across either it is shifted along neither.
+
+    Args:
+        slice_axes: axes across which slices are taken; None if none are.
+
+    Returns:
+        (3,) 1 along each axis along which it may, else 0.
+
+    Example:
+        >>> [shifts_within_slices(axes).tolist() for axes in (None, [2], [1], [2, 1, 0])]
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+    across = set(slice_axes or ())
+    across |= {0, 1} if across & {0, 1} else set()
+    return np.array([float(axis not in across) for axis in range(3)])
+
+
+def may_turn(cube_size: Sequence[int], slice_axes: Sequence[int] | None) -> bool:
+    """Tell whether a cube may be turned by 90 degrees about z: with equal sides, and no slice becomes another kind.
+
+    Args:
+        cube_size: sides of the cube in voxels.
+        slice_axes: axes across which slices are taken; None if none are.
+
+    Returns:
+        False where the sides along x and y differ, or slices are taken across one of x and y alone: a turn makes
+        sagittal slices of coronal ones.
+
+    Example:
+        >>> [may_turn((64, 64, 32), axes) for axes in (None, [2], [1], [2, 1, 0])]
+        [True, True, False, True]
+    """
+    return cube_size[0] == cube_size[1] and len({0, 1} & set(slice_axes or ())) != 1

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from .candidate_cube import AFFINE_KEY, CENTER_KEY, check_cube_size
+from .candidate_cube import AFFINE_KEY, CENTER_KEY, check_cube_size, odd_sides, shifts_within_slices
 
 MIN_VOXELS = 10
 """Contrast-filled voxels that an axis needs."""
@@ -230,6 +230,8 @@ class RandVesselCubed(RandomizableTransform, MapTransform):
         prob: probability of a turn about the axis, uniform over all angles, and apart from it of the ends being swapped
             half of the times.
         max_shift_mm: largest shift along each of the cube's axes, mm, uniform both ways.
+        slice_axes: axes across which slices are taken of the cube later, see
+            :class:`~models_genesis.transforms.RandCandidateCubed`.
         rules: the others of :class:`VesselCubed`.
 
     Raises:
@@ -243,14 +245,16 @@ class RandVesselCubed(RandomizableTransform, MapTransform):
         voxel_mm: Sequence[float] | float = 1.0,
         prob: float = 1.0,
         max_shift_mm: Sequence[float] | float = 0.0,
+        slice_axes: Sequence[int] | None = None,
         **rules: Any,
     ) -> None:
         RandomizableTransform.__init__(self, prob=prob)
-        self.cube = VesselCubed(keys, cube_size, voxel_mm, **rules)
+        self.cube = VesselCubed(keys, odd_sides(check_cube_size(cube_size), slice_axes), voxel_mm, **rules)
         MapTransform.__init__(self, keys, self.cube.allow_missing_keys)
         self.max_shift_mm = np.array(ensure_tuple_rep(max_shift_mm, 3), np.float64)
         if not (self.max_shift_mm >= 0).all():
             raise ValueError(f"max_shift_mm must be 0 or more, got {max_shift_mm}.")
+        self.free = shifts_within_slices(slice_axes)
         self.spin = np.eye(3)
         self.shift_mm: NDArray[np.float64] = np.zeros(3)
 
@@ -258,7 +262,7 @@ class RandVesselCubed(RandomizableTransform, MapTransform):
         """Draw turn and shift."""
         super().randomize(None)
         angle, swapped = self.R.uniform(0, 2 * np.pi), self.R.random() < 0.5
-        self.shift_mm = self.R.uniform(-1, 1, 3) * self.max_shift_mm
+        self.shift_mm = self.R.uniform(-1, 1, 3) * self.max_shift_mm * self.free
         # a half turn about the first axis swaps the ends
         ends = np.diag([1.0, -1.0, -1.0]) if swapped else np.eye(3)
         spin = np.asarray(Rotation.from_euler("z", angle).as_matrix() @ ends)

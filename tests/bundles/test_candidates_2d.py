@@ -32,8 +32,12 @@ def parser(bundle: str, *stages: str, **settings) -> ConfigParser:
 @pytest.mark.parametrize("overlay", AXES)
 @pytest.mark.parametrize("bundle", [LUNA, PE])
 def test_samples_are_centre_slices_of_the_augmented_cubes(bundle, overlay, data_of):
-    """The same seed gives the same cube, shifted, flipped and turned in 3D; the slices are taken of that."""
-    given = {**data_of(bundle), "cube_size": [16, 16, 16], "max_shift": [2, 2, 0], "spacing": None}
+    """The same seed gives the same cube, shifted, flipped and turned in 3D; the slices are taken of that.
+
+    The sides are odd, and there is no shift that slices do not allow; else the cubes before slicing are others.
+    """
+    given = {**data_of(bundle), "cube_size": [15, 15, 15], "max_shift": [2, 2, 0] if overlay == "2d" else 0}
+    given |= {"spacing": None}
     given |= {"samples_per_epoch": 6}
     cubes, slices = (
         parser(bundle, *stages, **given).get_parsed_content("train#dataset")
@@ -41,8 +45,81 @@ def test_samples_are_centre_slices_of_the_augmented_cubes(bundle, overlay, data_
     )
     for index in range(6):
         cube, found = cubes[index]["image"], slices[index]["image"]
-        assert found.shape == (len(AXES[overlay]), 16, 16) and cube.shape == (1, 16, 16, 16)
+        assert found.shape == (len(AXES[overlay]), 15, 15) and cube.shape == (1, 15, 15, 15)
         assert torch.equal(found, CentreSlices(AXES[overlay])(cube))
+
+
+SLICES = {
+    "2d": (["2d"], {}),
+    "2.5d": (["2.5d"], {}),
+    "2d, coronal": (["2d"], {"slice_axes": [1]}),
+    "axial with other sides": (["2d"], {"cube_size": [40, 40, 31]}),
+    "sagittal alone": ([], {"slice_axes": [0], "max_shift": [6, 6, 6]}),
+    "two of three": ([], {"slice_axes": [2, 0], "cube_size": [48, 48, 48]}),
+}
+
+
+def one_voxel(bundle: str, name: str, **settings) -> tuple:
+    """The augmentation of a training, and a scan of air with a single bright voxel as its candidate."""
+    overlay, keys = SLICES[name]
+    found = parser(bundle, "train", *overlay, **{**keys, **settings})
+    scan = np.full((1, 90, 90, 90), -1000, np.float32)
+    scan[0, 45, 44, 46] = 1000
+    item = {"image": scan, "center": np.array([45.0, 44.0, 46.0]), "image_affine": np.eye(4)}
+    augment = found.get_parsed_content("train#random_transforms")
+    augment.set_random_state(0)
+    return augment, item, found.get_parsed_content("cube_size"), found.get_parsed_content("slice_axes")
+
+
+@pytest.mark.parametrize("name", SLICES)
+@pytest.mark.parametrize("bundle", [LUNA, PE])
+def test_every_training_sample_shows_its_candidate_in_every_channel(bundle, name):
+    """A candidate of one voxel. Across a slice it is not blurred; an affine map blurs it along two axes at most.
+
+    By linear interpolation at distances of at most half a voxel along each of the two, one voxel of a slice has at
+    least a quarter of it.
+    """
+    augment, item, sides, axes = one_voxel(bundle, name)
+    places = set()
+    for _ in range(60):
+        image = np.asarray(augment(item)["image"])
+        wanted = [tuple(side for other, side in enumerate(sides) if other != axis) for axis in axes]
+        assert [channel.shape for channel in image] == wanted
+        assert image.max(axis=(1, 2)).min() >= 0.25, image.max(axis=(1, 2))
+        places.add(tuple(np.unravel_index(image[0].argmax(), image[0].shape)))
+    assert (len(places) > 20) is (axes == [2])  # axial slices are still shifted within their plane
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_without_shift_the_candidate_is_where_evaluation_has_it(name):
+    augment, item, sides, axes = one_voxel(LUNA, name, **{"affine_prob": 0, "max_shift": 0})
+    middle = [[sides[other] // 2 for other in range(3) if other != axis] for axis in axes]
+    for _ in range(40):
+        image = np.asarray(augment(item)["image"])
+        assert [np.argwhere(channel > 0).tolist() for channel in image] == [[place] for place in middle]
+
+
+@pytest.mark.parametrize(
+    ("axes", "kinds"), [([1], {"x"}), ([0], {"y"}), ([2, 1], {"x"}), ([2, 1, 0], {"x", "y"})], ids=str
+)
+def test_a_quarter_turn_makes_no_sagittal_slice_of_a_coronal_one(axes, kinds):
+    """The scan is bright along x through the candidate: of its last slice a row, or one point across x."""
+    found = parser(LUNA, "train", slice_axes=axes, cube_size=[16, 16, 16], affine_prob=0.0)
+    scan = np.full((1, 40, 40, 40), -1000, np.float32)
+    scan[0, :, 20, 20] = 1000
+    item = {"image": scan, "center": np.array([20.0, 20, 20]), "image_affine": np.eye(4)}
+    augment = found.get_parsed_content("train#random_transforms")
+    augment.set_random_state(0)
+    seen = {"x" if (np.asarray(augment(item)["image"])[-1] > 0).sum() > 1 else "y" for _ in range(40)}
+    assert seen == kinds
+
+
+@pytest.mark.parametrize("name", ["2d", "2.5d", "2d, coronal"])
+def test_vessel_cubes_keep_the_candidate_in_every_slice_too(name):
+    """Without contrast around it a vessel cube is cut along the scan's axes, turned about z by any angle."""
+    augment, item, _, _ = one_voxel(PE, name, vessel=True)
+    for _ in range(25):
+        assert (np.asarray(augment(item)["image"]).max(axis=(1, 2)) > 0.2).all()
 
 
 @pytest.mark.parametrize("overlay", AXES)

@@ -107,7 +107,7 @@ _RETIRED = {
 
 _ADDED = {
     "slice_axis": (None, "@slice_axis"),
-    "slice_axes": (None,),
+    "slice_axes": (None, "@slice_axes"),
     "_disabled_": ("$@slice_axis is not None",),  # the flip along the third axis
     "num_blocks": (10_000, "@num_blocks"),
     "max_block_fraction": (0.1, "@max_block_fraction"),
@@ -118,6 +118,7 @@ value; components then refer to it as the second. Those that ask for ``slice_axi
 _REWRITTEN = {
     "spatial_dims": ((3, "$len(@cube_size)"), (3, "$3 if @slice_axes is None else 2")),
     "spatial_size": (("@cube_size", "$window_size(@cube_size, @slice_axis)"),),
+    "_disabled_": (("$@cube_size[0] != @cube_size[1]", "$not may_turn(@cube_size, @slice_axes)"),),
     "in_channels": (("@in_channels", "$@in_channels * len(@slice_axes or [2])"),),
 }
 """Former and present values of what the configs write otherwise now, with the same effect, by the last part of the id;

@@ -212,9 +212,13 @@ def test_steps_that_take_slices_of_candidates_cubes_are_no_change_for_older_chec
     last = {"_target_": "EnsureTyped", "keys": "image"}
     slices = {"_target_": "CentreSlicesd", "_disabled_": "$@slice_axes is None", "axes": "@slice_axes"}
     old = {"network_def": {"spatial_dims": 3, "in_channels": "@in_channels"}, "train": {"transforms": [last]}}
+    turn, cut = {"_target_": "RandRotate90d"}, {"_target_": "RandCandidateCubed"}
+    old["train"]["transforms"][:0] = [cut, {**turn, "_disabled_": "$@cube_size[0] != @cube_size[1]"}]
     network = {"spatial_dims": "$3 if @slice_axes is None else 2"}
     network |= {"in_channels": "$@in_channels * len(@slice_axes or [2])"}
     new = {"slice_axes": None, "network_def": network, "train": {"transforms": [slices, last]}}
+    turn = {**turn, "_disabled_": "$not may_turn(@cube_size, @slice_axes)"}
+    new["train"]["transforms"][:0] = [{**cut, "slice_axes": "@slice_axes"}, turn]
     assert changed_settings(old, new) == changed_settings(new, new) == {}
     sliced = {**new, "slice_axes": [2]}
     assert set(changed_settings(new, sliced)) == {"slice_axes"} and "slice_axes" in changed_settings(old, sliced)
