@@ -326,8 +326,11 @@ def check_described(folder: Path, metadata: Mapping[str, Any], settings: Mapping
     """
     image = metadata["network_data_format"]["inputs"]["image"]
     size, normalise, axes = settings.get("cube_size"), settings.get("normalise"), len(image["spatial_shape"])
-    if isinstance(size, list | tuple) and len(size) != axes:
-        detail = f"networks of {axes} axes, found cube_size {list(size)}"
+    slices = {key: settings[key] for key in ("slice_axis", "slice_axes") if settings.get(key) is not None}
+    sides = list(size) if isinstance(size, list | tuple) else [None] * axes
+    if (2 if slices else len(sides)) != axes:
+        found = ", ".join(f"{key} {value}" for key, value in (slices or {"cube_size": sides}).items())
+        detail = f"networks of {axes} axes, found {found}"
     elif normalise == "full_scale" or (image["format"] == "hounsfield" and normalise not in (None, "none")):
         detail = f"{image['format']} of {image['modality']}, found normalise {normalise}"
     else:

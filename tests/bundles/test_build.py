@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models_genesis.networks import GenesisUNet, save_weights
+from models_genesis.networks import GenesisClassifier, GenesisUNet, save_weights
 from models_genesis.training import read_model_settings, save_trained_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -251,6 +251,19 @@ def test_weights_that_the_metadata_do_not_describe_are_not_packed(trained, messa
     for weights, settings in ((build.Weights(path), {}), (None, trained)):
         with pytest.raises(ValueError, match=f"{PRETRAINING}: the metadata {message}"):
             build.build(PRETRAINING, tmp_path / "out", weights, settings)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["luna16_nodule", "pecad_embolism"])
+@pytest.mark.parametrize("axes", [[2], [2, 1, 0]], ids=str)
+def test_weights_of_slices_through_candidates_are_not_packed_as_of_cubes(kind, axes, build, tmp_path):
+    """Their cube has three sides, of which the network sees slices."""
+    bundle, path = f"genesis_{kind}_ct_classification", tmp_path / "model.pt"
+    trained = {"features": [4, 8], "cube_size": [64, 64, 64], "slice_axes": axes}
+    network = GenesisClassifier(spatial_dims=2, in_channels=len(axes), num_classes=1, features=(4, 8))
+    save_trained_weights(network.state_dict(), path, trained)
+    with pytest.raises(ValueError, match=rf"{bundle}: the metadata describe networks of 3 axes, found slice_axes \["):
+        build.build(bundle, tmp_path / "out", build.Weights(path))
     assert not (tmp_path / "out").exists()
 
 
