@@ -118,12 +118,24 @@ class GenesisTrainTask(BundleTrainTask):
         return overrides
 
     def _shape_of_model(self) -> dict[str, Any]:
-        """The network has width and dimensions of the weights that it goes on from, as the JSON next to them says."""
+        """The network has width and dimensions of the weights that it goes on from, as the JSON next to them says.
+
+        With weights of slices all else that a training on slices does differently comes from ``configs/2d.json``.
+        """
         if self.start_from != "model" or not self.weights.is_file():
             return {}
         settings = read_model_settings(self.weights.parent, self.weights.name)
-        keys = ["features"] if settings.get("slice_axis") is None else ["features", "slice_axis", "cube_size"]
-        return {key: settings[key] for key in keys if settings.get(key) is not None}
+        sliced = settings.get("slice_axis") is not None
+        keys = ["features", "slice_axis", "cube_size"] if sliced else ["features"]
+        known = {key: settings[key] for key in keys if settings.get(key) is not None}
+        return {**self._keys_of_slices(), **known} if sliced else known
+
+    def _keys_of_slices(self) -> dict[str, Any]:
+        """The keys of ``configs/2d.json``; MONAI adds ``+imports`` of a config file, but not of overrides."""
+        config = Path(self.bundle_config_path)
+        keys = ConfigParser.load_config_file(config.with_name("2d.json"))
+        added = keys.pop("+imports", [])
+        return {**keys, "imports": [*ConfigParser.load_config_file(config).get("imports", []), *added]}
 
 
 class PretrainTask(GenesisTrainTask):
@@ -135,14 +147,16 @@ class PretrainTask(GenesisTrainTask):
     """
 
     starts = ("model", "scratch")
+    cubes_per_scan: int | None = None
 
     def config(self) -> dict[str, Any]:
         """List the options that the viewer offers."""
         return {**super().config(), "max_epochs": 100, "cubes_per_scan": 32}
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Pretrain; see :class:`GenesisTrainTask`, and ``cubes_per_scan``, cubes of each scan in an epoch."""
-        self.cubes_per_scan = int(request.get("cubes_per_scan", 32))
+        """Pretrain; see :class:`GenesisTrainTask`, and ``cubes_per_scan``, cubes or slices of each scan in an epoch."""
+        given = request.get("cubes_per_scan")
+        self.cubes_per_scan = None if given is None else int(given)
         return super().__call__({"max_epochs": 100, **request}, datastore)
 
     def _fetch_datalist(self, request: dict[str, Any], datastore: Datastore) -> Cases:
@@ -194,9 +208,11 @@ class PretrainTask(GenesisTrainTask):
         """What the training does with a scan before it takes cubes of it."""
         parser = ConfigParser()
         parser.read_config(self.bundle_config_path)
-        parser.update({"bundle_root": self.bundle_path})
+        parser.update({"bundle_root": self.bundle_path, **self._shape_of_model()})
         return PrepareScan(parser.get_parsed_content("train#preprocessing"), "image", "starts", "raise")
 
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        overrides.update(self._shape_of_model(), on_bad_scan="skip", cubes_per_scan=self.cubes_per_scan)
+        overrides.update({"cubes_per_scan": 32, **self._shape_of_model(), "on_bad_scan": "skip"})
+        if self.cubes_per_scan is not None:
+            overrides["cubes_per_scan"] = self.cubes_per_scan
         return overrides

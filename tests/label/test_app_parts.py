@@ -117,6 +117,55 @@ def test_the_network_has_the_width_of_the_model_it_goes_on_from(lib, tmp_path, t
     assert not {"slice_axis", "cube_size"} & set(made._update_overrides({}))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [path.parents[1].name for path in sorted((ROOT / "bundles").glob("genesis_*/configs/2d.json"))
+     if "classification" not in path.parts[-3]],
+)  # fmt: skip
+def test_what_goes_on_from_weights_of_slices_trains_as_2d_json_does(lib, tmp_path, name):
+    """Every setting is that of ``train.json`` and ``2d.json``, with the slices of the weights."""
+    from monai.bundle import ConfigParser
+
+    from models_genesis.training import save_trained_weights
+
+    configs = ROOT / "bundles" / name / "configs"
+    task = "PretrainTask" if "pretraining" in name else "GenesisTrainTask"
+    made = getattr(lib["training"], task)(str(configs.parent), {})
+    slices = {"features": [4, 8], "slice_axis": 1, "cube_size": [32, 48]}
+    made.start_from, made.weights = "model", tmp_path / "model.pt"
+    save_trained_weights({"head.weight": torch.zeros(1)}, made.weights, slices)
+    expected, found = ConfigParser(), ConfigParser()
+    expected.read_config([str(configs / "train.json"), str(configs / "2d.json")])
+    expected.update(slices)
+    found.read_config(str(configs / "train.json"))
+    found.update(made._update_overrides({}))
+    assert found["imports"] == expected["imports"]
+    keys = [key for key in ConfigParser.load_config_file(configs / "2d.json") if not key.startswith("+")]
+    for key in keys:
+        assert found.get_parsed_content(key) == expected.get_parsed_content(key), key
+    if task == "PretrainTask":
+        assert found.get_parsed_content("num_blocks") != 10_000
+        made.cubes_per_scan = 7
+        assert made._update_overrides({})["cubes_per_scan"] == 7
+
+
+def test_pretraining_on_slices_takes_scans_that_have_too_few_of_them_for_a_cube(lib, tmp_path):
+    from models_genesis.datasets import BadScanError
+    from models_genesis.training import save_trained_weights
+
+    volume = np.random.default_rng(0).integers(-900, 300, (64, 64, 8)).astype(np.int16)
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "scan.nii.gz")
+    made = lib["training"].PretrainTask(str(ROOT / "bundles" / "genesis_chest_ct_pretraining"), {})
+    made.start_from, made.weights = "model", tmp_path / "model.pt"
+    slices = {"features": [4, 8], "slice_axis": 2, "cube_size": [32, 32]}
+    save_trained_weights({"head.weight": torch.zeros(1)}, made.weights, slices)
+    case = {"image": str(tmp_path / "scan.nii.gz")}
+    made._prepare_scan()(case)
+    made.start_from = "scratch"
+    with pytest.raises(BadScanError):
+        made._prepare_scan()(case)
+
+
 def test_pretraining_leaves_out_what_is_not_of_its_modality(lib, caplog):
     """MR values would be taken for HU; a bundle for MR, or for anything, takes what it says."""
     from pydicom.dataset import Dataset
