@@ -89,7 +89,8 @@ def slice_kernels(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], axi
     if not result.sliced and not result.refused:
         raise ValueError(
             f"kernel_slice_axis: expected kernels of three axes for a network of two, found none; leave it out to load "
-            f"weights of the network's own dimensions, found kernels of {_words(found)} axes for {_words(wanted)}"
+            f"weights of the network's own dimensions, found kernels of {_describe_axes(found)} axes "
+            f"for {_describe_axes(wanted)}"
         )
     return result
 
@@ -124,5 +125,5 @@ def kernel_axes(tensors: Mapping[str, Tensor]) -> list[int]:
     return sorted({tensor.ndim - 2 for tensor in tensors.values() if tensor.ndim > 2})
 
 
-def _words(tensors: Mapping[str, Tensor]) -> str:
+def _describe_axes(tensors: Mapping[str, Tensor]) -> str:
     return " and ".join(map(str, kernel_axes(tensors))) or "no"

@@ -138,7 +138,7 @@ def test_the_overlays_make_networks_of_two_dimensions(bundle, overlay):
 def test_trained_from_3d_weights_evaluated_and_scored_as_slices(bundle, overlay, run_bundle, data_of, tmp_path):
     weights = tmp_path / "pretrained.pt"
     save_weights(GenesisUNet(features=FEATURES).state_dict(), weights)
-    given = {**data_of(bundle), "features": FEATURES, "cube_size": [16, 16, 16], "spacing": "None", "amp": False}
+    given = {**data_of(bundle), "features": FEATURES, "cube_size": [16, 16, 16], "spacing": [2.0] * 3, "amp": False}
     short = {"epochs": 1, "warmup_epochs": 0, "samples_per_epoch": 16, "batch_size": 8, "pretrained": weights}
     models = {"ckpt_dir": tmp_path / "models"}
     done = run_bundle(bundle, ["train", overlay], **given, **short, **models, output_dir=tmp_path / "eval")
@@ -168,6 +168,17 @@ def test_trained_from_3d_weights_evaluated_and_scored_as_slices(bundle, overlay,
     scores = scorer(candidates.data[scan]["image"], world).probability
     by_place = {tuple(float(row[f"coord{axis}"]) for axis in "XYZ"): float(row["probability"]) for row in rows}
     np.testing.assert_allclose([by_place[tuple(place)] for place in world.tolist()], scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("stages", [("train", "2.5d"), ("inference",)], ids=str)
+@pytest.mark.parametrize("bundle", [LUNA, PE])
+def test_flips_at_test_time_are_refused_for_slices_across_several_axes(bundle, stages):
+    given = {"slice_axes": [2, 1, 0], "tta_flips": [0], "network": torch.nn.Identity(), "precision": None}
+    inferer = "validate#inferer#inferer" if "train" in stages else "inferer#inferer"
+    with pytest.raises(Exception, match="FlipInferer") as caught:
+        parser(bundle, *stages, **given).get_parsed_content(inferer)
+    assert "--tta_flips: expected []" in str(caught.value.__cause__ or caught.value)
+    assert parser(bundle, *stages, **{**given, "slice_axes": [1]}).get_parsed_content(inferer).axes == (0,)
 
 
 def test_the_enclosed_weights_are_of_cubes(run_bundle, data_of, tmp_path):

@@ -20,12 +20,30 @@ class FlipInferer(Inferer):
         inferer: runs the network, e.g. a ``SlidingWindowInferer``.
         axes: spatial axes to mirror, 0 the first; all their combinations are run, 8 times the work for three axes.
             Empty runs ``inferer`` alone.
+        slice_axis: axis that the slices stand across in which ``inferer`` takes a scan apart. To mirror along it only
+            reverses the order of the slices, so it is left out of ``axes``.
+        slice_axes: axes that the slices stand across which are the channels of the inputs.
+
+    Raises:
+        ValueError: When there are axes to mirror and slices across several: no flip of a cube flips all of its slices
+            along the same axis of theirs.
     """
 
-    def __init__(self, inferer: Inferer, axes: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        inferer: Inferer,
+        axes: Sequence[int] = (),
+        slice_axis: int | None = None,
+        slice_axes: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.inferer = inferer
-        self.axes = tuple(axes)
+        self.axes = tuple(axis for axis in axes if axis != slice_axis)
+        if self.axes and len(slice_axes or ()) > 1:
+            raise ValueError(
+                f"--tta_flips: expected [] with slices across several axes, --slice_axes {list(slice_axes or ())}, "
+                f"found {list(self.axes)}: a flip of the cube does not flip these slices alike"
+            )
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the averaged logits for a batch.

@@ -149,7 +149,7 @@ def check_model_settings(recorded: Mapping[str, Any], given: Mapping[str, Any], 
     Example:
         >>> check_model_settings({"spacing": [1, 1, 2]}, {"spacing": [1, 1, 2.0], "amp": True})
     """
-    if len(recorded.get("cube_size", ())) == 3:  # what lacks such a key was written before there were slices
+    if len(recorded.get("cube_size") or ()) == 3:  # what lacks such a key was written before there were slices
         recorded = {"slice_axis": None, "slice_axes": None, **recorded}
     differing = [
         f"--{key}: trained with {json.dumps(recorded[key])}, given {json.dumps(_plain(value), default=str)}"

@@ -137,6 +137,7 @@ def convert_settings(workflow: ConfigWorkflow, given: Mapping[str, str | None] |
         logger.info("--%s is read as %r", key, value)
         parser.set(value, key)
     _check_sides(workflow)
+    _check_voxels(workflow)
     return changes
 
 
@@ -154,6 +155,27 @@ def _check_sides(workflow: ConfigWorkflow) -> None:
         slices = "two where --slice_axis is 0, 1 or 2, as with configs/2d.json" if sliced else slices
         expected = f"a list of 3 sides, {slices}" if axis is None else f"a list of 2 sides, for --slice_axis is {axis}"
         raise OptionTypeError(f"--cube_size: expected {expected}, found {list(sides)}")
+
+
+def _check_voxels(workflow: ConfigWorkflow) -> None:
+    """Refuse slices across several axes through voxels whose sides are not known to be equal.
+
+    They are channels of one image, of which a pixel would have other sides in each.
+    """
+    config: Any = workflow.parser.config
+    if "slice_axes" not in config or "spacing" not in config:
+        return
+    axes = workflow.parser.get_parsed_content("slice_axes")
+    vessel = "vessel" in config and workflow.parser.get_parsed_content("vessel")  # its cubes have equal sides
+    if axes is None or len(axes) < 2 or vessel:
+        return
+    spacing = workflow.parser.get_parsed_content("spacing")
+    if spacing is None or len(set(spacing)) > 1:
+        raise OptionTypeError(
+            f"--spacing: expected three equal sides in mm for slices across several axes, --slice_axes {list(axes)}, "
+            f"such as [1.0, 1.0, 1.0], found {spacing}. A later config file, such as configs/paper.json, may have set "
+            "it"
+        )
 
 
 def _refuse_other_slices(workflow: ConfigWorkflow, contents: Mapping[str, Mapping[str, Any]]) -> None:

@@ -19,7 +19,7 @@ from ...networks.kernel_slices import DimensionsError, kernel_axes
 from ...networks.weight_files import read_weights
 from .running_workflow import running_workflow
 
-__all__ = ["load_pretrained_weights", "name_dimensions"]
+__all__ = ["dimensions_error", "load_pretrained_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +84,10 @@ def load_pretrained_weights(
     try:
         return load_pretrained(network, pretrained, scale=scale, kernel_slice_axis=sliced)
     except DimensionsError as error:
-        raise name_dimensions(error, network) from error
+        raise dimensions_error(error, network) from error
 
 
-def name_dimensions(error: DimensionsError, network: nn.Module) -> ValueError:
+def dimensions_error(error: DimensionsError, network: nn.Module) -> ValueError:
     """Say by which keys of a bundle the network gets the dimensions of the weights.
 
     Args:

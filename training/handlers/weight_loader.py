@@ -10,7 +10,7 @@ from torch import nn
 from ...networks import load_pretrained
 from ...networks.kernel_slices import DimensionsError
 from ...networks.weight_container import sha256_of
-from ..engines.pretrained import name_dimensions
+from ..engines.pretrained import dimensions_error
 
 __all__ = ["WeightLoader"]
 
@@ -39,6 +39,6 @@ class WeightLoader(CheckpointLoader):
         try:
             load_pretrained(network, self.load_path, strict=True, need_checksums=True)
         except DimensionsError as error:
-            raise name_dimensions(error, network) from error
+            raise dimensions_error(error, network) from error
         engine.state.weights_sha256 = sha256_of(self.load_path)  # reports say which weights they are about
         self.logger.info("loaded %s", self.load_path)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import pytest
 import torch
 from monai.inferers import SimpleInferer
 
-from models_genesis.training import FlipInferer
+from models_genesis.training import FlipInferer, window_inferer
 
 
 def ramp(x):
@@ -33,6 +34,29 @@ def test_each_combination_is_run_once_and_none_without_axes():
     calls.clear()
     FlipInferer(SimpleInferer())(x, network)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_axis_that_slices_stand_across_is_left_out_for_nothing_changes_along_it(axis):
+    """Networks of slices answer to the same slices in another order."""
+    shapes = []
+
+    def network(x):
+        shapes.append(tuple(x.shape))
+        return ramp(x)
+
+    x = torch.rand(1, 1, 4, 4, 4)
+    inferer = window_inferer((4, 4), slice_axis=axis)
+    every = FlipInferer(inferer, (0, 1, 2))(x, ramp)
+    torch.testing.assert_close(FlipInferer(inferer, (0, 1, 2), slice_axis=axis)(x, network), every)
+    assert len(shapes) == 4 * 4  # four flips of four slices, not eight
+
+
+def test_slices_across_several_axes_are_not_flipped():
+    with pytest.raises(ValueError, match=r"--tta_flips: expected \[\] .* --slice_axes \[2, 1, 0\], found \[0\]"):
+        FlipInferer(SimpleInferer(), [0], slice_axes=[2, 1, 0])
+    assert FlipInferer(SimpleInferer(), [], slice_axes=[2, 1, 0]).axes == ()
+    assert FlipInferer(SimpleInferer(), [0, 1], slice_axes=[1]).axes == (0, 1)
 
 
 def test_logits_of_classes_are_averaged_as_they_are():

@@ -113,6 +113,7 @@ def test_a_given_key_that_differs_is_refused_by_name_or_allowed(caplog):
     other = {**SETTINGS, "intensity_range": [-1000, 1000], "tumour": True}
     with pytest.raises(ModelSettingsError, match=r"--intensity_range: .*\[-1000, 600\].*\[-1000, 1000\].*--tumour"):
         check_model_settings(SETTINGS, other)
+    check_model_settings({"cube_size": None, "spacing": None}, {"spacing": None})  # as of weights for radiographs
     check_model_settings(SETTINGS, other, allow=True)
     assert "--intensity_range" in caplog.text
     check_model_settings({}, other)  # weights that say nothing

@@ -113,6 +113,17 @@ def test_slices_have_two_sides():
     assert convert_settings(workflow(PRETRAINING, "train", "2d", cube_size=[96, 64], slice_axis=0)) == {}
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("classification")])
+def test_slices_across_several_axes_need_voxels_of_equal_sides(name):
+    for stages, given in ((("train", "2.5d", "paper"), {}), (("train", "2.5d"), {"spacing": [1.0, 1.0, 2.0]})):
+        with pytest.raises(OptionTypeError, match=r"--spacing: expected three equal sides .* --slice_axes \[2, 1, 0\]"):
+            convert_settings(workflow(name, *stages, **given))
+    assert convert_settings(workflow(name, "train", "paper", "2.5d")) == {}
+    assert convert_settings(workflow(name, "train", "2d", "paper")) == {}
+    if "vessel" in workflow(name, "train").parser.config:  # vessel cubes have voxels of equal sides in any scan
+        assert convert_settings(workflow(name, "train", "2.5d", spacing=None, vessel=True)) == {}
+
+
 @pytest.mark.parametrize("stages", [("train",), ("train", "paper"), ("train", "evaluate"), ("inference",)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_bundle_as_it_is_has_nothing_to_convert(name, stages):
