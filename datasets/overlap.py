@@ -61,7 +61,7 @@ def find_overlap(
     """Compare a store with the data list of a task.
 
     Args:
-        rows: of the store's manifest.
+        rows: of the store's manifest, for all ways to find starts, see ``Store.rows_of_all_ways``.
         datalist: the task's scans, in all its splits.
         dataset_dir: folder that its paths start from, by default the list's own.
         preparation: how the store was prepared: each scan of the list is prepared so, and its voxels are compared. None
@@ -143,7 +143,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print what is in two places; return 1 if a scan, file, series or patient is."""
     store = Store(Location(arguments.store))
-    rows = store.rows(None if arguments.store_datalist is None else name_of_datalist(arguments.store_datalist))
+    listed = None if arguments.store_datalist is None else name_of_datalist(arguments.store_datalist)
+    rows = store.rows_of_all_ways(listed)
     twice = duplicates(rows)
     scans = len({row.hash for row in rows if row.hash})
     print(f"{arguments.store}: {len(twice)} of {scans} scans are in it twice or more")

@@ -107,7 +107,8 @@ class ScanCache:
         else:
             scans = self._fill_disk(data, budget, sizes)
         self._scans = [scan for scan in scans if not isinstance(scan, LeftOut)]
-        self.data = [dict(entry) for entry, scan in zip(data, scans, strict=True) if not isinstance(scan, LeftOut)]
+        noted = self._prepare.noted if isinstance(self._prepare, StoreReader) else dict
+        self.data = [noted(entry) for entry, scan in zip(data, scans, strict=True) if not isinstance(scan, LeftOut)]
         self.left_out = [scan for scan in scans if isinstance(scan, LeftOut)]
         self.nbytes = sum(_nbytes(scan) for scan in self._scans)
         self._report()

@@ -37,7 +37,8 @@ def load_stored_entries(store: str, datalist: str | Path | None = None, key: str
 
     Returns:
         The entries of the data list, in its order, ``image`` being the path that was prepared, which need not exist any
-        more; ``stored`` has the list's name in the store, and the SHA-256 of the file.
+        more; ``stored`` has the list's name in the store, and the SHA-256 of the file, which is that of the way to
+        find starts that a training asks for once :class:`StoreReader` knows it.
 
     Raises:
         ValueError: When there is no such store, list or split, or the list is not prepared to its end.
@@ -149,6 +150,10 @@ class StoreReader:
     def row(self, entry: Mapping[str, Any]) -> ScanRow:
         """Find a scan in the manifest."""
         return self._rows[entry["stored"]["datalist"], entry[self.image_key]]
+
+    def noted(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """Give an entry with the SHA-256 of the file whose voxels are read here."""
+        return {**entry, "stored": {**entry["stored"], "sha256": self.row(entry).sha256}}
 
     def predicted_bytes(self, entry: Mapping[str, Any]) -> int:
         """Say what the scan takes in memory; 0 where it was left out."""

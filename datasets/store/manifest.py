@@ -100,6 +100,10 @@ def name_of_datalist(path: str | Path) -> str:
     return f"{Path(path).stem}-{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
 
 
+class _NotDoneError(ValueError):
+    """Parts of a data list's manifest are missing."""
+
+
 class Store:
     """A store's settings, records and manifest.
 
@@ -213,13 +217,61 @@ class Store:
 
         Args:
             datalist: its name; None where the store holds one list only.
-            windows: name of the way to find starts; None takes any.
+            windows: name of the way to find starts; None takes each scan from the first whole way that has it, and
+                leaves those alone that are not done.
+
+        Returns:
+            One row for each entry of the list.
 
         Raises:
             ValueError: When there is no such list or way, several to choose from, or a list that is not done.
         """
-        names = [name.split("/") for name in self.location.names("manifest/") if name.endswith(".parquet")]
-        lists = sorted({name[1] for name in names})
+        if windows is None:
+            chosen: dict[tuple[str, int], ScanRow] = {}
+            for row in self.rows_of_all_ways(datalist):
+                chosen.setdefault((row.split, row.number), row)
+            return list(chosen.values())
+        parts = self._parts(datalist)
+        if windows not in parts:
+            raise ValueError(f"{self.location.url}: {self._no_windows(windows, list(parts))}")
+        return self._rows_of_way(parts[windows])
+
+    def rows_of_all_ways(self, datalist: str | None = None) -> list[ScanRow]:
+        """Read the manifest of one data list for all ways to find starts in which it is whole.
+
+        Args:
+            datalist: its name; None where the store holds one list only.
+
+        Returns:
+            Sorted by split and number, a row for each content of a scan (a file that was changed between two ways has
+            several); of scans that no way has, one row that says why.
+
+        Raises:
+            ValueError: See :meth:`rows`; a list that is done in no way is not done.
+        """
+        found: dict[tuple[str, int], dict[str, ScanRow]] = defaultdict(dict)
+        not_done = None
+        for names in self._parts(datalist).values():
+            try:
+                rows = self._rows_of_way(names)
+            except _NotDoneError as error:
+                not_done = not_done or error
+                continue
+            for row in rows:
+                found[row.split, row.number].setdefault("" if row.skipped else row.hash, row)
+        if not found:
+            assert not_done is not None  # a list has a way
+            raise not_done
+        return [
+            row
+            for place in sorted(found)
+            for row in ([row for row in found[place].values() if not row.skipped] or found[place].values())
+        ]
+
+    def _parts(self, datalist: str | None) -> dict[str, list[str]]:
+        """List the files of a data list's manifest by the way to find starts."""
+        names = [name for name in self.location.names("manifest/") if name.endswith(".parquet")]
+        lists = sorted({name.split("/")[1] for name in names})
         url = self.location.url
         if not lists:
             raise ValueError(f"{url}: expected a store of scans with a manifest, found none; prepare it first")
@@ -227,21 +279,21 @@ class Store:
             raise ValueError(f"{url}: holds the data lists {', '.join(lists)}: say which with datalist")
         if datalist is not None and datalist not in lists:
             raise ValueError(f"{url}: expected the data list {datalist}, found {', '.join(lists)}; prepare it first")
-        chosen = datalist or lists[0]
-        ways = sorted({name[2] for name in names if name[1] == chosen})
-        if windows is not None and windows not in ways:
-            raise ValueError(f"{url}: {chosen}: {self._no_windows(windows, ways)}")
-        way = windows or ways[0]
-        found = {
-            (row.split, row.number): row
-            for name in names
-            if name[1:3] == [chosen, way]
-            for row in self._read_part("/".join(name))
-        }
+        parts = defaultdict(list)
+        for name in names:
+            _, found, way, _ = name.split("/")
+            if found == (datalist or lists[0]):
+                parts[way].append(name)
+        return {way: parts[way] for way in sorted(parts)}
+
+    def _rows_of_way(self, names: Sequence[str]) -> list[ScanRow]:
+        found = {(row.split, row.number): row for name in names for row in self._read_part(name)}
         rows = [found[place] for place in sorted(found)]
-        if len(rows) != rows[0].entries:
-            raise ValueError(
-                f"{url}: {chosen}: expected {rows[0].entries} scans, found {len(rows)} prepared; run prepare to its end"
+        if not rows or len(rows) != rows[0].entries:
+            wanted = rows[0].entries if rows else "some"
+            raise _NotDoneError(
+                f"{self.location.url}: {names[0].split('/')[1]}: expected {wanted} scans, found {len(rows)} prepared;"
+                " run prepare to its end"
             )
         return rows
 

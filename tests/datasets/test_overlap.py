@@ -92,6 +92,18 @@ def test_the_command_says_which_and_how_many(store, tmp_path, capsys):
     assert [each["kind"] for each in content["overlap"]] == ["scan", "file"] and len(content["duplicates"]) == 1
 
 
+def test_a_scan_counts_if_any_way_to_find_starts_has_it(store, tmp_path, capsys):
+    """Too small for the larger cubes, in use for the smaller ones."""
+    large = Preparation(cube_size=(40, 40, 40), border=None)
+    rows = prepare_store(tmp_path / "scans" / "list.json", store, preparation=large, progress=False)
+    assert all(row.skipped for row in rows)
+    listed = task(tmp_path / "scans", [{"image": "scan0.nii"}])
+    assert main(["overlap", "--store", store, "--datalist", str(listed)]) == 1
+    printed = capsys.readouterr().out
+    assert "1 of 4 scans are in it twice" in printed
+    assert "1 scans in common" in printed and "1 files in common" in printed
+
+
 def test_a_training_is_warned_of_what_it_validates_on(store, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         load_datalist(None, store=store, key="validation")

@@ -25,7 +25,7 @@ from models_genesis.datasets.prepare import Preparation, prepare_store
 from models_genesis.datasets.store.location import Location
 from models_genesis.datasets.store.manifest import Store
 from models_genesis.datasets.store.scan_arrays import content_hash
-from models_genesis.datasets.store.settings import differences, settings_of_steps
+from models_genesis.datasets.store.settings import differences, fingerprint, settings_of_steps
 
 CONFIG = Path(__file__).resolve().parents[2] / "bundles" / "genesis_chest_ct_pretraining" / "configs" / "train.json"
 SMALL = Preparation(cube_size=(8, 8, 4), border=None)
@@ -265,6 +265,43 @@ def test_a_changed_scan_is_prepared_again(store, datalist, scan_folder, tools, m
     for index in range(2):  # divided otherwise, which leaves no old row behind
         prepare_store(datalist, store, shard=(index, 2), preparation=SMALL, progress=False)
     assert contents(make(store, cache_gib=0)) == contents(make(cache_gib=0.1))
+
+
+def test_a_way_that_is_not_done_hides_none_that_is(datalist, tmp_path, make, scan_folder, tools):
+    """Whichever of the two names comes first: once the larger cubes are done in part, once the smaller."""
+    large = Preparation(cube_size=(40, 40, 40), border=None)  # no scan is as large
+    medium = Preparation(cube_size=(12, 8, 4), border=None)
+    for number, (whole, part) in enumerate([(SMALL, large), (SMALL, medium), (medium, SMALL)]):
+        store = str(tmp_path / f"store{number}")
+        expected = prepare_store(datalist, store, preparation=whole, progress=False)
+        prepare_store(datalist, store, shard=(0, 2), preparation=part, progress=False)
+        assert Store(Location(store)).rows() == Store(Location(store)).rows_of_all_ways() == expected
+        steps = Compose([*whole.steps(), whole.windows()])
+        found = make(store, preprocessing=steps, cache_gib=0)
+        assert contents(found) == contents(make(preprocessing=steps, cache_gib=0.1))
+        with pytest.raises(ValueError, match="expected 5 scans, found 3 prepared"):
+            make(store, preprocessing=[*part.steps(), part.windows()])
+    # a scan that one way leaves out and another keeps is kept, and its hash is that of the way which is asked for
+    tools.write_nifti(scan_folder / "b" / "only.nii", tools.make_scan(99))
+    for whole in (SMALL, large):
+        prepare_store(datalist, str(tmp_path / "both"), preparation=whole, progress=False)
+        tools.write_nifti(scan_folder / "b" / "only.nii", tools.make_scan(98, (44, 44, 44)))
+    rows = {way: Store(Location(str(tmp_path / "both"))).rows(windows=way) for way in window_names(SMALL, large)}
+    small, big = rows.values()
+    assert [bool(row.skipped) for row in big] == [True, False, True, True, True]
+    assert not any(row.skipped for row in Store(Location(str(tmp_path / "both"))).rows())
+    both = Store(Location(str(tmp_path / "both"))).rows_of_all_ways()
+    assert sorted(row.hash for row in both) == sorted([*(row.hash for row in small), big[1].hash])
+    for whole, row in ((SMALL, small[1]), (large, big[1])):
+        steps = [*whole.steps(), whole.windows()]
+        opened = make(str(tmp_path / "both"), preprocessing=steps, cache_gib=0, on_bad_scan="skip")
+        hashes = {each["image"]: each["stored"]["sha256"] for each in opened.data}
+        assert hashes[row.source] == row.sha256
+    assert small[1].sha256 != big[1].sha256
+
+
+def window_names(*preparations: Preparation) -> list[str]:
+    return [fingerprint(settings_of_steps([each.windows()])) for each in preparations]
 
 
 def test_a_changed_list_is_another_list(store, datalist, scan_folder):
