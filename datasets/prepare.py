@@ -138,7 +138,8 @@ def prepare_store(
 
     Raises:
         ModuleNotFoundError: When tensorstore or pyarrow is missing.
-        ValueError: When an argument is out of range, or the store was prepared otherwise.
+        ValueError: When an argument is out of range, the store was prepared otherwise, or holds a
+            list of this name with other paths.
         OSError: When the store cannot be written, or a process died.
     """
     for package in ("tensorstore", "pyarrow"):
@@ -153,12 +154,14 @@ def prepare_store(
     rows = list(_rows(datalist, dataset_dir))
     if not rows:
         raise ValueError(f"{datalist}: expected scans in one of {', '.join(SPLITS)}, found none.")
+    place.check_sources(rows)
     place.set_preparation(settings_of_steps(preparation.steps()), preparation.of_scans(), made_by())
     windows = place.set_windows(settings_of_steps([preparation.windows()]))
     mine = [replace(row, windows=windows, entries=len(rows)) for row in rows[index::shards]]
     if not mine:
         return []
     done = _in_processes(_Prepare(store, preparation), mine, workers, progress)
+    place.check_sources(rows)  # again, for another run may have begun at the same time
     place.write_manifest(done, index, shards)
     return done
 

@@ -148,8 +148,18 @@ class StoreReader:
         return str(entry[self.image_key])
 
     def row(self, entry: Mapping[str, Any]) -> ScanRow:
-        """Find a scan in the manifest."""
-        return self._rows[entry["stored"]["datalist"], entry[self.image_key]]
+        """Find a scan in the manifest.
+
+        Raises:
+            ValueError: When it is not there.
+        """
+        name, source = entry["stored"]["datalist"], str(entry[self.image_key])
+        if (name, source) not in self._rows:
+            raise ValueError(
+                f"{self.location.url}: {name}: expected {source}, found it not among the {len(self._rows)} scans of"
+                " these starts; run prepare again"
+            )
+        return self._rows[name, source]
 
     def noted(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Give an entry with the SHA-256 of the file whose voxels are read here."""

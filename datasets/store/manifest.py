@@ -191,6 +191,29 @@ class Store:
         facts = {fact: getattr(row, fact) for fact in START_FACTS}
         self._write_json(f"records/{row.key}-{row.windows}.json", facts)
 
+    def check_sources(self, rows: Sequence[ScanRow]) -> None:
+        """Check that a data list of this name, if it is here already, names the same files.
+
+        The name of a list is that of its file and its content; relative paths may mean other files elsewhere.
+
+        Args:
+            rows: all scans of one list.
+
+        Raises:
+            ValueError: When it names others, with the first of them.
+        """
+        wanted = {(row.split, row.number): row for row in rows}
+        folder = f"manifest/{rows[0].datalist}/"
+        for name in self.location.names(folder):
+            for found in self._read_part(name) if name.endswith(".parquet") else ():
+                row = wanted.get((found.split, found.number))
+                if row is None or row.source != found.source:
+                    here = "no such entry" if row is None else row.source
+                    raise ValueError(
+                        f"{self.location.url}: holds the data list {rows[0].datalist} with {found.split} {found.number}"
+                        f" = {found.source}, expected {here}: give the same dataset_dir, or the list another file name"
+                    )
+
     def write_manifest(self, rows: Sequence[ScanRow], index: int, shards: int) -> None:
         """Write rows of one data list and one way to find starts.
 

@@ -304,6 +304,27 @@ def window_names(*preparations: Preparation) -> list[str]:
     return [fingerprint(settings_of_steps([each.windows()])) for each in preparations]
 
 
+def test_one_list_of_two_folders_is_refused(tmp_path, tools):
+    for number, folder in enumerate("de"):
+        for scan in range(2):
+            tools.write_nifti(tmp_path / folder / f"{scan}.nii", tools.make_scan(10 * number + scan))
+    listed = write_list(tmp_path, ["0.nii", "1.nii"])
+    store = str(tmp_path / "store")
+    rows = prepare_store(listed, store, tmp_path / "d", preparation=SMALL, progress=False)
+    before = objects(store)
+    for other in (SMALL, Preparation(cube_size=(12, 8, 4), border=None)):
+        with pytest.raises(ValueError, match=r"datalist-.* = .*/d/0.nii, expected .*/e/0.nii: give"):
+            prepare_store(listed, store, tmp_path / "e", preparation=other, progress=False)
+    assert objects(store) == before and Store(Location(store)).rows() == rows
+    listed.rename(tmp_path / "e.json")
+    renamed = prepare_store(tmp_path / "e.json", store, tmp_path / "e", preparation=SMALL, progress=False)
+    assert not {row.hash for row in renamed} & {row.hash for row in rows}
+    entry = {**load_datalist(tmp_path / "e.json", store=store)[0], "image": "elsewhere.nii"}
+    steps = [*SMALL.steps(), SMALL.windows()]
+    with pytest.raises(ValueError, match=r"expected elsewhere.nii, found it not among the 2 scans"):
+        ScanCache([entry], steps, cache_gib=0, progress=False, store=store)
+
+
 def test_a_changed_list_is_another_list(store, datalist, scan_folder):
     first = load_datalist(datalist, store=store)
     longer = write_list(scan_folder, ["b/only.nii", "c/x.nii.gz", "a/second.nii.gz"], name="longer.json")
