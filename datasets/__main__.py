@@ -160,7 +160,8 @@ COMMANDS: dict[str, Command] = {
         "prepare the scans of a data list once, into a store that pretraining reads", prepare.add_arguments, prepare.run
     ),
     "overlap": Command(
-        "name scans that are twice in a store, or in a store and in the data list of a task",
+        "name scans that are twice in a store, or in a store and in the data list of a task; exit code 1 where there"
+        " are such, 3 where there are none but scans that could not be compared",
         overlap.add_arguments,
         overlap.run,
     ),
@@ -178,7 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: command line, by default the process's own.
 
     Returns:
-        Exit code: 0, or 2 after one line on stderr that says what was wrong.
+        Exit code: 0, or 2 after one line on stderr that says what was wrong; what a command says otherwise, such as 1
+        where ``check`` or ``overlap`` found something, is in its help.
     """
     parser = argparse.ArgumentParser(prog="python -m models_genesis.datasets", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)

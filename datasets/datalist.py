@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 NAME_EXCLUDED = "name excluded"
 """Reason of scans that are passed over because they are called as label maps are."""
 
+DECATHLON_TEST = "test"
+"""What the Decathlon calls its list of test images, which have no labels."""
+
 PATH_KEYS = ("image", "label")
 """Keys of an entry that hold paths."""
 
@@ -228,7 +231,7 @@ def read_datalist(
     # MSD lists its test images as bare paths
     entries = [{"image": entry} if isinstance(entry, str) else entry for entry in entries]
     for number, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not isinstance(entry.get("image"), str | list):
+        if not _has_image(entry):
             raise ValueError(f"{path}: expected an 'image' in entry {number} of {key!r}, found {str(entry)[:80]}.")
     if with_label:
         labelled = [entry for entry in entries if entry.get("label")]
@@ -238,6 +241,37 @@ def read_datalist(
             raise ValueError(f"{path}: expected labels in {key!r}, found none in {len(entries)} entries.")
         entries = labelled
     return resolve_paths(entries, Path(dataset_dir) if dataset_dir is not None else path.parent, f"{path} ({key})")
+
+
+def read_all_splits(datalist: str | Path, dataset_dir: str | Path | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Read every list of a file whose entries have images, whatever it is called; others are named in a warning.
+
+    The Decathlon calls its test images ``"test"``, and lists them as bare paths.
+
+    Args:
+        datalist: see :func:`read_datalist`.
+        dataset_dir: see there.
+
+    Returns:
+        Entries by the list's name: our splits first, then the others in the file's order; no empty list.
+
+    Raises:
+        FileNotFoundError: See :func:`read_datalist`.
+        ValueError: See there; or when the file has no list of images.
+    """
+    content = read_json(datalist, "a data list")
+    known = (*SPLITS, DECATHLON_TEST)
+    lists = [key for key in dict.fromkeys((*known, *content)) if isinstance(content.get(key), list) and content[key]]
+    images = [key for key in lists if key in known or any(_has_image(entry) for entry in content[key])]
+    if ignored := [key for key in lists if key not in images]:
+        logger.warning("%s: ignored, since no entry has an image: %s", datalist, printable(", ".join(ignored)))
+    if not images:
+        raise ValueError(f"{datalist}: expected scans in one of {', '.join(known)}, found none.")
+    return {key: read_datalist(datalist, dataset_dir, key) for key in images}
+
+
+def _has_image(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("image"), str | list)
 
 
 def resolve_paths(entries: list[dict[str, Any]], root: Path, name: str) -> list[dict[str, Any]]:

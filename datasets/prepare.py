@@ -27,10 +27,9 @@ from ..transforms.hounsfield import ClipHounsfieldd
 from ..transforms.modality_check import CheckModalityd
 from ..transforms.scan_normalisation import NormaliseScand, default_intensity_range
 from ..transforms.tissue_windows import TissueWindowsd
-from .datalist import made_by, read_datalist
+from .datalist import made_by, read_all_splits
 from .io.csv_file import printable
 from .io.file_hash import hash_of_files
-from .io.json_file import read_json
 from .io.scan_header import BadScanError, scan_files, split_series
 from .io.scan_reader import ScanReader
 from .loading.prepare_scan import AFFINE_SUFFIX, PrepareScan, plain_arrays
@@ -125,7 +124,8 @@ def prepare_store(
     noted with the reason, and tried again by the next call. Scans are known by path, size and time of their files.
 
     Args:
-        datalist: JSON file in the layout of the Medical Segmentation Decathlon; all its splits are prepared.
+        datalist: JSON file in the layout of the Medical Segmentation Decathlon; every list of it whose entries have
+            images is prepared, the Decathlon's ``"test"`` too.
         store: path, or URL of a bucket, see :class:`~models_genesis.datasets.store.location.Location`.
         dataset_dir: folder that relative paths start from, by default the list's own.
         workers: processes.
@@ -152,8 +152,6 @@ def prepare_store(
     preparation = preparation or Preparation()
     place = Store(Location(store))
     rows = list(_rows(datalist, dataset_dir))
-    if not rows:
-        raise ValueError(f"{datalist}: expected scans in one of {', '.join(SPLITS)}, found none.")
     place.check_sources(rows)
     place.set_preparation(settings_of_steps(preparation.steps()), preparation.of_scans(), made_by())
     windows = place.set_windows(settings_of_steps([preparation.windows()]))
@@ -167,10 +165,8 @@ def prepare_store(
 
 
 def _rows(datalist: str | Path, dataset_dir: str | Path | None) -> Iterator[ScanRow]:
-    content = read_json(datalist, "a data list")
     name = name_of_datalist(datalist)
-    for split in SPLITS:
-        entries = read_datalist(datalist, dataset_dir, split) if content.get(split) else []
+    for split, entries in read_all_splits(datalist, dataset_dir).items():
         for number, entry in enumerate(entries):
             if not isinstance(entry[IMAGE], str):
                 raise ValueError(
@@ -359,7 +355,7 @@ def run(arguments: argparse.Namespace) -> int:
     counts = Counter(row.split for row in rows if not row.skipped)
     index, shards = arguments.shard
     print(f"{arguments.store}: shard {index} of {shards}, {len(rows)} scans")
-    for split in SPLITS:
+    for split in dict.fromkeys((*SPLITS, *counts)):
         print(f"  {split:<28}{counts[split]:>7}")
     print(f"  {'left out':<28}{len(skipped):>7}")
     for row in skipped:

@@ -27,7 +27,7 @@ class ScanRow:
 
     Attributes:
         datalist: name of the data list, see :func:`name_of_datalist`.
-        split: ``"training"``, ``"validation"`` or ``"testing"``.
+        split: ``"training"``, ``"validation"``, ``"testing"``, or another list of the file.
         number: of the entry in its split, from 0.
         entries: entries of the whole list, by which a list that is not done is known.
         key: name of the scan in the store.

@@ -62,7 +62,7 @@ def test_each_kind_is_found_by_itself(store, tmp_path, tools):
         ],
     )
     rows = Store(Location(store)).rows()
-    found = find_overlap(rows, listed, preparation=Preparation(modality=None), progress=False)
+    found, not_compared = find_overlap(rows, listed, preparation=Preparation(modality=None), progress=False)
     kinds = [(each.kind, [Path(scan).name for scan in each.stored], [Path(scan).name for scan in each.listed])
              for each in found]  # fmt: skip
     assert kinds == [
@@ -72,10 +72,11 @@ def test_each_kind_is_found_by_itself(store, tmp_path, tools):
         ("patient", ["scan1.nii", "scan3.nii"], ["other.nii.gz"]),
     ]
     assert all(each.listed[0].startswith("testing ") and each.stored[0].startswith("training ") for each in found)
-    names = find_overlap(rows, listed, progress=False)
+    assert not_compared == []
+    names, _ = find_overlap(rows, listed, progress=False)
     assert [each.kind for each in names] == ["file", "patient"]
     other = task(folder, [{"image": "other.nii.gz", "patient": "new"}])
-    assert find_overlap(rows, other, preparation=Preparation(modality=None), progress=False) == []
+    assert find_overlap(rows, other, preparation=Preparation(modality=None), progress=False) == ([], [])
 
 
 def test_the_command_says_which_and_how_many(store, tmp_path, capsys):
@@ -92,6 +93,27 @@ def test_the_command_says_which_and_how_many(store, tmp_path, capsys):
     assert [each["kind"] for each in content["overlap"]] == ["scan", "file"] and len(content["duplicates"]) == 1
 
 
+def test_what_cannot_be_compared_is_no_clean_answer(tmp_path, tools, capsys):
+    for number in range(3):
+        tools.write_nifti(tmp_path / "scans" / f"scan{number}.nii", tools.make_scan(number))
+    (tmp_path / "scans" / "list.json").write_text(json.dumps({"training": [{"image": "scan0.nii"}]}))
+    store = str(tmp_path / "store")
+    prepare_store(tmp_path / "scans" / "list.json", store, preparation=SMALL, progress=False)
+    whole = (tmp_path / "scans" / "scan2.nii").read_bytes()
+    (tmp_path / "scans" / "scan2.nii").write_bytes(whole[: len(whole) // 2])
+    out = tmp_path / "found.json"
+    for images, code, count in [(["scan1.nii"], 0, 0), (["scan1.nii", "scan2.nii"], 3, 1),
+                                (["scan0.nii", "scan2.nii"], 1, 1)]:  # fmt: skip
+        listed = task(tmp_path / "scans", [{"image": image} for image in images])
+        line = ["overlap", "--store", store, "--datalist", str(listed), "--out", str(out)]
+        assert main(line) == code
+        printed = capsys.readouterr().out
+        assert f"{count} not compared" in printed and ("scan2.nii: " in printed) == (count == 1)
+        assert len(json.loads(out.read_text())["not_compared"]) == count
+        assert main([*line, "--names_only"]) == (1 if code == 1 else 0)
+        assert "not compared" not in capsys.readouterr().out
+
+
 def test_a_scan_counts_if_any_way_to_find_starts_has_it(store, tmp_path, capsys):
     """Too small for the larger cubes, in use for the smaller ones."""
     large = Preparation(cube_size=(40, 40, 40), border=None)
@@ -102,6 +124,27 @@ def test_a_scan_counts_if_any_way_to_find_starts_has_it(store, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert "1 of 4 scans are in it twice" in printed
     assert "1 scans in common" in printed and "1 files in common" in printed
+
+
+def test_the_test_images_of_the_decathlon_count(store, tmp_path, capsys, caplog):
+    """Its own list names them as bare paths, in "test"; other lists may be of any name."""
+    listed = tmp_path / "scans" / "dataset.json"
+    listed.write_text(json.dumps({"training": [], "test": ["./scan0.nii"], "fold_1": [{"image": "scan2.nii"}],
+                                  "tensorImageSize": ["3D"], "labels": {"0": "background"}}))  # fmt: skip
+    assert main(["overlap", "--store", store, "--datalist", str(listed)]) == 1
+    printed = capsys.readouterr().out
+    assert "2 scans in common" in printed
+    assert f"test {tmp_path}/scans/scan0.nii" in printed and f"fold_1 {tmp_path}/scans/scan2.nii" in printed
+    assert "ignored, since no entry has an image: tensorImageSize" in caplog.text
+    rows = prepare_store(listed, str(tmp_path / "other"), preparation=SMALL, progress=False)
+    assert [(row.split, Path(row.source).name) for row in rows] == [("test", "scan0.nii"), ("fold_1", "scan2.nii")]
+    assert [Path(each["image"]).name for each in load_datalist(listed, store=str(tmp_path / "other"), key="test")] == [
+        "scan0.nii"
+    ]
+    listed.write_text(json.dumps({"training": [], "names": ["a"]}))
+    for command in ("overlap", "prepare"):
+        assert main([command, "--store", store, "--datalist", str(listed)]) == 2
+        assert "expected scans in one of training, validation, testing, test, found none" in capsys.readouterr().err
 
 
 def test_a_training_is_warned_of_what_it_validates_on(store, tmp_path, caplog):
