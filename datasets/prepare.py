@@ -153,13 +153,15 @@ def prepare_store(
     place = Store(Location(store))
     rows = list(_rows(datalist, dataset_dir))
     place.check_sources(rows)
-    place.set_preparation(settings_of_steps(preparation.steps()), preparation.of_scans(), made_by())
+    settings = settings_of_steps(preparation.steps())
+    prepared_by = place.set_preparation(settings, preparation.of_scans(), made_by())
     windows = place.set_windows(settings_of_steps([preparation.windows()]))
-    mine = [replace(row, windows=windows, entries=len(rows)) for row in rows[index::shards]]
+    mine = [replace(row, preparation=prepared_by, windows=windows, entries=len(rows)) for row in rows[index::shards]]
     if not mine:
         return []
     done = _in_processes(_Prepare(store, preparation), mine, workers, progress)
-    place.check_sources(rows)  # again, for another run may have begun at the same time
+    place.check_preparation(settings)  # again, for another run may have begun at the same time
+    place.check_sources(rows)
     place.write_manifest(done, index, shards)
     return done
 
@@ -229,7 +231,7 @@ class _Prepare:
         Raises:
             OSError: When the store cannot be written.
         """
-        row = replace(row, key=_key(row.source))
+        row = replace(row, key=_key(row.source, row.preparation))
         noted = self.store.record(row)
         try:
             if noted is None:
@@ -289,13 +291,13 @@ def _keep_source_affine(item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
     return {**item, SOURCE_AFFINE: np.array(item[IMAGE].affine)}
 
 
-def _key(source: str) -> str:
-    """Name a scan by its files, their sizes and times; a missing one by its path."""
+def _key(source: str, preparation: str) -> str:
+    """Name a scan by how it is prepared and its files, their sizes and times; a missing one by its path."""
     try:
         files = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in scan_files(source)]
     except (OSError, BadScanError):
         files = []
-    return json_hashing([source, files]).decode()[:32]
+    return json_hashing([source, files, preparation]).decode()[:32]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

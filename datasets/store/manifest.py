@@ -17,7 +17,7 @@ from .settings import Settings, differences, fingerprint
 
 __all__ = ["ScanRow", "Store", "duplicates", "name_of_datalist", "shared_patients"]
 
-VERSION = 1
+VERSION = 2
 """Of the layout of a store."""
 
 
@@ -31,6 +31,7 @@ class ScanRow:
         number: of the entry in its split, from 0.
         entries: entries of the whole list, by which a list that is not done is known.
         key: name of the scan in the store.
+        preparation: fingerprint of the settings by which it was prepared, see ``store.json``.
         source: absolute path of the scan, with ``::`` and the series where a folder holds several.
         patient: name that keeps a patient's scans in one split; ``""`` where the list has none.
         series: identifier of the DICOM series; ``""`` where the list has none.
@@ -57,6 +58,7 @@ class ScanRow:
     number: int = 0
     entries: int = 0
     key: str = ""
+    preparation: str = ""
     source: str = ""
     patient: str = ""
     series: str = ""
@@ -88,7 +90,7 @@ class ScanRow:
         return f"scans/{self.key}/starts-{self.windows}"
 
 
-SCAN_FACTS = ("sha256", "hash", "shape", "dtype", "spacing", "affine", "orientation", "low", "high")
+SCAN_FACTS = ("preparation", "sha256", "hash", "shape", "dtype", "spacing", "affine", "orientation", "low", "high")
 """What the record of a scan holds."""
 
 START_FACTS = ("starts", "starts_type", "starts_runs", "starts_before")
@@ -137,13 +139,17 @@ class Store:
         """Read by which arguments the scans were prepared; empty where there is no store."""
         return (self._json("store.json") or {}).get("arguments", {})
 
-    def set_preparation(self, wanted: Settings, arguments: Mapping[str, Any], made_by: str) -> None:
+    def set_preparation(self, wanted: Settings, arguments: Mapping[str, Any], made_by: str) -> str:
         """Begin a store, or check that it was prepared in the same way.
 
         Args:
             wanted: settings of the steps, which count.
             arguments: that make these steps, for who is to make them again.
             made_by: program and version.
+
+        Returns:
+            The settings' fingerprint, which is part of the key of each scan: of two runs that begin at once with other
+            settings, neither takes a scan of the other for its own.
 
         Raises:
             ValueError: When it was prepared otherwise, with each setting that differs.
@@ -152,7 +158,16 @@ class Store:
         if found is None:
             content = {"version": VERSION, "made_by": made_by, "arguments": arguments, "preparation": wanted}
             self._write_json("store.json", content)
-            found = self.preparation() or {}  # of two that begin at once, the last decides for both
+        self.check_preparation(wanted)  # of two that begin at once, the last decides for both
+        return fingerprint(wanted)
+
+    def check_preparation(self, wanted: Settings) -> None:
+        """Check that the store is prepared in this way.
+
+        Raises:
+            ValueError: When it is prepared otherwise, with each setting that differs.
+        """
+        found = self.preparation() or {}
         if text := differences(found, wanted):
             raise ValueError(f"{self.location.url}: the scans were prepared otherwise: {text}")
 
@@ -169,8 +184,18 @@ class Store:
         return {Path(name).stem: self._json(name) or {} for name in names}
 
     def record(self, row: ScanRow) -> ScanRow | None:
-        """Complete a row by the record of its scan; None where the scan is not whole."""
-        return self._completed(row, f"records/{row.key}.json", SCAN_FACTS)
+        """Complete a row by the record of its scan; None where the scan is not whole.
+
+        Raises:
+            ValueError: When it was prepared otherwise than the row says.
+        """
+        found = self._completed(row, f"records/{row.key}.json", SCAN_FACTS)
+        if found is not None and found.preparation != row.preparation:
+            raise ValueError(
+                f"{self.location.url}/records/{row.key}.json: expected a scan prepared by {row.preparation}, found"
+                f" {found.preparation}"
+            )
+        return found
 
     def starts_record(self, row: ScanRow) -> ScanRow | None:
         """Complete a row by the record of its starts; None where those are not whole."""
@@ -312,6 +337,13 @@ class Store:
     def _rows_of_way(self, names: Sequence[str]) -> list[ScanRow]:
         found = {(row.split, row.number): row for name in names for row in self._read_part(name)}
         rows = [found[place] for place in sorted(found)]
+        here = fingerprint(self.preparation() or {})
+        for row in rows:
+            if row.preparation != here:
+                raise ValueError(
+                    f"{self.location.url}: {row.datalist}: {row.source} was prepared by {row.preparation or '(none)'},"
+                    f" expected {here}, that of store.json; run prepare again"
+                )
         if not rows or len(rows) != rows[0].entries:
             wanted = rows[0].entries if rows else "some"
             raise _NotDoneError(

@@ -19,6 +19,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose, Flipd
 
 from models_genesis.datasets import CubeDataset, EpochSampler, PrefetchDataLoader, ScanCache, load_datalist
+from models_genesis.datasets import prepare as prepare_module
 from models_genesis.datasets.__main__ import main
 from models_genesis.datasets.io.root_cause import root_cause
 from models_genesis.datasets.prepare import Preparation, prepare_store
@@ -304,6 +305,33 @@ def window_names(*preparations: Preparation) -> list[str]:
     return [fingerprint(settings_of_steps([each.windows()])) for each in preparations]
 
 
+def test_two_runs_that_begin_at_once_with_other_settings(datalist, tmp_path, monkeypatch):
+    """The second finds no store.json and writes its own while the first prepares; each has its own voxels."""
+    narrow = Preparation(cube_size=(8, 8, 4), border=None, intensity_range=(-900, 50))
+    store = str(tmp_path / "store")
+    prepare, done = prepare_module._in_processes, []
+
+    def second_run(*arguments):
+        monkeypatch.setattr(prepare_module, "_in_processes", prepare)
+        done.extend(prepare(*arguments))
+        (Path(store) / "store.json").unlink()
+        prepare_store(datalist, store, preparation=narrow, progress=False)
+        return done
+
+    monkeypatch.setattr(prepare_module, "_in_processes", second_run)
+    with pytest.raises(ValueError, match=r"prepared otherwise: .*intensity_range: \[-900.0, 50.0\] in the store"):
+        prepare_store(datalist, store, preparation=SMALL, progress=False)
+    rows = Store(Location(store)).rows()
+    assert len(done) == len(rows) == 5
+    for row, other in zip(rows, done, strict=True):
+        voxels = np.asarray(nib.as_closest_canonical(nib.load(row.source)).dataobj)
+        np.testing.assert_array_equal(read_by_path(store, row.image_name)[0], voxels.clip(-900, 50))
+        np.testing.assert_array_equal(read_by_path(store, other.image_name)[0], voxels.clip(-1000, 1000))
+    Store(Location(store)).write_manifest(done, 0, 1)  # between the check and the manifest
+    with pytest.raises(ValueError, match=r"first.nii.gz was prepared by \w+, expected \w+, that of store.json"):
+        load_datalist(None, store=store)
+
+
 def test_one_list_of_two_folders_is_refused(tmp_path, tools):
     for number, folder in enumerate("de"):
         for scan in range(2):
@@ -465,7 +493,7 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected a store of scans with a manifest, found none"):
         load_datalist(None, store=str(tmp_path))
     (tmp_path / "store.json").write_text('{"version": 99}')
-    with pytest.raises(ValueError, match=r"expected a store of version 1, found .*99"):
+    with pytest.raises(ValueError, match=r"expected a store of version 2, found .*99"):
         Store(Location(str(tmp_path))).preparation()
 
 
