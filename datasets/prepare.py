@@ -8,11 +8,16 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +38,7 @@ from .io.file_hash import hash_of_files
 from .io.scan_header import BadScanError, scan_files, split_series
 from .io.scan_reader import ScanReader
 from .loading.prepare_scan import AFFINE_SUFFIX, PrepareScan, plain_arrays
+from .loading.worker_shield import hold_sigterm
 from .splits import SPLITS
 from .store.location import Location, import_extra
 from .store.manifest import ScanRow, Store, name_of_datalist
@@ -193,12 +199,15 @@ def series_of(entry: Mapping[str, Any]) -> str:
 
 
 def _in_processes(prepare: _Prepare, rows: Sequence[ScanRow], workers: int, progress: bool) -> list[ScanRow]:
-    """Prepare scans in processes of one thread each; forked ones TensorStore would abort."""
+    """Prepare scans in processes of one thread each; forked ones TensorStore would abort.
+
+    SIGTERM lets them finish the scans that they have begun, then ends this process with 143.
+    """
     if workers == 1:
         return [prepare(row) for row in tqdm(rows, "Preparing scans", disable=not progress)]
     context = multiprocessing.get_context("spawn")
     done = {}
-    with ProcessPoolExecutor(min(workers, len(rows)), context, initializer=_one_thread) as pool:
+    with _exit_on_sigterm(), ProcessPoolExecutor(min(workers, len(rows)), context, initializer=_begin_worker) as pool:
         futures = {pool.submit(prepare, row): number for number, row in enumerate(rows)}
         try:
             for future in tqdm(as_completed(futures), "Preparing scans", len(rows), disable=not progress):
@@ -214,8 +223,37 @@ def _in_processes(prepare: _Prepare, rows: Sequence[ScanRow], workers: int, prog
     return [done[number] for number in range(len(rows))]
 
 
-def _one_thread() -> None:
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise ``SystemExit``: in the main thread, which alone may ask, and where nobody else handles it."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def leave(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough: the scans that were begun are finished
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _begin_worker() -> None:
+    """Take one thread, leave SIGTERM to the parent, and end with it, whatever ends it."""
     torch.set_num_threads(1)
+    hold_sigterm()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # the pool starts this process
+    threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)  # half a scan does not count
 
 
 class _Prepare:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -472,6 +474,52 @@ def test_several_processes_from_the_command_line(datalist, tmp_path, store, caps
     assert Store(Location(many)).rows() == Store(Location(store)).rows()
     assert main([*line, "--shard", "3/2"]) == 2
     assert "shard must be i/n with 0 <= i < n, got 3/2" in capsys.readouterr().err
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are listed on Linux")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_the_command(number, tmp_path, tools):
+    """Stopped at the second of forty scans, by a scheduler or by force: no process is left, nothing is written."""
+    for scan in range(2):
+        tools.write_nifti(tmp_path / "scans" / f"{scan}.nii", tools.make_scan(scan, (128, 128, 100)))
+    for scan in range(2, 40):
+        (tmp_path / "scans" / f"{scan}.nii").symlink_to(f"{scan % 2}.nii")
+    datalist = write_list(tmp_path / "scans", [f"{scan}.nii" for scan in range(40)])
+    store = tmp_path / "store"
+    line = ["prepare", "--datalist", str(datalist), "--store", str(store), "--workers", "2", *COMMAND]
+    command = subprocess.Popen(
+        [sys.executable, "-m", "models_genesis.datasets", *line], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        end = time.monotonic() + 120
+        while len(list(store.glob("records/*.json"))) < 2 and time.monotonic() < end:
+            time.sleep(0.02)
+        workers = children_of(command.pid)
+        assert len(workers) >= 2 and command.poll() is None
+        command.send_signal(number)
+        assert command.wait(60) == (143 if number == signal.SIGTERM else -signal.SIGKILL)
+        if number == signal.SIGKILL:  # there is nobody to wait for them
+            while any(map(is_running, workers)) and time.monotonic() < end:
+                time.sleep(0.02)
+        assert not any(map(is_running, workers))
+    finally:
+        command.kill()
+        command.communicate()
+    written = objects(str(store))
+    assert sum(name.endswith("image/zarr.json") for name in written) < 20
+    time.sleep(1)
+    assert objects(str(store)) == written and not (store / "manifest").exists()
 
 
 @pytest.mark.parametrize("package", ["tensorstore", "pyarrow"])
