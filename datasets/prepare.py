@@ -158,9 +158,9 @@ def prepare_store(
     preparation = preparation or Preparation()
     place = Store(Location(store))
     rows = list(_rows(datalist, dataset_dir))
-    place.check_sources(rows)
     settings = settings_of_steps(preparation.steps())
     prepared_by = place.set_preparation(settings, preparation.of_scans(), made_by())
+    place.check_sources(rows)
     windows = place.set_windows(settings_of_steps([preparation.windows()]))
     mine = [replace(row, preparation=prepared_by, windows=windows, entries=len(rows)) for row in rows[index::shards]]
     if not mine:

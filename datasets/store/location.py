@@ -23,6 +23,9 @@ READ_THREADS = 4
 REQUESTS = 16
 """Requests that one process may have open to a bucket."""
 
+RETRIES = {"max_retries": 7, "initial_delay": "500ms", "max_delay": "16s"}
+"""How often a request to a bucket is tried again, for some 45 s; TensorStore's own 32 times look like a hang."""
+
 _first_process: list[int] = []
 """The process that used TensorStore first, in this process or in the one that it was forked from."""
 
@@ -72,6 +75,8 @@ def _context() -> Any:
             "file_io_concurrency": {"limit": READ_THREADS},
             "s3_request_concurrency": {"limit": REQUESTS},
             "gcs_request_concurrency": {"limit": REQUESTS},
+            "s3_request_retries": RETRIES,
+            "gcs_request_retries": RETRIES,
         }
     )
 

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import boto3
@@ -71,3 +74,26 @@ def test_a_bucket_that_is_not_there_is_named(bucket, scan_folder, capsys):
     assert "s3://nowhere/chest/store.json: " in error and "NoSuchBucket" in error
     with pytest.raises(ValueError, match="expected a store of scans with a manifest, found none"):
         load_datalist(None, store="s3://scans/other")
+
+
+CLOSED = """
+import sys, time
+from models_genesis.datasets.store import location
+location.RETRIES["max_delay"] = "500ms"  # as often, but faster
+start = time.monotonic()
+try:
+    location.Location("s3://scans/chest").read("store.json")
+except OSError as error:
+    print(f"{time.monotonic() - start:.1f}", error)
+"""
+
+
+def test_a_server_that_is_not_there_is_an_error_soon(bucket, monkeypatch):
+    """At a port of this machine that nobody listens at: seven times half a second, and what chance adds."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        done = subprocess.run([sys.executable, "-c", CLOSED], capture_output=True, text=True, timeout=60)
+    seconds, _, error = done.stdout.partition(" ")
+    assert float(seconds) < 30, done.stderr[-1000:]
+    assert error.startswith("s3://scans/chest/store.json: ")
