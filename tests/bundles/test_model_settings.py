@@ -228,7 +228,7 @@ def test_every_key_of_a_training_is_kept_with_it_or_known_not_to_matter(bundle):
         "pretrained", "split", "store", "device", "num_workers", "network", "precision", "inferer", "sw_batch_size",
         "imports", "initialize", "run", "resume", "resume_changed", "on_bad_case", "on_bad_scan", "epochs",
         "metric_name", "tolerance_mm", "eval_batch_size", "model_settings", "loaded_settings", "_meta_", "keep_last",
-        "probe_datalist", "loading", "task",  # counted by its task_facts
+        "save_every_minutes", "probe_datalist", "loading", "task",  # counted by its task_facts
     }  # fmt: skip
     assert {"batch_size", "learning_rate", "warmup_epochs", "seed", "features"} <= set(gathered[0])
     assert json.loads(json.dumps(gathered[0])) == gathered[0]

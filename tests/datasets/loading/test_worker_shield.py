@@ -70,7 +70,7 @@ def test_a_loader_goes_on_when_its_workers_are_asked_to_end(kind):
     shield_workers()
     try:
         batches = iter(PrefetchDataLoader(kind(range(40)), num_workers=2, prefetch_factor=1))
-        found = [next(batches).item()]
+        found = [next(batches).item() for _ in range(2)]  # one of each worker: both are set up
     finally:
         stop_shielding()
     workers = multiprocessing.active_children()

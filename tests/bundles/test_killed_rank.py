@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One of two ranks is killed within an epoch; the same command goes on, and nothing of it shows in the result."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BUNDLE = "genesis_chest_ct_pretraining"
+SMALL = {
+    "features": "[4,8]", "cube_size": "[16,16,16]", "tissue_threshold": "$None", "cubes_per_scan": 24,
+    "val_cubes_per_scan": 2, "batch_size": 2, "epochs": 2, "warmup_epochs": 0, "backend": "gloo",
+    "device": "$torch.device('cpu')", "network#device_ids": "$None", "resume": "auto", "save_every_minutes": 0.001,
+}  # fmt: skip
+
+
+@pytest.fixture
+def start(bundle_command: Callable[..., list[str]], chest_scans: Path) -> Callable[[Path], list[subprocess.Popen]]:
+    """Start the same training in two ranks, as ``torchrun`` does."""
+
+    def begin(folder: Path) -> list[subprocess.Popen[Any]]:
+        given = {**SMALL, "dataset_dir": chest_scans, "ckpt_dir": folder / "models", "output_dir": folder / "eval"}
+        line = bundle_command(BUNDLE, ["train", "multi_gpu_train"], **given)
+        folder.mkdir(exist_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        with (folder / "log").open("a") as log:
+            return [
+                subprocess.Popen(
+                    line,
+                    cwd=folder,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **address, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+                )
+                for rank in ("0", "1")
+            ]
+
+    return begin
+
+
+def result_of(folder: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    state = torch.load(folder / "models" / "last_epoch.pt", weights_only=True)["model"]
+    with (folder / "eval" / "history.csv").open() as file:
+        return state, [row["train_loss"] for row in csv.DictReader(file)]
+
+
+def test_the_ranks_go_on_from_the_middle_of_the_epoch_to_the_same_result(start, tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    assert [rank.wait(200) for rank in start(whole)] == [0, 0], (whole / "log").read_text()[-3000:]
+    ranks, state = start(folder), folder / "models" / "last_iteration.pt"
+    deadline = time.monotonic() + 200
+    while not state.exists():
+        assert ranks[0].poll() is None and time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
+        time.sleep(0.02)
+    ranks[1].kill()
+    assert ranks[1].wait(60) == -signal.SIGKILL and ranks[0].wait(60) != 0
+    assert [rank.wait(200) for rank in start(folder)] == [0, 0], (folder / "log").read_text()[-3000:]
+    assert (folder / "log").read_text().count(f"resumed from {state}") == 2
+    (expected, losses), (found, found_losses) = result_of(whole), result_of(folder)
+    assert found_losses == losses and len(losses) == 2
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
