@@ -18,7 +18,7 @@ from .datalist import read_all_splits
 from .io.atomic_write import atomic_text
 from .io.csv_file import printable
 from .io.file_hash import hash_of_files
-from .io.scan_header import BadScanError, split_series
+from .io.scan_header import BadScanError
 from .loading.prepare_scan import PrepareScan
 from .prepare import IMAGE, STARTS, Preparation, patient_of, series_of
 from .store.location import Location
@@ -115,7 +115,7 @@ def _names(entry: Mapping[str, Any], prepare: PrepareScan | None) -> tuple[list[
     images = [entry[IMAGE]] if isinstance(entry[IMAGE], str) else entry[IMAGE]
     names = [("series", series_of(entry)), ("patient", patient_of(entry))]
     for image in images:
-        names.append(("file", hash_of_files(split_series(image)[0]) or ""))
+        names.append(("file", hash_of_files(image) or ""))
         if prepare is not None:
             try:
                 prepared = prepare({IMAGE: image})

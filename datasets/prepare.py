@@ -286,7 +286,7 @@ class _Prepare:
         image, affine = prepared[IMAGE], prepared[f"{IMAGE}{AFFINE_SUFFIX}"]
         row = replace(
             row,
-            sha256=hash_of_files(split_series(row.source)[0]) or "",
+            sha256=hash_of_files(row.source) or "",
             hash=content_hash(image),
             shape=tuple(image.shape),
             dtype=str(image.dtype),
@@ -359,6 +359,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--border", type=_border, default=default.border, help="'proportional', 'paper', 'none', or voxels"
     )
+    parser.add_argument(
+        "--allow_left_out", action="store_true", help="exit with 0 though scans are left out, not with 1"
+    )
     parser.add_argument("--on_empty", choices=["raise", "warn", "lowest"], default=default.on_empty)
 
 
@@ -376,7 +379,7 @@ def _border(text: str) -> str | int | None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prepare a store and print what is in it."""
+    """Prepare a store and print what is in it; return 1 if scans are left out and that is not allowed."""
     names = (
         "axcodes", "normalise", "slice_axis", "tissue_threshold", "border", "on_empty",
     )  # fmt: skip
@@ -400,4 +403,4 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"  {'left out':<28}{len(skipped):>7}")
     for row in skipped:
         print(f"      {printable(row.source)}: {row.skipped}")
-    return 0
+    return 1 if skipped and not arguments.allow_left_out else 0

@@ -36,7 +36,7 @@ class ScanRow:
         patient: name that keeps a patient's scans in one split; ``""`` where the list has none.
         series: identifier of the DICOM series; ``""`` where the list has none.
         entry: the entry of the data list, as JSON.
-        sha256: of the file, or of the names and hashes of its files.
+        sha256: of the file, or of the names and hashes of the scan's files.
         hash: of the prepared voxels, see :func:`~.scan_arrays.content_hash`: equal for one scan in two files.
         shape: of the prepared scan, (C, X, Y, Z).
         dtype: of its voxels, ``"int16"`` but for ranges that do not fit.

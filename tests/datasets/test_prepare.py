@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -393,6 +394,18 @@ def test_bad_scans_are_left_out_with_the_reason(bad_scan, tools, tmp_path):
         kept = ScanCache(data, steps, cache_gib=gib, progress=False, store=store, on_bad_scan="skip")
         assert [Path(each["image"]).name for each in kept.data] == ["good.nii.gz"]
         assert len(kept.left_out) == 1
+
+
+def test_scans_that_are_left_out_give_another_exit_code(datalist, tmp_path, scan_folder, capsys):
+    line = ["prepare", "--datalist", str(datalist), "--store", str(tmp_path / "store"), "--workers", "1", *COMMAND]
+    whole = (scan_folder / "b" / "only.nii").read_bytes()
+    (scan_folder / "b" / "only.nii").write_bytes(whole[: len(whole) // 2])
+    for more, code in [([], 1), (["--allow_left_out"], 0)]:
+        assert main([*line, *more]) == code
+        printed = capsys.readouterr().out
+        assert re.search(r"left out +1\n", printed) and "only.nii: " in printed
+    (scan_folder / "b" / "only.nii").write_bytes(whole)
+    assert main(line) == 0
 
 
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
