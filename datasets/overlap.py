@@ -179,5 +179,11 @@ def _preparation_of(store: Store) -> Preparation:
     arguments: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in store.arguments().items()
     }
+    known = set(Preparation().of_scans())
+    if set(arguments) != known:
+        raise ValueError(
+            f"{store.location.url}/store.json: expected the arguments {', '.join(sorted(known))}, found"
+            f" {', '.join(sorted(arguments)) or 'none'}"
+        )
     arguments["modality"] = None
     return Preparation(**arguments)

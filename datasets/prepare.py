@@ -293,8 +293,8 @@ class _Prepare:
             spacing=tuple(np.linalg.norm(affine[:3, :3], axis=0)[: image.ndim - 1].tolist()),
             affine=tuple(affine.ravel().tolist()),
             orientation="".join(map(str, nib.orientations.aff2axcodes(prepared[SOURCE_AFFINE]))),
-            low=int(image.min()),
-            high=int(image.max()),
+            low=float(image.min()),
+            high=float(image.max()),
         )
         write_array(self.store.location, row.image_name, image, image_chunk(image.shape))
         self.store.write_record(row)

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 __all__ = ["Location", "import_extra", "tensorstore_context"]
 
@@ -91,7 +91,7 @@ class Location:
             look for them. Another ``gs://`` server is named by ``TENSORSTORE_GCS_HTTP_URL``.
 
     Raises:
-        ValueError: When the URL is of another kind, or names no bucket.
+        ValueError: When the URL is of another kind, names no bucket, or has a user, a ``?``, ``#`` or ``%``.
 
     Example:
         >>> Location("s3://ct/chest").spec("store.json")
@@ -116,9 +116,21 @@ class Location:
         Args:
             name: its path below this place, with forward slashes.
         """
-        parts = urlsplit(self.url) if "://" in self.url else urlsplit(Path(self.url).absolute().as_uri())
+        if "://" not in self.url:
+            return {"driver": "file", "path": f"{Path(self.url).absolute().as_posix().rstrip('/')}/{name}"}
+        parts = urlsplit(self.url)
+        marks = [mark for mark in "#?%" if mark in self.url]
+        if "@" in parts.netloc or (marks and "@" in self.url):  # not shown: it may be a password
+            raise ValueError(
+                f"{parts.scheme}://...: expected no user or password in a URL, found one: keys come from where Amazon's"
+                " and Google's own tools look for them"
+            )
+        if marks:
+            raise ValueError(f"{self.url}: expected no {' '.join(marks)} in a URL, which is more than a name there")
         if parts.scheme == "file":
-            return {"driver": "file", "path": f"{unquote(parts.path).rstrip('/')}/{name}"}
+            if parts.netloc not in ("", "localhost"):
+                raise ValueError(f"{self.url}: expected file:///path with three slashes, found the host {parts.netloc}")
+            return {"driver": "file", "path": f"{parts.path.rstrip('/')}/{name}"}
         if parts.scheme not in ("s3", "gs") or not parts.netloc:
             raise ValueError(f"{self.url}: expected a path, file:///path, s3://bucket/prefix or gs://bucket/prefix.")
         prefix = parts.path.strip("/")

@@ -70,8 +70,8 @@ class ScanRow:
     spacing: tuple[float, ...] = ()
     affine: tuple[float, ...] = ()
     orientation: str = ""
-    low: int = 0
-    high: int = 0
+    low: float = 0.0
+    high: float = 0.0
     windows: str = ""
     starts: int = 0
     starts_type: str = "int32"
@@ -205,6 +205,10 @@ class Store:
         content = self._json(name)
         if content is None:
             return None
+        if set(content) != set(facts):
+            raise ValueError(
+                f"{self.location.url}/{name}: expected {', '.join(sorted(facts))}, found {', '.join(sorted(content))}"
+            )
         return replace(row, **{fact: _frozen(content[fact]) for fact in facts})
 
     def write_record(self, row: ScanRow) -> None:
@@ -363,10 +367,14 @@ class Store:
         content = self.location.read(name) or b""
         arrow, parquet = import_extra("pyarrow"), import_extra("pyarrow.parquet")
         try:
-            found = parquet.read_table(arrow.BufferReader(content)).to_pylist()
-            return [ScanRow(**{key: _frozen(value) for key, value in row.items()}) for row in found]
-        except (OSError, ValueError, TypeError) as error:
+            table = parquet.read_table(arrow.BufferReader(content))
+        except (OSError, ValueError) as error:
             raise ValueError(f"{self.location.url}/{name}: cannot be read: {error}") from error
+        if odd := {field.name for field in fields(ScanRow)} ^ set(table.column_names):
+            raise ValueError(
+                f"{self.location.url}/{name}: expected the fields of a scan, found others: {', '.join(sorted(odd))}"
+            )
+        return [ScanRow(**{key: _frozen(value) for key, value in row.items()}) for row in table.to_pylist()]
 
     def _json(self, name: str) -> dict[str, Any] | None:
         content = self.location.read(name)
@@ -417,6 +425,7 @@ def _schema(arrow: Any) -> Any:
     types = {
         "str": arrow.string(),
         "int": arrow.int64(),
+        "float": arrow.float64(),
         "tuple[int, ...]": arrow.list_(arrow.int64()),
         "tuple[float, ...]": arrow.list_(arrow.float64()),
     }

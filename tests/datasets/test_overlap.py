@@ -126,6 +126,16 @@ def test_a_scan_counts_if_any_way_to_find_starts_has_it(store, tmp_path, capsys)
     assert "1 scans in common" in printed and "1 files in common" in printed
 
 
+def test_arguments_that_nobody_knows_are_no_overlap(store, tmp_path, capsys):
+    path = Path(store) / "store.json"
+    content = json.loads(path.read_text())
+    content["arguments"]["colour"] = "red"
+    path.write_text(json.dumps(content))
+    listed = task(tmp_path / "scans", [{"image": "scan0.nii"}])
+    assert main(["overlap", "--store", store, "--datalist", str(listed)]) == 2
+    assert "store.json: expected the arguments axcodes, " in capsys.readouterr().err
+
+
 def test_the_test_images_of_the_decathlon_count(store, tmp_path, capsys, caplog):
     """Its own list names them as bare paths, in "test"; other lists may be of any name."""
     listed = tmp_path / "scans" / "dataset.json"

@@ -544,10 +544,73 @@ def test_without_the_extra_the_command_says_how_to_get_it(package, datalist, tmp
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("url", ["ftp://host/store", "s3:///store", "gs://"])
+@pytest.mark.parametrize("url", ["ftp://host/store", "s3:///store", "gs://", "file://data/store"])
 def test_what_is_no_place_is_refused(url):
-    with pytest.raises(ValueError, match="expected a path, file:///path, s3://bucket/prefix or gs://bucket/prefix"):
+    with pytest.raises(ValueError, match=r"expected (a path, )?file:///path"):
         Location(url)
+
+
+@pytest.mark.parametrize("url", ["s3://b/a#1", "gs://b/a?x=1", "file:///a%20b", "s3://b/a%2Fb", "file:///a#b"])
+def test_a_url_of_which_a_part_would_be_dropped_is_refused(url):
+    with pytest.raises(ValueError, match=rf"{re.escape(url)}: expected no [#?%] in a URL"):
+        Location(url)
+
+
+@pytest.mark.parametrize("password", ["secret", "#secret", "?secret", "/secret#"])
+def test_a_password_is_refused_and_not_shown(password):
+    with pytest.raises(ValueError, match="expected no user or password in a URL, found one") as raised:
+        Location(f"s3://user:{password}@bucket/chest")
+    assert "secret" not in str(raised.value) and "user:" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b", "a%20b", "a b", "ä"])
+def test_a_folder_may_have_any_name(name, tmp_path):
+    Location(f"{tmp_path}/{name}").write("store.json", b"1")
+    assert (tmp_path / name / "store.json").read_bytes() == b"1"
+    assert Location(f"{tmp_path}/{name}").folder / "store.json" == tmp_path / name / "store.json"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda content: content.pop("shape"), r"\.json: expected .*shape.*, found .*hash"),
+        (lambda content: content.update(colour="red"), r"\.json: expected .*, found .*colour"),
+    ],
+)
+def test_a_record_with_other_fields_is_refused_by_name(edit, message, store, datalist, capsys):
+    for path in Path(store).glob("records/*.json"):
+        content = json.loads(path.read_text())
+        if "shape" in content:
+            edit(content)
+        path.write_text(json.dumps(content))
+    line = ["prepare", "--datalist", str(datalist), "--store", store, "--workers", "1", *COMMAND]
+    assert main(line) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("field", ["hash", "colour"])
+def test_a_manifest_with_other_fields_is_refused_by_name(field, store, capsys):
+    (path,) = Path(store).glob("manifest/*/*/0-of-1.parquet")
+    table = pyarrow.parquet.read_table(path)
+    changed = table.drop_columns(field) if field == "hash" else table.append_column(field, table["key"])
+    pyarrow.parquet.write_table(changed, path)
+    assert main(["overlap", "--store", store]) == 2
+    error = capsys.readouterr().err
+    assert f"{path}: expected the fields of a scan" in error and field in error
+
+
+def test_the_range_of_scans_in_fractions_is_exact(tmp_path, tools):
+    scan = tools.make_scan(0).astype(np.float32) / 700
+    tools.write_nifti(tmp_path / "scan.nii", scan)
+    (tmp_path / "list.json").write_text(json.dumps({"training": [{"image": "scan.nii"}]}))
+    preparation = Preparation(
+        normalise="zscore", modality=None, cube_size=(8, 8, 4), border=None, intensity_range=(-1.5, 2.5)
+    )
+    (row,) = prepare_store(tmp_path / "list.json", str(tmp_path / "store"), preparation=preparation, progress=False)
+    voxels = read_by_path(str(tmp_path / "store"), row.image_name)
+    (read,) = Store(Location(str(tmp_path / "store"))).rows()
+    assert (read.low, read.high) == (row.low, row.high) == (voxels.min(), voxels.max())
+    assert row.low % 1 != 0 and row.dtype.startswith("float")
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path):
