@@ -378,19 +378,22 @@ def _border(text: str) -> str | int | None:
     return None if text == "none" else text if text in ("proportional", "paper") else int(text)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Prepare a store and print what is in it; return 1 if scans are left out and that is not allowed."""
-    names = (
-        "axcodes", "normalise", "slice_axis", "tissue_threshold", "border", "on_empty",
-    )  # fmt: skip
+def preparation_of(arguments: argparse.Namespace) -> Preparation:
+    """Read from the command line how to prepare."""
+    names = ("axcodes", "normalise", "slice_axis", "tissue_threshold", "border", "on_empty")
     settings = {name: getattr(arguments, name) for name in names}
-    preparation = Preparation(
+    return Preparation(
         intensity_range=None if arguments.intensity_range is None else tuple(arguments.intensity_range),
         modality=None if arguments.modality == "any" else arguments.modality,
         cube_size=tuple(arguments.cube_size),
         tissue_score_range=tuple(arguments.tissue_score_range),
         **settings,
     )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prepare a store and print what is in it; return 1 if scans are left out and that is not allowed."""
+    preparation = preparation_of(arguments)
     rows = prepare_store(
         arguments.datalist, arguments.store, arguments.dataset_dir, arguments.workers, arguments.shard, preparation
     )

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from models_genesis.datasets import CubeDataset, EpochSampler, PrefetchDataLoade
 from models_genesis.datasets import prepare as prepare_module
 from models_genesis.datasets.__main__ import main
 from models_genesis.datasets.io.root_cause import root_cause
-from models_genesis.datasets.prepare import Preparation, prepare_store
+from models_genesis.datasets.prepare import Preparation, add_arguments, preparation_of, prepare_store
 from models_genesis.datasets.store.location import Location
 from models_genesis.datasets.store.manifest import Store
 from models_genesis.datasets.store.scan_arrays import content_hash
@@ -201,6 +203,19 @@ def test_the_bundle_prepares_scans_in_the_same_way():
         parser.update({"device": "cpu", **keys})
         wanted = settings_of_steps(parser.get_parsed_content("train#preprocessing").transforms)
         assert differences(settings_of_steps([*preparation.steps(), preparation.windows()]), wanted) == ""
+
+
+def test_the_command_of_the_documents_prepares_radiographs_as_the_bundle_does():
+    page = (CONFIG.parents[3] / "docs" / "how-to" / "large-corpora.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith("python") and "--modality any" in line]
+    command = argparse.ArgumentParser()
+    add_arguments(command)
+    preparation = preparation_of(command.parse_args(shlex.split(line)[4:]))
+    parser = ConfigParser()
+    parser.read_config([str(CONFIG.with_name(name)) for name in ("train.json", "2d.json", "radiographs.json")])
+    parser.update({"device": "cpu"})
+    wanted = settings_of_steps(parser.get_parsed_content("train#preprocessing").transforms)
+    assert differences(settings_of_steps([*preparation.steps(), preparation.windows()]), wanted) == ""
 
 
 @pytest.mark.parametrize(
