@@ -17,7 +17,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,8 +36,8 @@ from .io.csv_file import printable
 from .io.file_hash import hash_of_files
 from .io.scan_header import BadScanError, scan_files, split_series
 from .io.scan_reader import ScanReader
-from .loading.prepare_scan import AFFINE_SUFFIX, PrepareScan, plain_arrays
-from .loading.worker_shield import hold_sigterm
+from .loading.prepare_scan import AFFINE_SUFFIX, PrepareScan, no_cubes, plain_arrays
+from .loading.worker_shield import end_with_parent, hold_sigterm
 from .splits import SPLITS
 from .store.location import Location, import_extra
 from .store.manifest import ScanRow, Store, name_of_datalist
@@ -243,17 +242,10 @@ def _exit_on_sigterm() -> Iterator[None]:
 
 
 def _begin_worker() -> None:
-    """Take one thread, leave SIGTERM to the parent, and end with it, whatever ends it."""
+    """Take one thread, leave SIGTERM to the parent, and end with it: half a scan does not count."""
     torch.set_num_threads(1)
     hold_sigterm()
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # the pool starts this process
-    threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _exit_with(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)  # half a scan does not count
+    end_with_parent()
 
 
 class _Prepare:
@@ -308,7 +300,7 @@ class _Prepare:
         except ValueError as error:
             raise BadScanError(row.source, "no cubes", str(error).removeprefix("scan: ")) from error
         if len(starts) == 0:
-            raise BadScanError(row.source, "no cubes", "expected an admissible start, found none")
+            raise no_cubes(row.source)
         return self._write_starts(row, starts)
 
     def _write_starts(self, row: ScanRow, starts: np.ndarray) -> ScanRow:

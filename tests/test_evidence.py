@@ -28,6 +28,16 @@ def mean_over_folds(study: str) -> dict[tuple[str, str], float]:
     return {run: sum(found) / len(found) for run, found in scores_of.items() if len(found) == 5}
 
 
+def trials_of(study: str) -> dict[tuple[str, str], list[float]]:
+    """Scores of the trials that chose a rate, by arm and rate."""
+    trials: dict[tuple[str, str], list[float]] = {}
+    for row in rows_of(study):
+        assert row["status"] == "done"
+        if row["stage"] == "tune":
+            trials.setdefault((row["arm"], row["rate"]), []).append(float(row["score"]))
+    return trials
+
+
 def scores(study: str) -> dict[tuple[str, int, str], float]:
     """Dice by arm, seed and learning rate."""
     rows = [row for row in rows_of(study) if row["stage"] == "main"]
@@ -184,12 +194,7 @@ def test_rates_of_the_longer_pretraining():
 def test_each_start_at_its_best_rate():
     study, heading = "candidates_rates", "### Each start at its best rate"
     lines = {line[0]: line[1:] for line in lines_of(heading)}
-    trials: dict[tuple[str, str], list[float]] = {}
-    for row in rows_of(study):
-        assert row["status"] == "done"
-        if row["stage"] == "tune":
-            trials.setdefault((row["arm"], row["rate"]), []).append(float(row["score"]))
-    means = {run: sum(found) / len(found) for run, found in trials.items() if len(found) == 3}
+    means = {run: sum(found) / 3 for run, found in trials_of(study).items() if len(found) == 3}
     best = {
         arm: max((rate for each, rate in means if each == arm), key=lambda rate: means[arm, rate]) for arm, _ in means
     }
@@ -209,11 +214,7 @@ def test_nodules_with_each_start_at_its_best_rate():
     study, heading = "nodules_rates", "## Lung nodules in crops"
     lines = {line[0]: line[1:] for line in lines_of(heading)}
     rates = ("0.0003", "0.001", "0.003", "0.01")
-    trials: dict[tuple[str, str], list[float]] = {}
-    for row in rows_of(study):
-        assert row["status"] == "done"
-        if row["stage"] == "tune":
-            trials.setdefault((row["arm"], row["rate"]), []).append(float(row["score"]))
+    trials = trials_of(study)
     assert {len(found) for found in trials.values()} == {2}
     means = {run: sum(found) / 2 for run, found in trials.items()}
     best = {arm: max(rates, key=lambda rate, arm=arm: means[arm, rate]) for arm in ("scratch", "rescaled")}

@@ -8,14 +8,13 @@ import gc
 import multiprocessing
 import os
 import signal
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from ..datasets.loading.worker_shield import end_with_parent
 from .plan import Run
 from .results import Results
 from .study import load_study
@@ -86,10 +85,10 @@ def make_execution(setup: Setup) -> Any:
     return Execution(study, read_cohort(study), Results(setup.out), setup.device, setup.keep_weights)
 
 
-def _work(connection: Connection, setup: Setup, parent: int) -> None:
+def _work(connection: Connection, setup: Setup) -> None:
     """Do the runs that come over the connection, until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with_parent()  # which may be killed in the middle of a run
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # progress bars and prints of a bundle: each run has its log
         os.dup2(null, stream)
@@ -112,13 +111,6 @@ def _work(connection: Connection, setup: Setup, parent: int) -> None:
         gc.freeze()
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone, killed perhaps, in the middle of a run."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
 class Worker:
     """A process that does one run at a time.
 
@@ -129,7 +121,7 @@ class Worker:
     def __init__(self, setup: Setup) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_work, args=(other, setup, os.getpid()))
+        self.process: BaseProcess = context.Process(target=_work, args=(other, setup))
         with _thread_limit(setup.threads):
             self.process.start()
         other.close()

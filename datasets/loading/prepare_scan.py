@@ -48,6 +48,11 @@ def leave_out(bad: BadScanError, on_bad_scan: Literal["raise", "skip"], error: E
     return LeftOut(bad.scan, str(bad))
 
 
+def no_cubes(scan: str) -> BadScanError:
+    """Make the error of a scan without an admissible cube."""
+    return BadScanError(scan, "no cubes", "expected an admissible start, found none")
+
+
 class PrepareScan(Transform):
     """Check, load and prepare an entry: plain arrays come out, or :class:`LeftOut`.
 
@@ -112,7 +117,7 @@ class PrepareScan(Transform):
 
     def empty(self, data: Mapping[str, Any]) -> LeftOut:
         """Treat a scan without an admissible cube."""
-        return self._bad(BadScanError(self.name(data), "no cubes", "expected an admissible start, found none"))
+        return self._bad(no_cubes(self.name(data)))
 
     def _bad(self, bad: BadScanError, error: Exception | None = None) -> LeftOut:
         return leave_out(bad, self.on_bad_scan, error)

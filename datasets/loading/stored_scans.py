@@ -20,7 +20,7 @@ from ..store.scan_arrays import StoredArray
 from ..store.settings import differences, fingerprint, settings_of_steps
 from ..store.start_runs import StoredStarts
 from .mapped_scans import VERSION
-from .prepare_scan import AFFINE_SUFFIX, LeftOut, leave_out
+from .prepare_scan import AFFINE_SUFFIX, LeftOut, leave_out, no_cubes
 
 __all__ = ["StoreReader", "StoredScan", "load_stored_entries"]
 
@@ -184,8 +184,7 @@ class StoreReader:
 
     def empty(self, entry: Mapping[str, Any]) -> LeftOut:
         """Treat a scan without an admissible cube, of which a store has none."""
-        bad = BadScanError(self.name(entry), "no cubes", "expected an admissible start, found none")
-        return leave_out(bad, self.on_bad_scan)
+        return leave_out(no_cubes(self.name(entry)), self.on_bad_scan)
 
     def mapped_key(self, entry: Mapping[str, Any]) -> str:
         """Name the copy of a scan on this machine's disk, by what the scan holds."""

@@ -12,9 +12,10 @@ import multiprocessing.util
 import os
 import signal
 import threading
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
-__all__ = ["hold_sigterm", "shield_workers", "stop_shielding"]
+__all__ = ["end_with_parent", "hold_sigterm", "shield_workers", "stop_shielding"]
 
 
 class _Shield:
@@ -57,6 +58,18 @@ def hold_sigterm() -> None:
     if parent is not None and hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_when_parent_asks, args=(parent,), daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """In a worker process, end it as soon as its parent is gone, whatever ended that and whatever is under way here."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
 
 
 def _exit_when_parent_asks(parent: BaseProcess) -> None:

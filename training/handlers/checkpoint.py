@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import EarlyStopping
 from monai.handlers import EarlyStopHandler
 from torch import nn
 from torch.optim import Optimizer
@@ -30,9 +31,8 @@ from .birth_certificate import CERTIFICATE, data_of_birth, session_of_now, sourc
 from .history import PartialEpoch, TrainingHistory
 from .last_states import (
     check_room,
-    peek_last_state,
     read_last_state,
-    read_mid_epoch_state,
+    read_whole_state,
     state_before,
     write_last_state,
 )
@@ -295,7 +295,7 @@ class TrainingCheckpoint:
             engine: the trainer.
             epochs: number of whole epochs that are done.
         """
-        stopping = self.early_stop._handler if self.early_stop is not None else None
+        stopping = self._stopping
         scaler = getattr(engine, "scaler", None)
         return {
             "model": self.network.state_dict(),
@@ -374,7 +374,7 @@ class TrainingCheckpoint:
             )
         if state["scaler"] is not None and getattr(engine, "scaler", None) is not None:
             engine.scaler.load_state_dict(state["scaler"])
-        stopping = self.early_stop._handler if self.early_stop is not None else None
+        stopping = self._stopping
         if stopping is not None and state["early_stop"] is not None:
             stopping.load_state_dict(state["early_stop"])
         self.evaluator.state.best_metric = state["best_metric"]
@@ -403,7 +403,7 @@ class TrainingCheckpoint:
 
     def _end_if_complete(self, engine: Engine) -> None:
         """Say where nothing is left to do, and end what early stopping had ended."""
-        stopping = self.early_stop._handler if self.early_stop is not None else None
+        stopping = self._stopping
         if engine.state.epoch >= engine.state.max_epochs:
             logger.warning("the training is complete: all %d epochs are done", engine.state.epoch)
         elif stopping is not None and stopping.counter >= stopping.patience:
@@ -421,10 +421,10 @@ class TrainingCheckpoint:
 
     def _newest_state(self, engine: Engine) -> dict[str, Any]:
         """Read the state to go on from: that of the middle of an epoch if it is whole and this training can use it."""
-        partial = read_mid_epoch_state(self.mid_epoch_path)
+        partial = read_whole_state(self.mid_epoch_path, "what was trained since the last whole epoch is lost")
         if partial is None:
             return self._whole_epochs()
-        last = peek_last_state(self.last_path)
+        last = read_whole_state(self.last_path)
         same_run = last is not None and last.get("run") == partial.get("run")
         if last is not None and same_run and last["epoch"] > partial["epoch"]:
             return last  # the run ended right after it was written
@@ -481,6 +481,11 @@ class TrainingCheckpoint:
     def _has_epochs(self) -> bool:
         return self.last_path.exists() or state_before(self.last_path, 1).exists()
 
+    @property
+    def _stopping(self) -> EarlyStopping | None:
+        """What counts for early stopping, if there is such."""
+        return None if self.early_stop is None else self.early_stop._handler
+
     def _all_settings(self, engine: Engine) -> dict[str, Any]:
         """The settings of the run, with what only its data sets tell."""
         facts = data_facts(getattr(getattr(engine, "data_loader", None), "dataset", None))
@@ -527,7 +532,7 @@ class TrainingCheckpoint:
     def _forget_best(self) -> None:
         """Nothing that was measured before can be compared: neither for the best weights, nor to stop or to halve."""
         self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = -1, -1
-        stopping = self.early_stop._handler if self.early_stop is not None else None
+        stopping = self._stopping
         if stopping is not None:
             stopping.best_score, stopping.counter = None, 0
         if isinstance(self.lr_scheduler, ReduceLROnPlateau):

@@ -17,9 +17,8 @@ from ...networks.weight_container import DamagedFileError, named_tensors, non_fi
 
 __all__ = [
     "check_room",
-    "peek_last_state",
     "read_last_state",
-    "read_mid_epoch_state",
+    "read_whole_state",
     "state_before",
     "write_last_state",
 ]
@@ -121,36 +120,23 @@ def read_last_state(path: Path, set_aside: bool = False) -> dict[str, Any]:
     )
 
 
-def peek_last_state(path: Path) -> dict[str, Any] | None:
-    """Read the newest state of a whole epoch without a word.
+def read_whole_state(path: Path, loss: str | None = None) -> dict[str, Any] | None:
+    """Read one state, if it is there and whole.
 
     Args:
         path: the file.
+        loss: what a warning says is lost where the file is damaged; None for no warning.
 
     Returns:
         The state; None where there is none, or it is damaged.
-    """
-    try:
-        return _read(path) if path.is_file() else None
-    except ValueError:
-        return None
-
-
-def read_mid_epoch_state(path: Path) -> dict[str, Any] | None:
-    """Read the state that was saved in the middle of an epoch.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The state; None where there is none and, with a warning, where it is damaged.
     """
     if not path.is_file():
         return None
     try:
         return _read(path)
     except ValueError as error:
-        logger.warning("%s; what was trained since the last whole epoch is lost", error)
+        if loss is not None:
+            logger.warning("%s; %s", error, loss)
         return None
 
 

@@ -124,6 +124,13 @@ def terminate_in_step(trainer: SupervisedTrainer, step: int) -> None:
     trainer.add_event_handler(Events.ITERATION_STARTED(once=step), lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
+def stop_in_step(trainer: SupervisedTrainer, step: int) -> None:
+    """Run a training that is terminated so."""
+    terminate_in_step(trainer, step)
+    with pytest.raises(SystemExit):
+        trainer.run()
+
+
 @pytest.mark.parametrize("step", [1, 5, 7, 16])
 def test_sigterm_saves_the_step_and_the_rest_is_as_if_nothing_had_been(make, whole, tmp_path, step, caplog):
     trainer, run = make()
@@ -145,9 +152,7 @@ def test_a_training_may_be_stopped_again_and_again(make, whole, tmp_path, num_wo
     """Twice in one epoch, and with other worker processes than the training that nothing interrupts."""
     for resume, step in [(False, 2), (True, 4), (True, 15)]:
         trainer, _ = make(resume=resume, num_workers=num_workers)
-        terminate_in_step(trainer, step)
-        with pytest.raises(SystemExit):
-            trainer.run()
+        stop_in_step(trainer, step)
     assert_same(result_of(*make(resume=True, num_workers=num_workers), tmp_path), whole)
 
 
@@ -170,9 +175,7 @@ def test_a_killed_training_goes_on_from_the_state_that_was_due(make, whole, tmp_
 
 def test_a_damaged_state_costs_the_part_of_the_epoch_and_says_so(make, whole, tmp_path, caplog):
     trainer, run = make()
-    terminate_in_step(trainer, 10)
-    with pytest.raises(SystemExit):
-        trainer.run()
+    stop_in_step(trainer, 10)
     path = run.checkpoint.mid_epoch_path
     path.write_bytes(path.read_bytes()[:-100])
     with caplog.at_level(logging.WARNING):
@@ -184,9 +187,7 @@ def test_a_damaged_state_costs_the_part_of_the_epoch_and_says_so(make, whole, tm
 @pytest.mark.parametrize("keep_last", [1, 2])
 def test_a_damaged_end_of_an_epoch_costs_nothing_where_more_is_saved(make, whole, tmp_path, caplog, keep_last):
     trainer, run = make(keep_last=keep_last)
-    terminate_in_step(trainer, 14)
-    with pytest.raises(SystemExit):
-        trainer.run()
+    stop_in_step(trainer, 14)
     run.checkpoint.last_path.write_bytes(run.checkpoint.last_path.read_bytes()[:-100])
     with caplog.at_level(logging.WARNING):
         assert_same(result_of(*make(resume=True, keep_last=keep_last), tmp_path), whole)
@@ -197,9 +198,7 @@ def test_a_damaged_end_of_an_epoch_costs_nothing_where_more_is_saved(make, whole
 def test_a_damaged_state_of_the_first_epoch_is_not_begun_over(make, resume):
     """Each time: the next start of the same command must not take the folder for an empty one."""
     trainer, run = make()
-    terminate_in_step(trainer, 3)
-    with pytest.raises(SystemExit):
-        trainer.run()
+    stop_in_step(trainer, 3)
     run.checkpoint.mid_epoch_path.write_bytes(run.checkpoint.mid_epoch_path.read_bytes()[:-100])
     for _ in range(2):
         with pytest.raises(DamagedFileError, match="no whole epoch has been saved: train again without --resume"):
@@ -211,9 +210,7 @@ def test_the_end_of_another_training_in_the_folder_is_not_taken(make, whole, tmp
     make(epochs=4)[0].run()
     for step, resume in ((4, False), (9, True)):
         trainer, run = make(resume=resume)
-        terminate_in_step(trainer, step)
-        with pytest.raises(SystemExit):
-            trainer.run()
+        stop_in_step(trainer, step)
         assert run.checkpoint.last_path.exists() is resume  # its own, after its first epoch
     assert not state_before(run.checkpoint.last_path, 1).exists()
     assert_same(result_of(*make(resume=True), tmp_path), whole)
@@ -223,18 +220,14 @@ def test_it_is_told_even_where_the_other_end_could_not_be_removed(make, whole, t
     make(epochs=4)[0].run()
     trainer, run = make()
     other = run.checkpoint.last_path.read_bytes()
-    terminate_in_step(trainer, 4)
-    with pytest.raises(SystemExit):
-        trainer.run()
+    stop_in_step(trainer, 4)
     run.checkpoint.last_path.write_bytes(other)
     assert_same(result_of(*make(resume=True), tmp_path), whole)
 
 
 def test_epochs_that_end_before_the_state_are_those_that_were_trained(make, tmp_path, caplog):
     trainer, _ = make()
-    terminate_in_step(trainer, 9)
-    with pytest.raises(SystemExit):
-        trainer.run()
+    stop_in_step(trainer, 9)
     shorter, run = make(epochs=1, resume=True)
     with caplog.at_level(logging.WARNING):
         found = result_of(shorter, run, tmp_path)
@@ -246,9 +239,7 @@ def test_epochs_that_end_before_the_state_are_those_that_were_trained(make, tmp_
 def test_a_signal_in_the_last_step_of_an_epoch_ends_it_before_it_is_validated(make, step):
     """What the documents say is lost: the time since the last state."""
     trainer, run = make()
-    terminate_in_step(trainer, step)
-    with pytest.raises(SystemExit):
-        trainer.run()
+    stop_in_step(trainer, step)
     assert run.evaluator.state.epoch == step // STEPS - 1
     assert not run.checkpoint.mid_epoch_path.exists() and run.checkpoint.last_path.exists() is (step == 12)
 
@@ -263,9 +254,7 @@ def test_gradients_that_are_added_up_over_steps_are_saved_between_such_groups(ma
 
     expected = result_of(*three_steps_each(folder=tmp_path / "whole"), tmp_path / "whole")
     trainer, run = three_steps_each()
-    terminate_in_step(trainer, 7)
-    with pytest.raises(SystemExit):
-        trainer.run()
+    stop_in_step(trainer, 7)
     assert torch.load(run.checkpoint.mid_epoch_path, weights_only=True)["iteration"] == 9
     assert_same(result_of(*three_steps_each(resume=True), tmp_path), expected)
 
@@ -273,9 +262,7 @@ def test_gradients_that_are_added_up_over_steps_are_saved_between_such_groups(ma
 def test_an_epoch_that_is_divided_otherwise_is_done_again(make, tmp_path, caplog):
     """Outside of a bundle no settings tell of another batch size."""
     trainer, _ = make()
-    terminate_in_step(trainer, 9)
-    with pytest.raises(SystemExit):
-        trainer.run()
+    stop_in_step(trainer, 9)
     other, _ = make(resume=True, batch_size=4)
     steps = []
     other.add_event_handler(Events.ITERATION_COMPLETED, lambda: steps.append(other.state.epoch))
@@ -318,9 +305,7 @@ def test_a_full_disk_does_not_end_the_training(make, whole, tmp_path, monkeypatc
 
 def test_processes_that_see_different_states_are_refused(make, monkeypatch):
     trainer, _ = make()
-    terminate_in_step(trainer, 9)
-    with pytest.raises(SystemExit):
-        trainer.run()
+    stop_in_step(trainer, 9)
     monkeypatch.setattr(checkpoint, "gather_from_processes", lambda own: [own, (0, 0)])
     with pytest.raises(RuntimeError, match=r"found starts at \(epoch, iteration\) \[\(0, 0\), \(1, 9\)\]"):
         make(resume="auto")[0].run()
@@ -329,9 +314,7 @@ def test_processes_that_see_different_states_are_refused(make, monkeypatch):
 def test_an_older_state_within_an_epoch_is_left(make, whole, tmp_path):
     """As if the process had ended between writing the end of an epoch and removing the state from its middle."""
     trainer, run = make()
-    terminate_in_step(trainer, 4)
-    with pytest.raises(SystemExit):
-        trainer.run()
+    stop_in_step(trainer, 4)
     old = run.checkpoint.mid_epoch_path.read_bytes()
     make(epochs=1, resume=True)[0].run()
     run.checkpoint.mid_epoch_path.write_bytes(old)
@@ -341,9 +324,7 @@ def test_an_older_state_within_an_epoch_is_left(make, whole, tmp_path):
 def test_other_settings_go_on_from_the_last_whole_epoch(make, tmp_path, caplog):
     for step, settings in [(4, {"batch_size": 2}), (9, {"batch_size": 2})]:
         trainer, run = make(settings=settings, resume=step > 4)
-        terminate_in_step(trainer, step)
-        with pytest.raises(SystemExit):
-            trainer.run()
+        stop_in_step(trainer, step)
         with pytest.raises(ChangedSettingsError, match="batch_size 2 -> 4"):
             make(settings={"batch_size": 4}, resume=True)[0].run()
         changed, _ = make(settings={"batch_size": 4}, resume=True, resume_changed=True)
@@ -359,9 +340,7 @@ def test_other_settings_go_on_from_the_last_whole_epoch(make, tmp_path, caplog):
 
 def test_a_new_training_leaves_no_state_of_the_old_one_behind(make, caplog):
     trainer, run = make()
-    terminate_in_step(trainer, 4)
-    with pytest.raises(SystemExit):
-        trainer.run()
+    stop_in_step(trainer, 4)
     again, _ = make(save_every_minutes=None)
     terminate_in_step(again, 1)
     with pytest.raises(SystemExit), caplog.at_level(logging.WARNING):
@@ -408,9 +387,7 @@ def test_of_several_processes_none_waits_for_one_that_has_stopped(make, monkeypa
 
 def test_an_order_that_cannot_be_taken_up_again_is_saved_after_epochs_only(make):
     trainer, run = make(sampled=False, save_every_minutes=1e-9)
-    terminate_in_step(trainer, 9)
-    with pytest.raises(SystemExit):
-        trainer.run()
+    stop_in_step(trainer, 9)
     assert run.checkpoint.last_path.exists() and not run.checkpoint.mid_epoch_path.exists()
 
 
@@ -431,9 +408,7 @@ def test_auto_begins_where_there_is_nothing_and_else_goes_on(make, whole, tmp_pa
     """One command for each start, as a queue gives it again: from nothing, from within an epoch, and from its end."""
     for step in (3, 14):
         trainer, _ = make(resume="auto")
-        terminate_in_step(trainer, step)
-        with pytest.raises(SystemExit):
-            trainer.run()
+        stop_in_step(trainer, step)
     assert_same(result_of(*make(resume="auto"), tmp_path), whole)
     again, run = make(resume="auto")
     steps = []
