@@ -259,3 +259,21 @@ def test_random_weights_with_more_steps_against_fewer():
     ]
     (fewer,) = [row for row in rows_of("candidates_longer", "scores.csv") if row["arm"] == "scratch"]
     assert f"reach {float(more['score']):.3f}" in part and f"had {float(fewer['score']):.3f} at 0.001" in part
+
+
+def test_flips():
+    heading = "### Flips in training cost more than any start gains"
+    found = scores("hippocampus_flips")
+    seeds = (2, 10, 11, 12, 13)
+    lines = lines_of(heading)[2:]
+    assert [line[:2] for line in lines] == [[arm, flips] for arm in ("scratch", "rescaled") for flips in ("yes", "no")]
+    for arm, flips, *cells in lines:
+        name = arm if flips == "yes" else f"{arm}_unflipped"
+        for seed, cell in zip(seeds, cells, strict=True):
+            value = found[name, seed, "0.003"]
+            check(cell, value, value < 0.5)
+            assert found[f"{arm}_unflipped", seed, "0.003"] > found[arm, seed, "0.003"] + 0.045
+    part = part_of(heading)
+    for row in rows_of("hippocampus_flips", "contrasts.csv"):
+        difference, low, high = (float(row[key]) for key in ("difference", "low", "high"))
+        assert f"{difference:.3f} ({low:+.3f} to {high:+.3f})" in part.replace("95 % interval ", ""), row["arm"]
