@@ -41,6 +41,7 @@ from .loading.worker_shield import end_with_parent, hold_sigterm
 from .splits import SPLITS
 from .store.location import Location, import_extra
 from .store.manifest import ScanRow, Store, name_of_datalist
+from .store.ray_cluster import map_on_ray
 from .store.scan_arrays import content_hash, image_chunk, read_array, write_array
 from .store.settings import settings_of_steps
 from .store.start_runs import runs_of_starts, starts_before_blocks, write_runs
@@ -50,6 +51,7 @@ __all__ = ["Preparation", "prepare_store"]
 logger = logging.getLogger(__name__)
 
 IMAGE, STARTS, SOURCE_AFFINE = "image", "starts", "source_affine"
+BAR = "Preparing scans"
 
 
 @dataclass(frozen=True)
@@ -117,10 +119,11 @@ def prepare_store(
     datalist: str | Path,
     store: str,
     dataset_dir: str | Path | None = None,
-    workers: int = 1,
+    workers: int | None = 1,
     shard: tuple[int, int] = (0, 1),
     preparation: Preparation | None = None,
     progress: bool = True,
+    ray: str | None = None,
 ) -> list[ScanRow]:
     """Prepare the scans of a data list into a store, those that are not in it yet.
 
@@ -133,16 +136,19 @@ def prepare_store(
             images is prepared, the Decathlon's ``"test"`` too.
         store: path, or URL of a bucket, see :class:`~models_genesis.datasets.store.location.Location`.
         dataset_dir: folder that relative paths start from, by default the list's own.
-        workers: processes.
+        workers: processes; None for as many as there are processor cores.
         shard: ``(i, n)``: every n-th scan from the i-th on, for n runs on whatever machines that share the store.
         preparation: how to prepare; None for the bundle's defaults.
         progress: whether to show a progress bar.
+        ray: address of a Ray cluster whose cores do it, ``"auto"`` for the one that is running here; None for processes
+            of this machine.
 
     Returns:
         The rows of the manifest of this shard.
 
     Raises:
-        ModuleNotFoundError: When tensorstore or pyarrow is missing.
+        ModuleNotFoundError: When tensorstore or pyarrow is missing, or Ray with ``ray``.
+        ConnectionError: When there is no cluster at ``ray``.
         ValueError: When an argument is out of range, the store was prepared otherwise, or holds a
             list of this name with other paths.
         OSError: When the store cannot be written, or a process died.
@@ -150,7 +156,7 @@ def prepare_store(
     for package in ("tensorstore", "pyarrow"):
         import_extra(package)
     index, shards = shard
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
     if not 0 <= index < shards:
         raise ValueError(f"shard must be i/n with 0 <= i < n, got {index}/{shards}.")
@@ -164,7 +170,11 @@ def prepare_store(
     mine = [replace(row, preparation=prepared_by, windows=windows, entries=len(rows)) for row in rows[index::shards]]
     if not mine:
         return []
-    done = _in_processes(_Prepare(store, preparation), mine, workers, progress)
+    prepare = _Prepare(store, preparation)
+    if ray is None:
+        done = _in_processes(prepare, mine, workers or os.cpu_count() or 1, progress)
+    else:
+        done = map_on_ray(prepare, mine, ray, workers, progress, BAR)
     place.check_preparation(settings)  # again, for another run may have begun at the same time
     place.check_sources(rows)
     place.write_manifest(done, index, shards)
@@ -203,13 +213,13 @@ def _in_processes(prepare: _Prepare, rows: Sequence[ScanRow], workers: int, prog
     SIGTERM lets them finish the scans that they have begun, then ends this process with 143.
     """
     if workers == 1:
-        return [prepare(row) for row in tqdm(rows, "Preparing scans", disable=not progress)]
+        return [prepare(row) for row in tqdm(rows, BAR, disable=not progress)]
     context = multiprocessing.get_context("spawn")
     done = {}
     with _exit_on_sigterm(), ProcessPoolExecutor(min(workers, len(rows)), context, initializer=_begin_worker) as pool:
         futures = {pool.submit(prepare, row): number for number, row in enumerate(rows)}
         try:
-            for future in tqdm(as_completed(futures), "Preparing scans", len(rows), disable=not progress):
+            for future in tqdm(as_completed(futures), BAR, len(rows), disable=not progress):
                 done[futures[future]] = future.result()
         except BrokenProcessPool as error:
             raise OSError(
@@ -337,7 +347,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store", required=True, metavar="URL", help="a folder, s3://bucket/prefix, gs://bucket/prefix"
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--workers", type=int, help="processes (default: one a processor core)")
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="auto",
+        metavar="ADDRESS",
+        help="prepare on a Ray cluster, by default the one that is running here or RAY_ADDRESS; --workers is then how"
+        " many scans at once (default: one a core of the cluster)",
+    )
     parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="i/n", help="every n-th scan from the i-th on")
     default = Preparation()
     parser.add_argument("--axcodes", default=default.axcodes, help="axes of prepared scans")
@@ -387,8 +405,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Prepare a store and print what is in it; return 1 if scans are left out and that is not allowed."""
     preparation = preparation_of(arguments)
     rows = prepare_store(
-        arguments.datalist, arguments.store, arguments.dataset_dir, arguments.workers, arguments.shard, preparation
-    )
+        arguments.datalist, arguments.store, arguments.dataset_dir, arguments.workers, arguments.shard, preparation,
+        ray=arguments.ray,
+    )  # fmt: skip
     skipped = [row for row in rows if row.skipped]
     counts = Counter(row.split for row in rows if not row.skipped)
     index, shards = arguments.shard

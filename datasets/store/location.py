@@ -30,11 +30,12 @@ _first_process: list[int] = []
 """The process that used TensorStore first, in this process or in the one that it was forked from."""
 
 
-def import_extra(name: str) -> ModuleType:
+def import_extra(name: str, extra: str = "store") -> ModuleType:
     """Import a package that only stores need.
 
     Args:
         name: the package.
+        extra: the extra of this project that brings it.
 
     Returns:
         The package.
@@ -44,7 +45,7 @@ def import_extra(name: str) -> ModuleType:
     """
     top = name.partition(".")[0]
     if importlib.util.find_spec(top) is None:
-        raise ModuleNotFoundError(f"a store of scans needs {top}: pip install 'models-genesis[store]'")
+        raise ModuleNotFoundError(f"this needs {top}: pip install 'models-genesis[{extra}]'")
     return importlib.import_module(name)
 
 
@@ -164,7 +165,8 @@ class Location:
         keys = import_extra("tensorstore").KvStore.KeyRange
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
         with self._named_errors(prefix):
-            return sorted(key.decode() for key in self._files().list(keys(prefix, end)).result())
+            found = [key.decode() for key in self._files().list(keys(prefix, end)).result()]
+        return sorted(name for name in found if name.startswith(prefix))  # some servers heed no range
 
     @contextmanager
     def _named_errors(self, name: str) -> Iterator[None]:

@@ -91,6 +91,7 @@ ELSEWHERE = {
     "nnUNetv2_evaluate_folder": Elsewhere("make test-nnunet", _NNUNET, '"nnUNetv2_evaluate_folder"'),
     "nnUNetv2_preprocess_like_nnssl": Elsewhere("where it is installed", _NNUNET, '"nnUNetv2_preprocess_like_nnssl"'),
     "nnUNetv2_train_pretrained": Elsewhere("where it is installed", _NNUNET, '"nnUNetv2_train_pretrained"'),
+    "ray start": Elsewhere("make test", "tests/datasets/store/test_ray_cluster.py", '["start", "--head"'),
     "trtexec": Elsewhere("needs TensorRT; docs/formats.md says that it was not run"),
     "python -m build": Elsewhere("builds the wheel", "tests/test_packaging.py", "wheel"),
     "python -m twine": _BY_HAND,

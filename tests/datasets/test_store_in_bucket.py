@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A store in a bucket gives the same cubes as the files; the server is moto's, on this machine."""
+"""A store in a bucket gives the same cubes as the files; the servers are emulators, on this machine."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from collections.abc import Iterator
 import boto3
 import numpy as np
 import pytest
+from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
 
 from models_genesis.datasets import CubeDataset, load_datalist
 from models_genesis.datasets.__main__ import main
 from models_genesis.datasets.prepare import Preparation, prepare_store
+from models_genesis.datasets.store.location import Location
 
 SMALL = Preparation(cube_size=(8, 8, 4), border=None)
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
+def s3() -> Iterator[str]:
+    """An empty bucket of S3."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -41,15 +44,37 @@ def bucket() -> Iterator[str]:
     server.stop()
 
 
-def test_the_same_cubes_from_a_bucket(bucket, scan_folder, tools):
+@pytest.fixture(scope="module")
+def google() -> Iterator[str]:
+    """An empty bucket of Google Cloud Storage."""
+    port = free_port()
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="scans")
+    server.start()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{port}")
+        environment.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
+        yield "gs://scans/chest"
+    server.stop()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+@pytest.mark.parametrize("kind", ["s3", "google"])
+def test_the_same_cubes_from_a_bucket(kind, request, scan_folder, tools):
+    bucket = request.getfixturevalue(kind)
     names = sorted(path.name for path in (scan_folder / "a").iterdir())
     datalist = scan_folder / "a" / "list.json"
     datalist.write_text(json.dumps({"training": [{"image": name} for name in names]}))
     for _ in range(2):
         prepare_store(datalist, bucket, preparation=SMALL, progress=False)
-    found = boto3.client("s3", region_name="eu-west-1").list_objects_v2(Bucket="scans")["Contents"]
+    found = Location(bucket.removesuffix("/chest")).names("chest/")
     # two scans of voxels and of starts, each one object with its metadata and a record; store, windows, manifest
-    assert len(found) == 2 * 2 * 3 + 3 and all(each["Key"].startswith("chest/") for each in found)
+    assert len(found) == 2 * 2 * 3 + 3
     steps = [*SMALL.steps(), SMALL.windows()]
     made = [
         CubeDataset(data, steps, tools.random_transform(), 4, cache_gib=gib, progress=False, store=store)
@@ -66,7 +91,22 @@ def test_the_same_cubes_from_a_bucket(bucket, scan_folder, tools):
             np.testing.assert_array_equal(np.asarray(sample["image"]), np.asarray(files["image"]))
 
 
-def test_a_bucket_that_is_not_there_is_named(bucket, scan_folder, capsys):
+def test_a_file_of_a_bucket_is_written_listed_and_removed(google):
+    place = Location(f"{google}/files")
+    assert place.read("a.json") is None and place.names("a.") == []
+    place.write("a.json", b"{}")
+    place.write("b.json", b"[]")
+    assert place.read("a.json") == b"{}" and place.names("a.") == ["a.json"]
+    place.remove("a.json")
+    assert place.read("a.json") is None and place.names("b.") == ["b.json"]
+
+
+def test_a_bucket_of_google_that_is_not_there_is_named(google):
+    with pytest.raises(OSError, match=r"gs://nowhere/chest/store\.json: .*(404|not found|NOT_FOUND)"):
+        Location("gs://nowhere/chest").write("store.json", b"{}")
+
+
+def test_a_bucket_that_is_not_there_is_named(s3, scan_folder, capsys):
     datalist = scan_folder / "list.json"
     datalist.write_text(json.dumps({"training": [{"image": "b/only.nii"}]}))
     assert main(["prepare", "--datalist", str(datalist), "--store", "s3://nowhere/chest", "--workers", "1"]) == 2
@@ -88,12 +128,10 @@ except OSError as error:
 """
 
 
-def test_a_server_that_is_not_there_is_an_error_soon(bucket, monkeypatch):
+def test_a_server_that_is_not_there_is_an_error_soon(s3, monkeypatch):
     """At a port of this machine that nobody listens at: seven times half a second, and what chance adds."""
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        done = subprocess.run([sys.executable, "-c", CLOSED], capture_output=True, text=True, timeout=60)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    done = subprocess.run([sys.executable, "-c", CLOSED], capture_output=True, text=True, timeout=60)
     seconds, _, error = done.stdout.partition(" ")
     assert float(seconds) < 30, done.stderr[-1000:]
     assert error.startswith("s3://scans/chest/store.json: ")
