@@ -20,6 +20,7 @@ from .centre_slices import CentreSlices, CentreSlicesd
 from .class_cubes import ClassVoxelsd, RandClassCubed
 from .cube_sampling import RandTissueCube, RandTissueCubed, cut_cube, drop_axis, window_size
 from .device_deform import RandDeformSeedd, RandGenesisDeformOnDeviced
+from .flip_probability import flip_probabilities, flip_probability
 from .genesis_deform import (
     GENESIS_VARIANTS,
     GenesisParameters,
@@ -122,6 +123,8 @@ __all__ = [
     "draw_out_painting_boxes",
     "drop_axis",
     "expected_moved_share",
+    "flip_probabilities",
+    "flip_probability",
     "genesis_deform",
     "local_pixel_shuffle",
     "lowest_starts",
