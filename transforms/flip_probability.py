@@ -92,7 +92,5 @@ def flip_probability(flip_prob: float | Sequence[float], axis: int, slice_axis: 
     if isinstance(flip_prob, int | float):
         return float(flip_prob)
     if len(flip_prob) != 3:
-        raise ValueError(
-            f"flip_prob: expected one probability, or one for each of three axes, found {list(flip_prob)}."
-        )
+        raise ValueError(f"flip_prob: expected a probability, or one for each of three axes, found {list(flip_prob)}.")
     return float(flip_prob[axes[axis]])
