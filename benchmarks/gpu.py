@@ -343,10 +343,10 @@ def train_bundle(
         scans = len(parser.get_parsed_content("train#data"))
         parser["cubes_per_scan"] = -(-iterations * parser["batch_size"] // scans)
         parser["device"] = device
+        parser["train#run#cudnn_benchmark"] = search
         parser["train#dataset#progress"] = parser["validate#dataset#progress"] = False
         parser.parse(True)
         parser.get_parsed_content("initialize")
-        set_search(search)
         trainer = parser.get_parsed_content("train#trainer")
         meter, times = BusyMeter(device), []
 
@@ -382,7 +382,8 @@ def time_training(clock: Clock, results: Results, data: Path, cache: Path, quick
             step = make_step(features, shape, batch_size, clock.device, precision, clock.device.type == "cuda" or None)
             alone = clock.seconds(step, 10)
             given: dict[str, Any] = {"deform_on": place, "num_workers": workers, "batch_size": batch_size}
-            given |= {"features": features, "cube_size": list(shape), "cache_gib": 0, "cache_dir": f"{cache}"}
+            given |= {"features": features, "cube_size": list(shape)}
+            given |= {"train#dataset#cache_gib": 0, "cache_dir": f"{cache}"}
             seconds, busy = train_bundle(data, clock.device, iterations, warmup, search, **given)
             row = {"deform_on": place, "num_workers": workers, "batch": batch_size, "search": search}
             row |= {"ms": 1e3 * seconds, "cubes_per_s": batch_size / seconds, "ms_step_alone": 1e3 * alone}

@@ -188,7 +188,7 @@ def main() -> None:
             "cube_size": list(cube_size),
             "features": features,
             "batch_size": arguments.batch_size,
-            "cache_gib": 1,
+            "train#dataset#cache_gib": 1,
         }
         parser = bundle(data, **overrides)
         parser["train#dataset#progress"] = False

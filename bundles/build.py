@@ -193,11 +193,11 @@ def requirements(metadata: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def read_configs(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Read all configs of a bundle but its metadata, with some of their top-level keys set.
+    """Read all configs of a bundle but its metadata, with some of their keys set.
 
     Args:
         folder: the bundle.
-        settings: values by key.
+        settings: values by top-level key, or by nested id of a component's argument.
 
     Returns:
         Contents by file name.
@@ -208,12 +208,28 @@ def read_configs(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[st
     paths = sorted((folder / "configs").glob("*.json"))
     configs = {path.name: read_json(path) for path in paths if path.name != "metadata.json"}
     for key, value in settings.items():
-        having = [config for config in configs.values() if key in config]
+        having = [found for config in configs.values() if (found := holder(config, key)) is not None]
         if not having:
             raise ValueError(f"--set {key}: none of the configs of {folder.name} has this key")
-        for config in having:
-            config[key] = value
+        for component, last in having:
+            component[last] = value
     return configs
+
+
+def holder(config: dict[str, Any], key: str) -> tuple[dict[str, Any], str] | None:
+    """Find what holds a key, and what it is called there; None where a config has neither key nor component.
+
+    Example:
+        >>> holder({"loss": {"_target_": "DiceLoss"}}, "loss#batch")
+        ({'_target_': 'DiceLoss'}, 'batch')
+    """
+    if key in config:
+        return config, key
+    *parents, last = key.split("#")
+    found: Any = config if parents else None
+    for part in parents:
+        found = found.get(part) if isinstance(found, dict) else None
+    return (found, last) if isinstance(found, dict) and "_target_" in found else None
 
 
 def trained_settings(weights: Path) -> dict[str, Any]:

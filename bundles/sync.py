@@ -76,7 +76,8 @@ def expected(
     present = {key for block in own for key in block["ids"]}
     for block in (written or {}).values():
         for key in set(block["ids"]) - present if named(path, block, root) else ():
-            take(synced, key)
+            if not any(each.startswith(f"{key}#") for each in present):  # else it is shared part by part now
+                take(synced, key)
     for block in own:
         for key, value in block["ids"].items():
             put(synced, key, json.loads(json.dumps(value)))

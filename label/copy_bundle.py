@@ -45,7 +45,8 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
     Args:
         source: folder of the bundle.
         target: folder of the copy, which must not exist.
-        settings: values by key; each must be a top-level key of ``train.json`` or of ``inference.json``.
+        settings: values by key; each must be a top-level key of ``train.json`` or of ``inference.json``, or a nested
+            id of a component that one of them has, such as ``train#run#keep_last``.
         weights: the copy's ``models/model.pt``; by default those of the bundle, if it has any that were trained with
             these settings. The settings that they were trained with come along, and fine-tuning goes on with them.
 
@@ -74,15 +75,19 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
             raise
         print(f"{trained}: left out of the copy. {error}")
         recorded, enclosed = {}, False
-    contents["train"].update({key: value for key, value in recorded.items() if key in contents["train"]})
+    for key, value in recorded.items():
+        for config in (contents["train"], contents["train"].get("deformation", {})):
+            if key in config:
+                config[key] = value
+                break
     for key, value in settings.items():
-        owners = [name for name in CONFIGS if key in contents[name]]
+        owners = [name for name in CONFIGS if parent_of(contents[name], key) is not None]
         if not owners:
             raise ValueError(
                 f"{source}: expected {key!r} to be a key of train.json or inference.json, found no such key"
             )
         for name in owners:
-            contents[name][key] = value
+            parent_of(contents[name], key)[key.split("#")[-1]] = value
     if source.name.endswith("_segmentation"):
         describe_channels({**contents["inference"], "model_settings": recorded}, contents["metadata"])
     left_out = () if enclosed else ("model.pt", "model.json", "birth_certificate.json")
@@ -102,6 +107,17 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
             if recorded:
                 shutil.copy(weights.with_suffix(".json"), copy / "models" / "model.json")
         copy.replace(target)
+
+
+def parent_of(content: dict[str, Any], key: str) -> Any:
+    """Find what holds a key: the config for one of its top-level keys, a component for a nested id, else None."""
+    *parents, last = key.split("#")
+    if not parents:
+        return content if last in content else None
+    found: Any = content
+    for part in parents:
+        found = found.get(part) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and "_target_" in found else None
 
 
 def describe_channels(inference: Mapping[str, Any], metadata: dict[str, Any]) -> None:

@@ -92,7 +92,7 @@ def test_every_training_sample_shows_its_candidate_in_every_channel(bundle, name
 
 @pytest.mark.parametrize("name", SLICES)
 def test_without_shift_the_candidate_is_where_evaluation_has_it(name):
-    augment, item, sides, axes = one_voxel(LUNA, name, **{"affine_prob": 0, "max_shift": 0})
+    augment, item, sides, axes = one_voxel(LUNA, name, **{"train#augmentation#affine#prob": 0, "max_shift": 0})
     middle = [[sides[other] // 2 for other in range(3) if other != axis] for axis in axes]
     for _ in range(40):
         image = np.asarray(augment(item)["image"])
@@ -104,7 +104,7 @@ def test_without_shift_the_candidate_is_where_evaluation_has_it(name):
 )
 def test_a_quarter_turn_makes_no_sagittal_slice_of_a_coronal_one(axes, kinds):
     """The scan is bright along x through the candidate: of its last slice a row, or one point across x."""
-    found = parser(LUNA, "train", slice_axes=axes, cube_size=[16, 16, 16], affine_prob=0.0)
+    found = parser(LUNA, "train", slice_axes=axes, cube_size=[16, 16, 16], **{"train#augmentation#affine#prob": 0.0})
     scan = np.full((1, 40, 40, 40), -1000, np.float32)
     scan[0, :, 20, 20] = 1000
     item = {"image": scan, "center": np.array([20.0, 20, 20]), "image_affine": np.eye(4)}
@@ -129,7 +129,7 @@ def test_the_overlays_make_networks_of_two_dimensions(bundle, overlay):
     network = found.get_parsed_content("network_def")
     images = len(AXES[overlay])
     assert network(torch.zeros(2, images, 16, 16)).shape == (2, 1)
-    assert found.get_parsed_content("model_settings")["slice_axes"] == AXES[overlay]
+    assert found.get_parsed_content("train#run#model_settings")["slice_axes"] == AXES[overlay]
     cube = found.get_parsed_content("cube_size")
     assert images == 1 or len(set(cube)) == 1  # else the three slices differ in size
 

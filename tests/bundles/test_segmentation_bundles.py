@@ -147,7 +147,8 @@ def test_stopped_and_resumed_with_other_workers_it_comes_to_the_same_end(
     stop_training, run_bundle, arguments, tmp_path
 ):
     """SIGTERM after the first epochs; another number of worker processes afterwards; ends as without interruption."""
-    short = {"epochs": 4, "val_interval": 2, "cubes_per_case": 4, "slow_parts": ["encoder"], "freeze_epochs": 2}
+    short = {"epochs": 4, "val_interval": 2, "cubes_per_case": 4}
+    short |= {"optimizer#params#slow_parts": ["encoder"], "train#run#freeze_epochs": 2}
     whole = {**arguments(LITS, tmp_path / "whole"), **short}
     run_bundle(LITS, ["train"], **whole)
     parts = {**arguments(LITS, tmp_path / "parts"), **short}

@@ -110,6 +110,23 @@ def test_an_id_that_moves_to_another_block_stays(sync, root):
     assert found == [True, None]
 
 
+def test_a_component_that_is_shared_part_by_part_keeps_the_parts_of_each_config(sync, root):
+    """Else an argument that differs between the bundles would leave them with the component's former block."""
+    sync.sync(root)
+    path = root / "a_ct" / "configs" / "train.json"
+    content = json.loads(path.read_text())
+    content["run"] = {"_target_": "Run", "patience": 20}
+    path.write_text(json.dumps(content))
+    written = json.loads((root / "_shared" / "written.json").read_text())
+    next(iter(written.values()))["ids"].append("run")
+    (root / "_shared" / "written.json").write_text(json.dumps(written))
+    blocks = json.loads((root / "_shared" / "blocks.json").read_text())
+    next(iter(blocks.values()))["ids"]["run#_target_"] = "Run"
+    (root / "_shared" / "blocks.json").write_text(json.dumps(blocks))
+    sync.sync(root)
+    assert json.loads(path.read_text())["run"] == {"_target_": "Run", "patience": 20}
+
+
 def test_a_block_for_no_config_is_an_error(sync, root):
     (root / "_shared" / "blocks.json").write_text(json.dumps({"lost": {"configs": ["nowhere/*.json"], "ids": {}}}))
     with pytest.raises(ValueError, match="lost"):

@@ -144,7 +144,7 @@ def test_what_goes_on_from_weights_of_slices_trains_as_2d_json_does(lib, tmp_pat
     for key in keys:
         assert found.get_parsed_content(key) == expected.get_parsed_content(key), key
     if task == "PretrainTask":
-        assert found.get_parsed_content("num_blocks") != 10_000
+        assert found.get_parsed_content("deformation#num_blocks") != 10_000
         made.cubes_per_scan = 7
         assert made._update_overrides({})["cubes_per_scan"] == 7
 

@@ -100,7 +100,7 @@ def write_balanced_weights(bundle: Path, scan: Path) -> None:
     training = ConfigParser()
     training.read_config(bundle / "configs" / "train.json")
     training.update({"bundle_root": str(bundle)})
-    settings = training.get_parsed_content("model_settings")
+    settings = training.get_parsed_content("train#run#model_settings")
     save_trained_weights(network.state_dict(), bundle / "models" / "model.pt", settings)
 
 

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .moved_keys import MOVED_KEYS
 from .option_types import OPTION_KINDS, kind_like
 
 __all__ = ["BundleKey", "describe_keys", "read_bundle_keys"]
 
 CARD = Path("docs", "README.md")
 STAGES = ("train", "evaluate", "inference")
+_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,11 @@ class BundleKey:
     """A key of ``python -m monai.bundle run``, such as ``--epochs``.
 
     Args:
-        name: without the dashes.
+        name: without the dashes; a nested id, such as ``train#run#keep_last``, for what a component takes.
         default: in the words of the card.
         meaning: what it does; keys of one row of the card share it.
         expected: what values it takes, ``""`` where the configs do not tell.
-        stages: the configs that have it.
+        stages: the configs that have it, or the component that takes it.
     """
 
     name: str
@@ -63,7 +65,7 @@ def read_bundle_keys(bundle: str | Path) -> list[BundleKey]:
     for stage in STAGES:
         path = root / "configs" / f"{stage}.json"
         configs[stage] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    rows = [line for line in card.read_text(encoding="utf-8").splitlines() if re.match(r"\| `--\w+`", line)]
+    rows = [line for line in card.read_text(encoding="utf-8").splitlines() if re.match(r"\| `--[\w#]+`", line)]
     if not rows:
         raise ValueError(
             f"{card}: expected a table of keys, with rows such as | `--epochs` | 100 | length |; found none"
@@ -76,7 +78,7 @@ def describe_keys(bundle: str | Path, names: Sequence[str] = (), width: int = 10
 
     Args:
         bundle: its folder.
-        names: the keys that are asked for, with or without dashes; empty for all.
+        names: the keys that are asked for, with or without dashes; empty for all. Former names of keys do as well.
         width: of a line, in characters.
 
     Returns:
@@ -87,8 +89,8 @@ def describe_keys(bundle: str | Path, names: Sequence[str] = (), width: int = 10
         ValueError: when the card has no such key; the message names the nearest.
     """
     keys = read_bundle_keys(bundle)
-    wanted = [name.lstrip("-") for name in names]
     known = [key.name for key in keys]
+    wanted = [_present_name(name.lstrip("-"), known) for name in names]
     for name in wanted:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -105,7 +107,7 @@ def describe_keys(bundle: str | Path, names: Sequence[str] = (), width: int = 10
 
 def _keys_of_row(row: str, configs: dict[str, dict[str, Any]]) -> list[BundleKey]:
     cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip().strip("|"))]
-    names = re.findall(r"`--(\w+)`", cells[0])
+    names = re.findall(r"`--([\w#]+)`", cells[0])
     defaults = _split(cells[1]) if len(names) > 1 else [cells[1]]
     if len(defaults) != len(names):  # one default for all of them, in words
         defaults = [cells[1]] * len(names)
@@ -123,10 +125,27 @@ def _split(defaults: str) -> list[str]:
 
 
 def _key(name: str, default: str, meaning: str, configs: dict[str, dict[str, Any]]) -> BundleKey:
-    having = {stage: content[name] for stage, content in configs.items() if name in content}
+    values = {stage: _default_of(content, name) for stage, content in configs.items()}
+    having = {stage: value for stage, value in values.items() if value is not _MISSING}
     kinds = [OPTION_KINDS.get(name), *(kind_like(value) for value in having.values())]
     kind = next((kind for kind in kinds if kind is not None), None)
     return BundleKey(name, default.replace("`", ""), meaning, kind.expected if kind else "", tuple(having))
+
+
+def _default_of(config: Any, name: str) -> Any:
+    """Look up what a config has for a key; None where it leaves a component's argument to Python."""
+    if name in config:
+        return config[name]
+    *parents, last = name.split("#")
+    for part in parents:
+        config = config.get(part, {}) if isinstance(config, dict) else {}
+    return config.get(last) if parents and "_target_" in config else _MISSING
+
+
+def _present_name(name: str, known: Sequence[str]) -> str:
+    """Give the nested id of a key that stood at the top of the configs before."""
+    moved = MOVED_KEYS.get(name)
+    return moved.id if name not in known and moved is not None and moved.id in known else name
 
 
 def _head(key: BundleKey) -> str:

@@ -216,33 +216,44 @@ OPTION_KINDS: dict[str, Kind] = {
     "store": optional(either(TEXT, COMPONENT)),  # of prepared scans in pretraining, of logits in evaluation
     **dict.fromkeys(("normalise", "axcodes", "variant", "convention", "task"), TEXT),
     # switches
-    **dict.fromkeys(("amp", "resume_changed", "allow_changed_settings", "tumour", "vessel"), SWITCH),
+    **dict.fromkeys(("amp", "allow_changed_settings", "tumour", "vessel"), SWITCH),
     # the run
     "resume": either(SWITCH, AUTO),
-    "cache_gib": optional(number(0)),
     "device": Kind("a device, such as cpu or cuda:0", _read_device),
     "network": COMPONENT,
     "num_workers": number(0, whole=True),
     "seed": number(0, whole=True),
-    "save_every_minutes": optional(POSITIVE),
+    **dict.fromkeys(("train#run#cudnn_benchmark", "train#run#lr_step_per_epoch", "train#run#resume_changed"), SWITCH),
+    "train#run#early_stop_patience": optional(COUNT),
+    "train#run#freeze_epochs": number(0, whole=True),
+    "train#run#freeze_factor": SHARE,
+    "train#run#keep_last": COUNT,
+    "train#run#save_every_minutes": optional(POSITIVE),
+    "train#run#probe#interval": COUNT,
+    "train#dataset#on_bad_scan": TEXT,
+    **dict.fromkeys(("train#dataset#cache_gib", "validate#dataset#cache_gib"), optional(number(0))),
     # training
     **dict.fromkeys(("epochs", "val_interval", "batch_size", "eval_batch_size", "sw_batch_size"), COUNT),
     **dict.fromkeys(("cubes_per_case", "cubes_per_scan", "val_cubes_per_scan", "num_resamples"), COUNT),
-    **dict.fromkeys(("warmup_epochs", "freeze_epochs"), number(0)),
+    "warmup_epochs": number(0),
     "learning_rate": POSITIVE,
-    "freeze_factor": SHARE,
-    "slow_parts": list_of(TEXT),
+    "optimizer#params#slow_parts": list_of(TEXT),
+    **dict.fromkeys(("loss#label_smoothing", "network_def#dropout"), SHARE),
+    "loss#focal_gamma": number(0),
     "class_ratios": list_of(number(0)),
     "samples_per_epoch": optional(COUNT),
     "negatives_per_positive": POSITIVE,
     "val_negatives_per_positive": optional(POSITIVE),
     "max_shift": either(number(0, whole=True), list_of(number(0, whole=True), 3)),
-    **dict.fromkeys(("flip_prob", "intensity_prob", "affine_prob", "rotate90_prob", "hard_negatives"), SHARE),
-    "mask_patch": either(COUNT, SIZES, SLICE_SIZES),
-    "num_blocks": number(0, whole=True),
-    "max_block_fraction": number(0, 1, open_low=True),
-    "mask_ratio": SHARE,
-    "mask_value": optional(number()),
+    **dict.fromkeys(("flip_prob", "intensity_prob", "train#dataset#hard_negatives"), SHARE),
+    **dict.fromkeys(("train#augmentation#affine#prob", "train#augmentation#rotate90#prob"), SHARE),
+    "train#augmentation#affine#rotate_range": list_of(list_of(number(), 2), 3),
+    "train#augmentation#affine#scale_range": list_of(SHARE, 3),
+    "deformation#mask_patch": either(COUNT, SIZES, SLICE_SIZES),
+    "deformation#num_blocks": number(0, whole=True),
+    "deformation#max_block_fraction": number(0, 1, open_low=True),
+    "deformation#mask_ratio": SHARE,
+    "deformation#mask_value": optional(number()),
     # what the network sees and says
     "cube_size": either(SIZES, SLICE_SIZES),
     "slice_axis": optional(number(0, 2, whole=True)),
@@ -256,7 +267,6 @@ OPTION_KINDS: dict[str, Kind] = {
     "tta_flips": AXES,
     "vessel_voxel_mm": POSITIVE,
     "overlap": SHARE,
-    "dropout": SHARE,
     "in_channels": COUNT,
     "out_channels": COUNT,
     "classes": list_of(number(0, whole=True)),
@@ -267,7 +277,7 @@ OPTION_KINDS: dict[str, Kind] = {
     "task_facts": MAPPING,
     "tolerance_mm": either(number(0), MAPPING),
 }
-"""Kinds by key, of those that do not follow from a default, see :func:`kind_like`."""
+"""Kinds by key or nested id, of those that do not follow from a default, see :func:`kind_like`."""
 
 
 def kind_like(default: Any) -> Kind | None:

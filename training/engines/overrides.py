@@ -15,6 +15,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from .moved_keys import MOVED_KEYS, MovedKey
 from .option_types import OPTION_KINDS, Kind, OptionTypeError, convert_option, is_expression, kind_like
 from .running_workflow import running_workflow
 
@@ -38,6 +39,7 @@ _GONE = {
     "early_stop": "give early_stop_patience; what is better follows from the evaluator's metric_cmp_fn",
     "inferer": "it is train#inferer",
     "metric_name": "it is train#run#metric",
+    "probe": "it is train#run#probe",
     "rank": "torch.distributed tells it",
     "world_size": "torch.distributed tells it",
 }
@@ -95,6 +97,7 @@ def _refuse_unknown_keys(options: dict[str, str | None]) -> dict[str, dict[str, 
     unknown = sorted({key for key in given if _top_level(key) not in known})
     if any("train" in content for content in contents):
         _refuse_gone_keys({"train": None, **{_top_level(key): None for key in unknown}}, contents)
+    _refuse_moved_keys(map(_top_level, unknown), contents)
     if unknown:
         raise UnknownOverrideError(_message(unknown, known, config_files))
     return dict(zip(config_files, contents, strict=True))
@@ -130,6 +133,8 @@ def convert_settings(workflow: ConfigWorkflow, given: Mapping[str, str | None] |
     for key in dropped:
         changes[_id(key)] = _convert(tuple(_id(key).split("#")), None, files)
     _refuse_gone_keys(config, files)
+    text = json.dumps(config, default=str)
+    _refuse_moved_keys((key for key in config if not re.search(rf"@{re.escape(key)}\b", text)), [config])
     _refuse_idle_keys(config, files)
     if not given:
         _refuse_misspelt_keys(workflow, files)
@@ -217,8 +222,8 @@ def _bundle_configs(folder: Path) -> list[dict[str, Any]]:
 
 
 def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Go through a config: its top-level keys, and all plain values below them."""
-    if len(path) == 1 or not isinstance(value, dict | list):
+    """Go through a config: its top-level keys, and below them all plain values and those of a declared kind."""
+    if len(path) == 1 or not isinstance(value, dict | list) or "#".join(path) in OPTION_KINDS:
         yield path, value
     if isinstance(value, dict):
         for key, each in value.items():
@@ -261,6 +266,8 @@ def _convert(path: tuple[str, ...], value: Any, files: Sequence[Any], raw: str |
             return raw  # 1.10 is a name here, and would have become 1.1
         typed = [default for default in defaults if kind_like(default) is not None]
         return _first(key, value, typed or [None])
+    if key in OPTION_KINDS:
+        return OPTION_KINDS[key].convert(key, value)
     kinds = [kind for default in defaults if (kind := _nested_kind(default, value, files)) is not None]
     if not kinds:
         return convert_option("", value)
@@ -312,6 +319,25 @@ def _refuse_gone_keys(config: Mapping[str, Any], files: Sequence[Mapping[str, An
             raise UnknownOverrideError(
                 f"--{key}: not a key of this bundle any more, so it would change nothing: {instead}"
             )
+
+
+def _refuse_moved_keys(keys: Iterable[str], configs: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse top-level keys that are set at a nested id now, where a config has the component that takes them."""
+    for key in keys:
+        moved = MOVED_KEYS.get(key)
+        if moved is None:
+            continue
+        if any(_takes(config, moved) for config in configs):
+            raise UnknownOverrideError(
+                f"--{key}: not a key of this bundle any more, so it would change nothing: it is --{moved.id} now"
+            )
+
+
+def _takes(config: Mapping[str, Any], moved: MovedKey) -> bool:
+    """Tell whether a config has the component that takes a moved key, and does not refer to another key there."""
+    *parents, last = moved.id.split("#")
+    owner, value = _at(config, [*parents, "_target_"]), _at(config, [*parents, last])
+    return isinstance(owner, str) and owner.endswith(moved.owner) and not str(value).startswith("@")
 
 
 def _refuse_idle_keys(config: Mapping[str, Any], files: Sequence[Any]) -> None:

@@ -131,7 +131,7 @@ class TrainingCheckpoint:
         if not isinstance(resume, bool) and resume != "auto":
             raise ValueError(f"resume: expected True, False or 'auto', found {resume!r}")
         if resume_changed and not resume:
-            raise ValueError("--resume_changed True goes with --resume True")
+            raise ValueError("--train#run#resume_changed True goes with --resume True")
         self.best_path = Path(ckpt_dir) / "model.pt"
         self.last_path = Path(ckpt_dir) / "last_epoch.pt"
         self.mid_epoch_path = Path(ckpt_dir) / "last_iteration.pt"
@@ -505,7 +505,7 @@ class TrainingCheckpoint:
         if changes and not self.resume_changed:
             raise ChangedSettingsError(
                 f"{self.last_path} was written with other settings: {describe_changes(changes)}. Give them as they "
-                "were to go on exactly, or --resume_changed True to go on with the new ones"
+                "were to go on exactly, or --train#run#resume_changed True to go on with the new ones"
             )
         return changes
 

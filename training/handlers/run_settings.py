@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ...datasets.loading.processes import process_count
+from ..engines.moved_keys import MOVED_KEYS, WRITTEN_IN_CONFIG, MovedKey
 from ..engines.option_types import is_expression
 from ..engines.running_workflow import running_workflow
 
@@ -52,7 +53,8 @@ _DEEDS = (
     "imports", "initialize", "run", "finalize", "resume", "resume_changed", "keep_last", "save_every_minutes",
     "on_bad_case", "on_bad_scan",
     "epochs", "task", "metric_name", "tolerance_mm", "eval_batch_size", "model_settings", "loaded_settings", "_meta_",
-    "loading",  # of steps that count where `train` and `validate` have them
+    "probe",  # which only looks on
+    "loading", "augmentation",  # of steps that count where `train` and `validate` have them
 )  # fmt: skip
 _EXEMPT = frozenset({*_PLACES, *_HARDWARE, *_DEEDS})
 _BELOW = ("handlers", "data", "persistent_workers", "max_epochs", "_desc_", "pin_memory", "additional_metrics")
@@ -63,10 +65,9 @@ _MEASURE = frozenset(
     {
         "validate", "spacing", "intensity_range", "normalise", "axcodes", "modality", "classes", "tumour", "labels",
         "regions", "targets", "convention", "channels", "task_facts", "cube_size", "overlap", "tta_flips",
-        "vessel", "vessel_voxel_mm", "variant", "deformation", "deform_on", "mask_patch", "tissue_threshold",
-        "tissue_score_range", "border", "on_empty", "slice_axis", "slice_axes", "num_blocks", "max_block_fraction",
-        "mask_ratio", "mask_value", "val_cubes_per_scan", "val_negatives_per_positive",
-        "loss", "seed",
+        "vessel", "vessel_voxel_mm", "variant", "deformation", "deform_on", "tissue_threshold",
+        "tissue_score_range", "border", "on_empty", "slice_axis", "slice_axes", "val_cubes_per_scan",
+        "val_negatives_per_positive", "loss", "seed",
     }
 )  # fmt: skip
 
@@ -124,6 +125,15 @@ _REWRITTEN = {
 """Former and present values of what the configs write otherwise now, with the same effect, by the last part of the id;
 a cube of two sides and axes of slices are changes by themselves."""
 
+_FORMER_TEXTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "$@affine_prob == 0": lambda old: "$@train::augmentation::affine::prob == 0",
+    "$[[0, 0], [0, 0], [-@rotation, @rotation]]": lambda old: [[0, 0], [0, 0], [-old["rotation"], old["rotation"]]],
+    "$[@scaling] * 3": lambda old: [old["scaling"]] * 3,
+    "$layer_groups(@network, @slow_parts)": lambda old: {},
+}
+"""What configs wrote where they used keys of :data:`MOVED_KEYS` in expressions, and what they write now, by the values
+that those keys had."""
+
 _ONLY_SLICES = "$@slice_axes is None"
 """``_disabled_`` of the steps that take slices of a cube; checkpoints from before there were any lack such steps."""
 
@@ -131,6 +141,9 @@ Changes = dict[str, tuple[Any, Any]]
 """Old and new value by id."""
 
 _ABSENT = "(none)"
+
+_DEFAULTS = {moved.id: moved.default for moved in MOVED_KEYS.values() if moved.default is not WRITTEN_IN_CONFIG}
+"""What moved keys are where the config does not say it."""
 
 
 class ChangedSettingsError(ValueError):
@@ -155,14 +168,35 @@ def settings_of_run() -> dict[str, Any]:
         if is_expression(value):
             value = _evaluated(workflow, key)
         settings[key] = _plain(value)
+    for moved in MOVED_KEYS.values():
+        *parents, last = moved.id.split("#")
+        place = _below(settings, parents)
+        if _of_handler(moved):
+            value = workflow.parser.get(moved.id, moved.default)
+            if value is not WRITTEN_IN_CONFIG:
+                settings[moved.id] = _plain(_evaluated(workflow, moved.id) if is_expression(value) else value)
+        elif isinstance(place, dict) and is_expression(place.get(last)):
+            place[last] = _evaluated(workflow, moved.id)
     return settings
+
+
+def _of_handler(moved: MovedKey) -> bool:
+    """Tell whether a moved key counts although it lies in ``train#run``, where all else is a place or a deed."""
+    return moved.id.startswith("train#run#") and moved.id.split("#")[-1] not in _EXEMPT
+
+
+def _below(value: Any, parts: Sequence[str]) -> Any:
+    """Give what lies at a nested id; None where there is nothing."""
+    for part in parts:
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def _evaluated(workflow: Any, key: str) -> Any:
     """Evaluate an expression that gives a plain value; anything else counts as it is written."""
     value = workflow.parser.get_parsed_content(key)
     plain = isinstance(value, str | int | float | list | tuple | dict) or value is None
-    return value if plain else workflow.parser.config[key]
+    return value if plain else workflow.parser[key]
 
 
 def _plain(value: Any) -> Any:
@@ -240,11 +274,13 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
     """
     # a key that counted when the checkpoint was written, but no longer does, is no change, wherever it lies
     counted = {key: _plain(value) for key, value in old.items() if key in new or key not in _EXEMPT}
+    retired = {path for path, value in _flat(counted) if value in _RETIRED.get(path, ())}
+    counted = _moved_down(counted, new)
     idle = new.get("slice_axes") is None and old.get("slice_axes") is None
     before = {
         key: _present_name(value) if key.endswith("_target_") else value
         for key, value in _flat(_without_slices(counted) if idle else counted)
-        if value not in _RETIRED.get(key, ())
+        if key not in retired
     }
     now = dict(_flat(_without_slices(new) if idle else new))
     for key, value in now.items():
@@ -252,17 +288,54 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
             before[key] = value
         elif (before.get(key), value) in _REWRITTEN.get(key.split("#")[-1], ()):
             before[key] = value
-    changes = {
-        key: (before.get(key, _ABSENT), now.get(key, _ABSENT))
-        for key in [*before, *(key for key in now if key not in before and key not in _NOTED_SINCE)]
-        if before.get(key, _ABSENT) != now.get(key, _ABSENT)
-    }
+    keys = [*before, *(key for key in now if key not in before and key not in _NOTED_SINCE)]
+    pairs = {key: (_value(before, key), _value(now, key)) for key in keys}
+    changes = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     # of the same number of scans the fingerprint tells that they are others; of another number it follows
     return {
         key: pair
         for key, pair in changes.items()
         if not (key.endswith(("scan_names", "samples")) and key.replace("scan_names", "scans") in changes)
     }
+
+
+def _value(settings: Mapping[str, Any], key: str) -> Any:
+    return settings.get(key, _DEFAULTS.get(key, _ABSENT))
+
+
+def _moved_down(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Put what an earlier version had at the top of its config where it is set now, and in place of references to it.
+
+    Args:
+        old: settings of the checkpoint.
+        new: those of now. A key that they have too, which is the user's own then, stays.
+    """
+    given = {key: value for key, value in old.items() if key in MOVED_KEYS and key not in new}
+    moved = {key: _without_references(value, given) for key, value in old.items() if key not in given}
+    params = _below(moved, ("optimizer", "params"))
+    if isinstance(params, dict) and "_target_" not in params and (present := _below(new, ("optimizer", "params"))):
+        params["_target_"] = present.get("_target_") if isinstance(present, Mapping) else None
+    for key, value in given.items():
+        *parents, last = MOVED_KEYS[key].id.split("#")
+        place = _below(moved, parents)
+        if _of_handler(MOVED_KEYS[key]):
+            moved[MOVED_KEYS[key].id] = value
+        elif isinstance(place, dict) and not _EXEMPT_BELOW.intersection(parents):
+            place.setdefault(last, _without_references(value, given))
+    return moved
+
+
+def _without_references(value: Any, given: Mapping[str, Any]) -> Any:
+    """Copy a part of a config with values in place of references to them."""
+    if isinstance(value, Mapping):
+        return {key: _without_references(each, given) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_references(each, given) for each in value]
+    if isinstance(value, str) and value[:1] == "@" and value[1:] in given:
+        return _without_references(given[value[1:]], given)
+    if isinstance(value, str) and value in _FORMER_TEXTS and any(f"@{key}" in value for key in given):
+        return _FORMER_TEXTS[value](given)
+    return value
 
 
 def _without_slices(value: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from ignite.engine import Engine, Events
 from ignite.handlers.base_logger import BaseHandler, BaseLogger
 from monai.engines import Evaluator
@@ -32,6 +33,7 @@ from .collapse_guard import NonFiniteLossHandler
 from .feature_probe import FeatureProbe
 from .graceful_shutdown import GracefulShutdown
 from .history import TrainingHistory
+from .layer_rates import LayerRates
 from .process_group import BufferBroadcast
 from .run_progress import RunProgressBar
 from .schedule_step import EpochSetter, HasSetEpoch, ScheduleStep
@@ -61,14 +63,15 @@ class TrainingRunHandler:
     Their order decides what a checkpoint holds: an epoch is validated, then the schedule steps, then the history gets
     its line, and then all of it is saved. So they are attached here, in this order:
 
-    1. :class:`GracefulShutdown`
-    2. :class:`EpochSetter`, if there is a sampler
-    3. ``guard``, which stops a training that can no longer succeed
-    4. :class:`RunProgressBar` and MONAI's ``TensorBoardStatsHandler``, in the first process
-    5. MONAI's ``ValidationHandler``; the evaluator gets :class:`BufferBroadcast`, TensorBoard and early stopping
-    6. :class:`ScheduleStep`
-    7. :class:`TrainingHistory`, with the probe
-    8. :class:`TrainingCheckpoint`
+    1. :class:`LayerRates`
+    2. :class:`GracefulShutdown`
+    3. :class:`EpochSetter`, if there is a sampler
+    4. ``guard``, which stops a training that can no longer succeed
+    5. :class:`RunProgressBar` and MONAI's ``TensorBoardStatsHandler``, in the first process
+    6. MONAI's ``ValidationHandler``; the evaluator gets :class:`BufferBroadcast`, TensorBoard and early stopping
+    7. :class:`ScheduleStep`
+    8. :class:`TrainingHistory`, with the probe
+    9. :class:`TrainingCheckpoint`
 
     What else acts on a training goes before it in the trainer's list of handlers. A handler of ``EPOCH_COMPLETED`` that
     comes after the checkpoint is refused when the training starts, unless it only reports, as MONAI's loggers do.
@@ -95,6 +98,9 @@ class TrainingRunHandler:
         baseline: another metric of the evaluator, which its key metric must fall below, see :class:`TrainingHistory`.
         guard: None for :class:`NonFiniteLossHandler`.
         lr_step_per_epoch: whether the schedule steps after each epoch instead of after each iteration.
+        freeze_epochs: first epochs in which the slow parts of :func:`layer_groups` are held back.
+        freeze_factor: what their learning rate is multiplied by then, in [0, 1]; 0 freezes them.
+        cudnn_benchmark: whether cuDNN searches for its fastest algorithms; the result then differs from run to run.
         progress: whether to show a progress bar, on a terminal.
         tensorboard: whether to write TensorBoard events.
         iteration_log: iterations from one loss in TensorBoard to the next.
@@ -125,6 +131,9 @@ class TrainingRunHandler:
         baseline: str | None = None,
         guard: NonFiniteLossHandler | None = None,
         lr_step_per_epoch: bool = False,
+        freeze_epochs: int = 0,
+        freeze_factor: float = 0.0,
+        cudnn_benchmark: bool = False,
         progress: bool = True,
         tensorboard: bool = True,
         iteration_log: int = 10,
@@ -135,6 +144,8 @@ class TrainingRunHandler:
         self.sampler = sampler
         self.val_interval = val_interval
         self.guard = NonFiniteLossHandler() if guard is None else guard
+        self.layer_rates = LayerRates(optimizer, freeze_epochs, freeze_factor)
+        self.cudnn_benchmark = cudnn_benchmark
         self.progress = progress
         self.tensorboard = tensorboard
         self.iteration_log = iteration_log
@@ -171,8 +182,10 @@ class TrainingRunHandler:
         Args:
             engine: the MONAI trainer.
         """
+        engine.add_event_handler(Events.STARTED, self._set_cudnn)
         engine.add_event_handler(Events.STARTED, self.check_order)
         engine.add_event_handler(Events.STARTED, self._join_evaluator)
+        self.layer_rates.attach(engine)
         # of several processes one would wait for another that has stopped at the step before
         alone = self.checkpoint.save_every_minutes is not None and process_count() == 1
         GracefulShutdown(save=self.checkpoint.save_mid_epoch if alone else None).attach(engine)
@@ -185,6 +198,11 @@ class TrainingRunHandler:
         self.schedule.attach(engine)
         self.history.attach(engine)
         self.checkpoint.attach(engine)
+
+    def _set_cudnn(self, engine: Engine) -> None:
+        """Have convolutions on a GPU give the same result each time, or be a little faster."""
+        torch.backends.cudnn.benchmark = self.cudnn_benchmark
+        torch.backends.cudnn.deterministic = not self.cudnn_benchmark
 
     def _report(self, engine: Engine) -> None:
         """Show the progress, and write losses and metrics for TensorBoard."""

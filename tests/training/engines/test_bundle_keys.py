@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from monai.bundle import ConfigParser
 
 from models_genesis.training.__main__ import main
 from models_genesis.training.engines.bundle_keys import describe_keys, read_bundle_keys
+from models_genesis.training.engines.moved_keys import MOVED_KEYS
 from models_genesis.training.engines.option_types import is_expression
 
 BUNDLES = sorted(path.parents[1] for path in Path(__file__).resolve().parents[3].glob("bundles/*/configs/train.json"))
@@ -22,7 +24,10 @@ def defaults_of(bundle: Path, name: str) -> list[Any]:
     contents = [
         json.loads((bundle / "configs" / f"{stage}.json").read_text()) for stage in ("train", "evaluate", "inference")
     ]
-    return [content[name] for content in contents if name in content]
+    found = [content[name] for content in contents if name in content]
+    parsers = [parser for parser in map(ConfigParser, contents) if "#" in name and parser.get(name.rpartition("#")[0])]
+    moved = {key.id: key.default for key in MOVED_KEYS.values()}  # Python's default where the config says none
+    return found + [parser.get(name, moved[name]) for parser in parsers]
 
 
 def literal(words: str) -> Any:
@@ -53,6 +58,10 @@ def test_help_prints_values_default_and_meaning(capsys):
     assert "--epochs   a whole number of 1 or more; default: 200" in printed
     assert "--spacing   a list of 3, each a number above 0, or None; default: none" in printed
     assert "--learning_rate" not in printed
+    nested = describe_keys(BUNDLES[2], ["keep_last"])  # by its former name
+    assert nested.startswith(
+        "--train#run#keep_last   a whole number of 1 or more; default: 2   (not in inference.json)"
+    )
     assert describe_keys(BUNDLES[2], ["--epochs", "warmup_epochs"]).count("length; the rate rises") == 1
     assert all(f"--{key.name} " in describe_keys(BUNDLES[2]) for key in read_bundle_keys(BUNDLES[2]))
 

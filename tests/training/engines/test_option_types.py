@@ -81,7 +81,7 @@ REFUSED = [
     ("cube_size", [64, 64, 32, 1]),
     ("slice_axis", 3),
     ("slice_axis", "axial"),
-    ("max_block_fraction", 0),
+    ("deformation#max_block_fraction", 0),
     ("cube_size", [64, 64, 32.5]),
     ("cube_size", "[64, 64"),
     ("features", "8"),

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import inspect
 import json
+import pydoc
 import re
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from monai.bundle import ConfigWorkflow
 
 from models_genesis.training import OptionTypeError, UnknownOverrideError, refuse_unknown_overrides
+from models_genesis.training.engines.moved_keys import MOVED_KEYS, WRITTEN_IN_CONFIG
 from models_genesis.training.engines.overrides import convert_settings
 
 PROGRAM = "/somewhere/site-packages/monai/bundle/__main__.py"
@@ -65,6 +68,85 @@ def test_nor_may_a_config_file_of_the_users_own_have_it(name, key):
     """The command line knows a key that any of the files has, so that the bundle's own files must count."""
     with pytest.raises(UnknownOverrideError, match=f"--{key}: not a key of this bundle any more"):
         convert_settings(workflow(name, **{key: {"_target_": "builtins.dict"}}))
+
+
+def moved_keys_of(name: str) -> list[str]:
+    """Keys that a bundle had at the top of its ``train.json``, by the components that take them now."""
+    parser = workflow(name).parser
+    found = []
+    for key, moved in MOVED_KEYS.items():
+        owner = parser.get(f"{moved.id.rpartition('#')[0]}#_target_", "")
+        if owner.endswith(moved.owner) and not str(parser.get(moved.id)).startswith("@"):
+            found.append(key)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_key_that_is_set_at_a_nested_id_now_is_refused_with_that_id(name):
+    config = str(BUNDLES / name / "configs" / "train.json")
+    keys = moved_keys_of(name)
+    assert {"keep_last", "early_stop_patience", "cache_gib"} <= set(keys)
+    for key in keys:
+        found = re.escape(f"--{key}: not a key of this bundle any more") + f".* it is --{MOVED_KEYS[key].id} now"
+        with pytest.raises(UnknownOverrideError, match=found):
+            refuse_unknown_overrides([PROGRAM, "run", "--config_file", config, f"--{key}", "1"])
+        if key == "keep_last":  # in Python too, and the user may have a key of this name that something refers to
+            with pytest.raises(UnknownOverrideError, match=found):
+                convert_settings(workflow(name, keep_last=1))
+            convert_settings(workflow(name, **{"keep_last": 1, MOVED_KEYS[key].id: "@keep_last"}))
+
+
+def test_every_moved_key_belongs_to_a_bundle_and_has_the_default_that_it_had():
+    """The Python default, or the config's value; and it takes the same kinds of values as before."""
+    assert {key for name in NAMES for key in moved_keys_of(name)} == set(MOVED_KEYS)
+    for name in NAMES:
+        parser = workflow(name).parser
+        for key in moved_keys_of(name):
+            moved = MOVED_KEYS[key]
+            *parents, last = moved.id.split("#")
+            component = parser.get("#".join(parents))
+            written = component.get(last, WRITTEN_IN_CONFIG)
+            if moved.default is WRITTEN_IN_CONFIG:
+                assert written is not WRITTEN_IN_CONFIG, key
+            else:
+                assert written in (WRITTEN_IN_CONFIG, moved.default)
+                taken = inspect.signature(pydoc.locate(component["_target_"])).parameters[last].default
+                assert taken == moved.default or list(taken) == moved.default, key
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        (LITS, {"train#run#keep_last": "5", "train#run#save_every_minutes": "none"}, [5, None]),
+        (LITS, {"optimizer#params#slow_parts": "['encoder']"}, [["encoder"]]),
+        (LITS, {"train#run#resume_changed": "false", "train#dataset#cache_gib": "4"}, [False, 4]),
+        ("genesis_luna16_nodule_ct_classification", {"loss#focal_gamma": "2", "network_def#dropout": "0.5"}, [2, 0.5]),
+        ("genesis_chest_ct_pretraining", {"deformation#mask_patch": "[8, 8, 4]"}, [[8, 8, 4]]),
+    ],
+)
+def test_what_has_a_python_default_is_converted_at_its_nested_id(name, given, expected):
+    checked = workflow(name, **given)
+    assert convert_settings(checked) == dict(zip(given, expected, strict=True))
+    assert [checked.parser[key] for key in given] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        (LITS, {"train#run#keep_last": "none"}),
+        (LITS, {"train#run#early_stop_patience": 2.5}),
+        (LITS, {"optimizer#params#slow_parts": "encoder"}),
+        ("genesis_luna16_nodule_ct_classification", {"train#augmentation#affine#prob": 2}),
+        ("genesis_luna16_nodule_ct_classification", {"train#augmentation#affine#scale_range": [0.1, 0.1]}),
+        ("genesis_chest_ct_pretraining", {"deformation#mask_patch": [8, 8.5, 4]}),
+    ],
+)
+def test_and_refused_by_it(name, given):
+    with pytest.raises(OptionTypeError, match=f"--{next(iter(given))}: expected "):
+        convert_settings(workflow(name, **given))
+    with pytest.raises(OptionTypeError, match=r"--train#augmentation#affine#prob: expected .*found None"):
+        dropped = {"train#augmentation#affine#prob": "None"}
+        convert_settings(workflow("genesis_luna16_nodule_ct_classification"), dropped)
 
 
 def test_merged_configs_know_the_keys_of_both(configs):

@@ -8,6 +8,7 @@ import csv
 import importlib
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -163,11 +164,58 @@ def test_what_the_bundles_no_longer_write_into_their_configs_is_no_change():
     stop = {"_target_": "EarlyStopHandler", "patience": "@early_stop_patience", "score_function": score}
     sampler = {"seed": "@seed", "num_replicas": "@world_size"}
     old = {"early_stop": stop, "early_stop_patience": 5, "world_size": 2, "train": {"sampler": sampler}}
-    new = {"early_stop_patience": 5, "world_size": 2, "train": {"sampler": {"seed": "@seed"}}}
+    new = {"world_size": 2, "train": {"sampler": {"seed": "@seed"}}, "train#run#early_stop_patience": 5}
     assert changed_settings(old, new) == {}
     assert changed_settings(old, {**new, "world_size": 1}) == {"world_size": (2, 1)}
     old["early_stop"]["patience"] = 7
     assert changed_settings(old, new) == {"early_stop#patience": (7, "(none)")}
+
+
+def test_keys_that_moved_below_a_component_are_no_change_for_older_checkpoints():
+    """Their values count where they are set now, with the component's default where the config does not say one."""
+    old: dict[str, Any] = {
+        "freeze_epochs": 0,
+        "freeze_factor": 0.0,
+        "slow_parts": [],
+        "early_stop_patience": 20,
+        "affine_prob": 0.5,
+        "rotation": 0.26,
+        "scaling": 0.1,
+        "num_blocks": 702,
+        "optimizer": {"_target_": "torch.optim.AdamW", "params": "$layer_groups(@network, @slow_parts)"},
+        "deformation": {"num_blocks": "@num_blocks"},
+        "train": {
+            "random_transforms": [
+                {
+                    "_disabled_": "$@affine_prob == 0",
+                    "prob": "@affine_prob",
+                    "rotate_range": "$[[0, 0], [0, 0], [-@rotation, @rotation]]",
+                    "scale_range": "$[@scaling] * 3",
+                }
+            ],
+        },
+    }
+    turned = {
+        "_disabled_": "$@train::augmentation::affine::prob == 0",
+        "prob": 0.5,
+        "rotate_range": [[0, 0], [0, 0], [-0.26, 0.26]],
+        "scale_range": [0.1, 0.1, 0.1],
+    }
+    new: dict[str, Any] = {
+        "optimizer": {"_target_": "torch.optim.AdamW", "params": {"_target_": "models_genesis.training.layer_groups"}},
+        "deformation": {"num_blocks": 702},
+        "train": {"random_transforms": [turned]},
+        "train#run#early_stop_patience": 20,
+    }
+    assert changed_settings(old, new) == changed_settings(new, new) == {}
+    new["train#run#freeze_epochs"] = 0
+    assert changed_settings(old, new) == {}
+    assert changed_settings({**old, "freeze_epochs": 3}, new) == {"train#run#freeze_epochs": (3, 0)}
+    assert changed_settings({**old, "num_blocks": 9}, new) == {"deformation#num_blocks": (9, 702)}
+    assert set(changed_settings({**old, "slow_parts": ["encoder"]}, new)) == {"optimizer#params#slow_parts"}
+    assert set(changed_settings({**old, "scaling": 0.2}, new)) == {"train#random_transforms#0#scale_range"}
+    new["optimizer"]["params"]["slow_parts"] = ["encoder"]
+    assert changed_settings({**old, "slow_parts": ["encoder"]}, new) == {}
 
 
 def test_a_metric_that_is_only_reported_is_no_change_for_checkpoints_with_and_without_it():
@@ -260,7 +308,7 @@ def test_other_settings_are_refused_by_name_when_resuming(make_run, tmp_path):
     make_run(epochs=2, settings={"batch_size": 4, "seed": 0}).trainer.run()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(
-        ChangedSettingsError, match=r"last_epoch\.pt .*: batch_size 4 -> 2; seed 0 -> 1\. .*--resume_changed"
+        ChangedSettingsError, match=r"last_epoch\.pt .*: batch_size 4 -> 2; seed 0 -> 1\. .*--train#run#resume_changed"
     ):
         make_run(epochs=3, resume=True, settings={"batch_size": 2, "seed": 1}).trainer.run()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -293,5 +341,5 @@ def test_taken_over_as_asked_for(make_run, tmp_path, caplog):
 
 
 def test_resume_changed_alone_is_refused(make_run):
-    with pytest.raises(ValueError, match="--resume_changed True goes with --resume True"):
+    with pytest.raises(ValueError, match="--train#run#resume_changed True goes with --resume True"):
         make_run(resume_changed=True)

@@ -28,11 +28,18 @@ def make(make_cubes, tmp_path) -> Callable[..., tuple[SupervisedTrainer, Trainin
     """A trainer that has nothing but the handler, and what comes before and after it."""
 
     def build(
-        epochs: int = 3, folder: Path = tmp_path, before: Any = (), after: Any = (), better=operator.lt, **settings: Any
+        epochs: int = 3,
+        folder: Path = tmp_path,
+        before: Any = (),
+        after: Any = (),
+        better=operator.lt,
+        slow: bool = False,
+        **settings: Any,
     ) -> tuple[SupervisedTrainer, TrainingRunHandler]:
         torch.manual_seed(0)
         network = nn.Conv3d(1, 1, 3, padding=1)
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.5, momentum=0.9)
+        groups = [{"name": "slow" if slow else "others", "params": list(network.parameters())}]
+        optimizer = torch.optim.SGD(groups, lr=0.5, momentum=0.9)
         cubes = make_cubes(8)
         sampler = EpochSampler(len(cubes), seed=3)
         data = Dataset([cubes[index % len(cubes)] for index in range(len(cubes) * 50)])
@@ -82,6 +89,23 @@ class AtTheEnd:
 
     def note(self, engine) -> None:
         self.epochs.append(engine.state.epoch)
+
+
+def test_it_holds_the_slow_parts_back_and_sets_cudnn_when_it_starts(make, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    trainer, run = make(epochs=2, freeze_epochs=1, cudnn_benchmark=True, slow=True)
+    kept = [value.clone() for value in run.network.parameters()]
+    same: list[bool] = []
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED,
+        lambda: same.append(all(map(torch.equal, kept, run.network.parameters()))),
+    )
+    assert not torch.backends.cudnn.benchmark  # an evaluation may build the trainer too
+    trainer.run()
+    half = len(same) // 2
+    assert all(same[:half]) and not any(same[half:])
+    assert torch.backends.cudnn.benchmark and not torch.backends.cudnn.deterministic
 
 
 def test_an_epoch_is_validated_then_scheduled_then_noted_then_saved(make):
