@@ -125,7 +125,7 @@ def weights_for(folder: Path, settings: Mapping[str, Any]) -> Weights | None:
     weights = shipped_weights(folder)
     if weights is None:
         return None
-    recorded = trained_settings(weights.path)
+    recorded = by_id(trained_settings(weights.path))
     other = [key for key, value in settings.items() if key in recorded and recorded[key] != value]
     if other:
         print(f"{weights.path}: left out, for they were trained with other settings than --set {', '.join(other)}")
@@ -246,6 +246,13 @@ def trained_settings(weights: Path) -> dict[str, Any]:
     return read_model_settings(weights.parent, weights.name)
 
 
+def by_id(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Give settings of weights by the ids that they have in the configs, which may be nested ones."""
+    from models_genesis.training.engines.moved_keys import MOVED_KEYS
+
+    return {MOVED_KEYS[key].id if key in MOVED_KEYS else key: value for key, value in recorded.items()}
+
+
 def not_following(config: Mapping[str, Any], carried: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the settings of weights that follow from others, so that they follow from what a user gives too.
 
@@ -271,7 +278,7 @@ def not_following(config: Mapping[str, Any], carried: Mapping[str, Any]) -> dict
         named = set(re.findall(r"@(\w+)", written)) if isinstance(written, str) and written.startswith("$") else set()
         if not named or not named <= set(carried):
             return False
-        given = {other: value for other, value in carried.items() if other != key}
+        given = {other: value for other, value in carried.items() if other != key and "#" not in other}
         value: Any = ConfigParser({**config, **given}).get_parsed_content(key)
         return bool(value == carried[key])
 
@@ -436,7 +443,7 @@ def contents(
     carried: dict[str, Any] = {}
     if weights is not None:
         # training goes on with the network of the weights; inference and evaluation read their settings themselves
-        carried = trained_settings(weights.path)
+        carried = by_id(trained_settings(weights.path))
         if carried.get("task") in decathlon_tasks():
             carried.pop("task_facts", None)  # they follow from the task, and from another one that a user gives
         check_weights(weights.path, folder, {**carried, **settings})
@@ -448,7 +455,9 @@ def contents(
         texts |= {path.relative_to(folder).as_posix(): rename(path.read_text(encoding="utf-8")) for path in own}
     configs = read_configs(folder, settings)
     carried = {key: value for key, value in carried.items() if key not in settings}
-    configs["train.json"].update(not_following(configs["train.json"], carried))
+    for key, value in not_following(configs["train.json"], carried).items():
+        component, last = holder(configs["train.json"], key) or (configs["train.json"], key)
+        component[last] = value
     for file, config in (portable_configs(configs) if vendored else configs).items():
         texts[f"configs/{file}"] = layout(config) + "\n"
     metadata = packed_metadata(metadata, provenance(folder.parents[1]), code)

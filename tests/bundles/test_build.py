@@ -221,13 +221,14 @@ def test_weights_that_fit_go_with_the_package(build, tmp_path):
 
 def test_the_settings_of_weights_go_with_them_and_need_no_key(build, tmp_path):
     """Weights of another width, by any name; fine-tuning of the package goes on with their settings."""
-    trained = {"features": list(SMALL["features"]), "axcodes": "LPS"}
+    trained = {"features": list(SMALL["features"]), "axcodes": "LPS", "mask_ratio": 0.3}
     path = tmp_path / "best.pt"
     save_trained_weights(GenesisUNet(features=SMALL["features"]).state_dict(), path, trained)
     archive = packed(build, tmp_path / "out", weights=build.Weights(path))
     assert json.loads(archive.read(f"{PRETRAINING}/models/model.json"))["settings"] == trained
     train = json.loads(archive.read(f"{PRETRAINING}/configs/train.json"))
-    assert {key: train[key] for key in trained} == trained
+    assert {key: {**train, **train["deformation"]}[key] for key in trained} == trained
+    assert "mask_ratio" not in train and not any("#" in key for key in train)
     archive.extractall(tmp_path / "unpacked")
     assert read_model_settings(tmp_path / "unpacked" / PRETRAINING / "models") == trained
     save_weights(GenesisUNet(features=SMALL["features"]).state_dict(), path)

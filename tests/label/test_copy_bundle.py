@@ -87,6 +87,20 @@ def test_settings_are_written_where_the_key_is_known(tool, tmp_path):
     assert read(ROOT / "bundles" / LITS, "train") == before["train"]
 
 
+def test_so_are_those_of_a_component_by_their_nested_ids(tool, tmp_path):
+    """Given ones, and those that the weights were trained with."""
+    weights = tmp_path / "w.pt"
+    save_trained_weights({"head.weight": torch.zeros(1)}, weights, {"variant": "masking", "mask_ratio": 0.3})
+    source = ROOT / "bundles" / "genesis_chest_ct_pretraining"
+    tool.copy_bundle(source, tmp_path / "copy", {"train#run#keep_last": "5"}, weights)
+    after = read(tmp_path / "copy", "train")
+    assert after["train"]["run"]["keep_last"] == 5 and "train#run#keep_last" not in after
+    assert (after["variant"], after["deformation"]["variant"]) == ("masking", "@variant")
+    assert after["deformation"]["mask_ratio"] == 0.3 and "mask_ratio" not in after
+    with pytest.raises(ValueError, match="'train#walk#keep_last'"):
+        tool.copy_bundle(source, tmp_path / "other", {"train#walk#keep_last": 5})
+
+
 def test_what_cannot_be_done_is_refused(tool, tmp_path):
     source = ROOT / "bundles" / LITS
     with pytest.raises(ValueError, match="'feature'"):
