@@ -302,7 +302,7 @@ def test_two_processes_train_by_the_paper_s_settings_and_evaluate(run_two_proces
 
 def default_of(value):
     """What a key is where the weights' own settings do not say it."""
-    own = r"\$@(?:loaded|model)_settings\.get\('\w+'(?:\) or features_of_pretrained\(@pretrained)?, (.*)\)"
+    own = r"\$(?:settings_of_load..|@model_settings)\.get\('\w+'(?:\) or features_of_pretrained\(@pretrained)?, (.*)\)"
     found = re.fullmatch(own, value) if isinstance(value, str) else None
     return json.dumps(literal(found[1]) if found else value).strip('"$')
 
@@ -331,7 +331,7 @@ def test_the_configs_of_a_bundle_agree(bundle):
     assert (paper["validate#evaluator#metric_cmp_fn"], paper["lr_scheduler"]["mode"]) == ("$operator.lt", "min")
     for stage in ("evaluate", "paper"):
         top = {key.split("#")[0] for key in configs[stage]}
-        own = {"num_resamples", "store", "temperature", "calibrate", "+imports"}
+        own = {"num_resamples", "model_settings", "store", "temperature", "calibrate", "+imports"}
         assert top - set(train) <= {*own, "allow_changed_settings", "settings_check"}, stage
 
 

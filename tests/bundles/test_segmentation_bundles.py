@@ -184,7 +184,7 @@ def test_two_processes_train_from_scratch_by_the_paper_s_settings_and_evaluate(r
 
 def default_of(value):
     """What a key is where the weights' own settings do not say it."""
-    own = r"\$@(?:loaded|model)_settings\.get\('\w+'(?:\) or features_of_pretrained\(@pretrained)?, (.*)\)"
+    own = r"\$(?:settings_of_load..|@model_settings)\.get\('\w+'(?:\) or features_of_pretrained\(@pretrained)?, (.*)\)"
     found = re.fullmatch(own, value) if isinstance(value, str) else None
     return json.dumps(literal(found[1]) if found else value).strip('"$')
 
@@ -209,7 +209,8 @@ def test_the_configs_of_a_bundle_agree(bundle):
     assert steps[1][-1]["_target_"] == "SaveImaged" and steps[1][-1]["output_dtype"] == "uint8"
     for stage in ("evaluate", "paper"):
         top = {key.split("#")[0] for key in configs[stage]}
-        assert top - set(train) <= {"+imports", "num_resamples", "allow_changed_settings", "settings_check"}, stage
+        own = {"+imports", "num_resamples", "tolerance_mm", "model_settings"}
+        assert top - set(train) <= {*own, "allow_changed_settings", "settings_check"}, stage
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
