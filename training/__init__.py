@@ -32,10 +32,11 @@ from .handlers.checkpoint import TrainingCheckpoint
 from .handlers.collapse_guard import CollapseGuard, NonFiniteLossHandler, TrainingCollapsedError
 from .handlers.feature_probe import FeatureProbe
 from .handlers.graceful_shutdown import GracefulShutdown
+from .handlers.gradient_accumulation import GradientAccumulation, optimizer_steps
 from .handlers.history import TrainingHistory
 from .handlers.layer_rates import LayerRates, layer_groups
 from .handlers.overlay_picture import OverlayPicture, draw_overlay
-from .handlers.process_group import BufferBroadcast, leave_process_group
+from .handlers.process_group import BufferBroadcast, leave_process_group, sync_batch_norm
 from .handlers.restoration_picture import RestorationPicture, draw_restoration
 from .handlers.restoration_report import RestorationReport
 from .handlers.run_lock import FolderInUseError, FolderLock
@@ -81,6 +82,7 @@ __all__ = [
     "FolderLock",
     "Froc",
     "GracefulShutdown",
+    "GradientAccumulation",
     "HandlerOrderError",
     "LayerRates",
     "Lesions",
@@ -125,6 +127,7 @@ __all__ = [
     "match_detections",
     "match_scan_detections",
     "name_of_task",
+    "optimizer_steps",
     "prediction_store",
     "read_lesions",
     "read_model_settings",
@@ -137,6 +140,7 @@ __all__ = [
     "score_candidates",
     "settings_of_load",
     "subsample_negatives",
+    "sync_batch_norm",
     "trained_task",
     "use_handler",
     "window_inferer",

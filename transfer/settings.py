@@ -103,7 +103,7 @@ class Settings:
             Values by key.
         """
         study, places = self.study, places or self.places
-        per_epoch = study.steps // study.epochs
+        per_epoch = study.steps // study.epochs  # steps of the optimizer
         overrides = {
             **self._common(run, datalist, work, places),
             **study.train_overrides,
@@ -114,9 +114,10 @@ class Settings:
             "learning_rate": run.rate,
             "epochs": study.epochs,
             "val_interval": study.epochs,
-            "train#trainer#epoch_length": per_epoch,
         }
-        samples = per_epoch * int(overrides.get("batch_size", self.train_config["batch_size"]))
+        batches = per_epoch * int(overrides.get("accumulation_steps", self.train_config.get("accumulation_steps", 1)))
+        overrides["train#trainer#epoch_length"] = batches
+        samples = batches * int(overrides.get("batch_size", self.train_config["batch_size"]))
         if self.candidates:
             overrides["samples_per_epoch"] = samples
         else:

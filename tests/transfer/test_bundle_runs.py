@@ -140,6 +140,18 @@ def test_weights_may_be_named_from_the_root(segmentation, permute):
     assert "$STUDY/w.pt" in relative[2] and f"$STUDY/{weights}" not in absolute[2] and weights in absolute[2]
 
 
+def test_steps_of_a_study_are_steps_of_the_optimizer(segmentation):
+    """Where gradients are accumulated, each has several batches; the schedule has as many steps as before."""
+    content = json.loads(segmentation.read_text())
+    found = []
+    for accumulation_steps in (1, 3):
+        study = study_of(content | {"train_overrides": {"accumulation_steps": accumulation_steps}}, segmentation)
+        subset = choose_subset(study, read_cohort(study), 2, 0, 0)
+        given = Settings(study).train(RUN, subset, "work", "list.json")
+        found.append([given[key] for key in ("train#trainer#epoch_length", "cubes_per_case", "lr_scheduler#t_total")])
+    assert found == [[2, 2, 2], [6, 6, 2]]
+
+
 def test_arms_of_slices_stand_next_to_arms_of_cubes(segmentation, tmp_path):
     """From 2D weights, and from 3D ones by their centre slices; each arm has its own windows and batches."""
     content = json.loads(segmentation.read_text())

@@ -216,7 +216,7 @@ OPTION_KINDS: dict[str, Kind] = {
     "store": optional(either(TEXT, COMPONENT)),  # of prepared scans in pretraining, of logits in evaluation
     **dict.fromkeys(("normalise", "axcodes", "variant", "convention", "task"), TEXT),
     # switches
-    **dict.fromkeys(("amp", "allow_changed_settings", "tumour", "vessel"), SWITCH),
+    **dict.fromkeys(("amp", "allow_changed_settings", "sync_batch_norm", "tumour", "vessel"), SWITCH),
     # the run
     "resume": either(SWITCH, AUTO),
     "device": Kind("a device, such as cpu or cuda:0", _read_device),
@@ -234,6 +234,7 @@ OPTION_KINDS: dict[str, Kind] = {
     **dict.fromkeys(("train#dataset#cache_gib", "validate#dataset#cache_gib"), optional(number(0))),
     # training
     **dict.fromkeys(("epochs", "val_interval", "batch_size", "eval_batch_size", "sw_batch_size"), COUNT),
+    "accumulation_steps": COUNT,
     **dict.fromkeys(("cubes_per_case", "cubes_per_scan", "val_cubes_per_scan", "num_resamples"), COUNT),
     "warmup_epochs": number(0),
     "learning_rate": POSITIVE,

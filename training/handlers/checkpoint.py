@@ -28,6 +28,7 @@ from ...networks.weight_container import DamagedFileError, named_tensors, non_fi
 from ...networks.weight_files import save_weights
 from ..engines.model_settings import save_trained_weights
 from .birth_certificate import CERTIFICATE, data_of_birth, session_of_now, sources_of_run, write_birth_certificate
+from .gradient_accumulation import ends_group, optimizer_steps
 from .history import PartialEpoch, TrainingHistory
 from .last_states import (
     check_room,
@@ -257,7 +258,7 @@ class TrainingCheckpoint:
             OSError: when the disk is full; the state that was there is as it was.
         """
         done = steps_within_epoch(engine)
-        if done % getattr(engine, "accumulation_steps", 1):
+        if not ends_group(engine):
             return False
         if self.rank == 0 and self.history is not None and done and self._can_resume_mid_epoch(engine):
             self._write_mid_epoch(engine, self.history.partial_epoch())
@@ -327,7 +328,7 @@ class TrainingCheckpoint:
         history, settings = list(getattr(engine.state, "history", [])), self._all_settings(engine)
         training = {
             "epochs": engine.state.epoch,
-            "steps": engine.state.iteration,
+            "steps": engine.state.epoch * self._steps_per_epoch(engine),
             "cubes": _cubes_seen(history, settings),
             "hours": round(sum(float(row["seconds"]) for row in history) / 3600, 3),
             "chosen_epoch": best_epoch,
@@ -470,6 +471,11 @@ class TrainingCheckpoint:
         batch_size = getattr(engine.state.dataloader, "batch_size", None)
         return [int(engine.state.epoch_length or 0), int(batch_size or 0), process_count()]
 
+    @staticmethod
+    def _steps_per_epoch(engine: Engine) -> int:
+        """Steps of the optimizer, of which an epoch has fewer than batches where gradients are accumulated."""
+        return optimizer_steps(int(engine.state.epoch_length or 1), getattr(engine, "accumulation_steps", 1))
+
     def _can_resume_mid_epoch(self, engine: Engine) -> bool:
         """Tell whether the trainer can begin in the middle of an epoch."""
         sampler = getattr(engine.state.dataloader, "sampler", None)
@@ -515,7 +521,7 @@ class TrainingCheckpoint:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
             return
         by_epoch = self.settings.get("lr_step_per_epoch")
-        steps = steps_of_schedule(state, int(engine.state.epoch_length or 1), by_epoch)
+        steps = steps_of_schedule(state, self._steps_per_epoch(engine), by_epoch)
         factor = rate_factor(state.get("settings", {}), self.settings)
         take_over_schedule(self.optimizer, self.lr_scheduler, state, steps, factor)
 

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 # Imported before any process group exists: default arguments in there hold the group of the time indefinitely.
+import torch
 import torch.distributed as dist
-import torch.distributed.nn  # noqa: F401
+import torch.distributed.nn
 from ignite.engine import Engine, Events
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["BufferBroadcast", "leave_process_group"]
+from ...networks.batch_statistics_norm import BatchStatisticsNorm
+
+__all__ = ["BufferBroadcast", "leave_process_group", "sync_batch_norm"]
 
 
 class BufferBroadcast:
@@ -40,6 +43,47 @@ class BufferBroadcast:
         if dist.is_initialized():
             for buffer in self.network.buffers():
                 dist.broadcast(buffer, src=0)
+
+
+def sync_batch_norm(network: nn.Module, device: torch.device | str, enabled: bool = True) -> nn.Module:
+    """Let the batch norms of a network see the batches of all processes, by torch's ``SyncBatchNorm``.
+
+    Call it before the optimizer is built; the state dict keeps its names, and weights are loaded as before.
+
+    Args:
+        network: any network with batch norm.
+        device: where it is trained.
+        enabled: False gives the network as it is.
+
+    Returns:
+        The network, its batch norms replaced.
+
+    Raises:
+        ValueError: when it would have no effect, or cannot run.
+
+    Example:
+        >>> sync_batch_norm(nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2)), "cuda")[1]
+        SyncBatchNorm(2, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+    """
+    if not enabled:
+        return network
+    if torch.device(device).type == "cpu":
+        raise ValueError(
+            f"sync_batch_norm: expected a GPU, found device {device}: torch's SyncBatchNorm cannot train on a "
+            "processor. Leave it False there, or take a network with another norm"
+        )
+    if any(isinstance(module, BatchStatisticsNorm) for module in network.modules()):
+        raise ValueError(
+            "sync_batch_norm: expected torch's batch norm, found that of batch_statistics=True, which torch leaves as "
+            "it is: choose one of them"
+        )
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        raise ValueError(
+            f"sync_batch_norm: expected a network with batch norm, found none in {type(network).__name__}: leave it "
+            "False"
+        )
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return converted
 
 
 def leave_process_group(network: nn.Module) -> None:

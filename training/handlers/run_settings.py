@@ -26,6 +26,7 @@ from ...datasets.loading.processes import process_count
 from ..engines.moved_keys import MOVED_KEYS, WRITTEN_IN_CONFIG, MovedKey
 from ..engines.option_types import is_expression
 from ..engines.running_workflow import running_workflow
+from .gradient_accumulation import optimizer_steps
 
 __all__ = [
     "ChangedSettingsError",
@@ -112,15 +113,25 @@ _ADDED = {
     "_disabled_": ("$@slice_axis is not None",),  # the flip along the third axis
     "num_blocks": (10_000, "@num_blocks"),
     "max_block_fraction": (0.1, "@max_block_fraction"),
+    "accumulation_steps": (1, "@accumulation_steps"),
+    "sync_batch_norm": (False,),
 }
-"""Keys that came with the bundles' 2D forms, by the last part of their id: checkpoints without them had the first
-value; components then refer to it as the second. Those that ask for ``slice_axis`` itself did as for cubes."""
+"""Keys that came later, most of them with the bundles' 2D forms, by the last part of their id: checkpoints without them
+had the first value; components then refer to it as the second. Those that ask for ``slice_axis`` itself did as for
+cubes."""
+
+_STEPS = "optimizer_steps(@train#dataloader, @accumulation_steps)"
 
 _REWRITTEN = {
     "spatial_dims": ((3, "$len(@cube_size)"), (3, "$3 if @slice_axes is None else 2")),
     "spatial_size": (("@cube_size", "$window_size(@cube_size, @slice_axis)"),),
     "_disabled_": (("$@cube_size[0] != @cube_size[1]", "$not may_turn(@cube_size, @slice_axes)"),),
     "in_channels": (("@in_channels", "$@in_channels * len(@slice_axes or [2])"),),
+    "warmup_steps": (("$@warmup_epochs * len(@train#dataloader)", f"$@warmup_epochs * {_STEPS}"),),
+    "t_total": tuple(
+        (f"{epochs} * len(@train#dataloader)", f"{epochs} * {_STEPS}")
+        for epochs in ("$@epochs", "$@train#trainer#max_epochs")
+    ),
 }
 """Former and present values of what the configs write otherwise now, with the same effect, by the last part of the id;
 a cube of two sides and axes of slices are changes by themselves."""
@@ -467,13 +478,14 @@ def steps_of_schedule(state: Mapping[str, Any], epoch_length: int, by_epoch: boo
 
     Args:
         state: of the checkpoint, with ``"epoch"``, ``"iteration"`` and the state dict ``"lr_scheduler"``.
-        epoch_length: iterations of an epoch now.
+        epoch_length: steps of the optimizer in an epoch now.
         by_epoch: whether the schedule steps after epochs; None tells it from the state, where an epoch of one iteration
             counts as an iteration.
     """
     done = state["lr_scheduler"]["last_epoch"]
     if by_epoch is None:
-        by_epoch = done != state["iteration"]
+        accumulated = int(state.get("settings", {}).get("accumulation_steps", 1))
+        by_epoch = done != state["epoch"] * optimizer_steps(state["iteration"] // state["epoch"], accumulated)
     return int(state["epoch"] * (1 if by_epoch else epoch_length))
 
 

@@ -9,12 +9,13 @@ from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ...datasets.loading.samplers import EpochSampler
+from .gradient_accumulation import ends_group
 
 __all__ = ["EpochSetter", "HasSetEpoch", "ScheduleStep", "steps_within_epoch"]
 
 
 class ScheduleStep:
-    """Step a schedule after each iteration or epoch; ``ReduceLROnPlateau`` after each epoch that was validated.
+    """Step a schedule after each step of the optimizer or epoch; ``ReduceLROnPlateau`` after each validated epoch.
 
     MONAI's ``LrScheduleHandler`` steps such a schedule after every epoch, so that with a ``val_interval`` of 5 one
     validation counts five times, and the first epochs have nothing to tell. It comes after validation.
@@ -22,7 +23,8 @@ class ScheduleStep:
     Args:
         lr_scheduler: the schedule.
         evaluator: the evaluator that validates; its key metric decides about a plateau.
-        epoch_level: whether the other schedules step after each epoch instead of after each iteration.
+        epoch_level: whether the other schedules step after each epoch instead of after each step of the optimizer,
+            which is each iteration unless the trainer has ``accumulation_steps``.
     """
 
     def __init__(self, lr_scheduler: LRScheduler, evaluator: Engine, epoch_level: bool = False) -> None:
@@ -37,7 +39,14 @@ class ScheduleStep:
             engine: the MONAI trainer.
         """
         by_epoch = self.epoch_level or isinstance(self.lr_scheduler, ReduceLROnPlateau)
-        engine.add_event_handler(Events.EPOCH_COMPLETED if by_epoch else Events.ITERATION_COMPLETED, self)
+        if by_epoch:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        else:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_optimizer)
+
+    def _after_optimizer(self, engine: Engine) -> None:
+        if ends_group(engine):
+            self(engine)
 
     def __call__(self, engine: Engine) -> None:
         """Step.

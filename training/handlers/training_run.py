@@ -32,6 +32,7 @@ from .checkpoint import TrainingCheckpoint
 from .collapse_guard import NonFiniteLossHandler
 from .feature_probe import FeatureProbe
 from .graceful_shutdown import GracefulShutdown
+from .gradient_accumulation import GradientAccumulation
 from .history import TrainingHistory
 from .layer_rates import LayerRates
 from .process_group import BufferBroadcast
@@ -66,18 +67,19 @@ class TrainingRunHandler:
     1. :class:`LayerRates`
     2. :class:`GracefulShutdown`
     3. :class:`EpochSetter`, if there is a sampler
-    4. ``guard``, which stops a training that can no longer succeed
-    5. :class:`RunProgressBar` and MONAI's ``TensorBoardStatsHandler``, in the first process
-    6. MONAI's ``ValidationHandler``; the evaluator gets :class:`BufferBroadcast`, TensorBoard and early stopping
-    7. :class:`ScheduleStep`
-    8. :class:`TrainingHistory`, with the probe
-    9. :class:`TrainingCheckpoint`
+    4. :class:`GradientAccumulation`, for a trainer with ``accumulation_steps``
+    5. ``guard``, which stops a training that can no longer succeed
+    6. :class:`RunProgressBar` and MONAI's ``TensorBoardStatsHandler``, in the first process
+    7. MONAI's ``ValidationHandler``; the evaluator gets :class:`BufferBroadcast`, TensorBoard and early stopping
+    8. :class:`ScheduleStep`
+    9. :class:`TrainingHistory`, with the probe
+    10. :class:`TrainingCheckpoint`
 
     What else acts on a training goes before it in the trainer's list of handlers. A handler of ``EPOCH_COMPLETED`` that
     comes after the checkpoint is refused when the training starts, unless it only reports, as MONAI's loggers do.
 
     Args:
-        network: the network that is trained; a ``DistributedDataParallel`` around it does not matter.
+        network: the network that is trained, in the ``DistributedDataParallel`` that the trainer calls, if any.
         optimizer: its optimizer.
         lr_scheduler: its learning-rate schedule; ``ReduceLROnPlateau`` steps after each validation.
         evaluator: the MONAI evaluator that validates. Its key metric, with its ``metric_cmp_fn``, decides which weights
@@ -97,7 +99,7 @@ class TrainingRunHandler:
         probe: measures the features every few epochs.
         baseline: another metric of the evaluator, which its key metric must fall below, see :class:`TrainingHistory`.
         guard: None for :class:`NonFiniteLossHandler`.
-        lr_step_per_epoch: whether the schedule steps after each epoch instead of after each iteration.
+        lr_step_per_epoch: whether the schedule steps after each epoch instead of after each step of the optimizer.
         freeze_epochs: first epochs in which the slow parts of :func:`layer_groups` are held back.
         freeze_factor: what their learning rate is multiplied by then, in [0, 1]; 0 freezes them.
         cudnn_benchmark: whether cuDNN searches for its fastest algorithms; the result then differs from run to run.
@@ -151,6 +153,7 @@ class TrainingRunHandler:
         self.iteration_log = iteration_log
         self.early_stop = None if early_stop_patience is None else EarlyStopHandler(early_stop_patience, self._score)
         self._joined = False
+        self.accumulation = GradientAccumulation(network, optimizer)
         self.schedule = ScheduleStep(lr_scheduler, evaluator, lr_step_per_epoch)
         self.history = TrainingHistory(
             output_dir,
@@ -191,6 +194,7 @@ class TrainingRunHandler:
         GracefulShutdown(save=self.checkpoint.save_mid_epoch if alone else None).attach(engine)
         if self.sampler is not None:
             EpochSetter(self.sampler).attach(engine)
+        self.accumulation.attach(engine)
         self.guard.attach(engine)
         if process_rank() == 0:
             self._report(engine)

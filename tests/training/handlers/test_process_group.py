@@ -8,8 +8,10 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from models_genesis.training import BufferBroadcast, leave_process_group
+from models_genesis.networks import GenesisUNet
+from models_genesis.training import BufferBroadcast, leave_process_group, sync_batch_norm
 
 PROGRAM = """
 import json
@@ -75,3 +77,43 @@ def test_one_process_needs_none_of_it():
     BufferBroadcast(network)()
     leave_process_group(network)
     assert network(torch.zeros(3, 2)).shape == (3, 2)
+
+
+def small_network(**arguments):
+    return GenesisUNet(features=[4, 8], **arguments)
+
+
+def test_batch_norm_is_synchronised_on_a_gpu_alone():
+    """Torch's layer takes the place of each batch norm, with its weights and the names of its state."""
+    network = small_network()
+    before = network.state_dict()
+    assert sync_batch_norm(network, "cpu", enabled=False) is network
+    converted = sync_batch_norm(network, torch.device("cuda:0"))
+    kinds = [type(module).__name__ for module in converted.modules() if "Norm" in type(module).__name__]
+    assert kinds == ["SyncBatchNorm"] * len(kinds) and len(kinds) == 6
+    assert converted is network and list(converted.state_dict()) == list(before)
+    assert all(torch.equal(converted.state_dict()[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "device", "message"),
+    [
+        ({}, "cpu", "expected a GPU, found device cpu"),
+        ({"norm": "instance"}, "cuda", "expected a network with batch norm, found none in GenesisUNet"),
+        ({"batch_statistics": True}, "cuda", "expected torch's batch norm, found that of batch_statistics=True"),
+    ],
+)
+def test_a_synchronisation_without_effect_is_refused(arguments, device, message):
+    with pytest.raises(ValueError, match=message):
+        sync_batch_norm(small_network(**arguments), device)
+
+
+def test_torch_itself_cannot_synchronise_on_a_processor(tmp_path):
+    """The reason of the refusal: if this fails, torch can, and it may go."""
+    layer = torch.nn.SyncBatchNorm(2)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match="SyncBatchNorm expected input tensor to be on"):
+            layer(torch.zeros(3, 2))
+    finally:
+        leave_process_group(layer)

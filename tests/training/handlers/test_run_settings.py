@@ -158,6 +158,28 @@ def test_a_component_that_has_another_name_since_is_no_change(package):
     assert list(changed_settings(own, new)) == ["deformation#_target_"]
 
 
+@pytest.mark.parametrize("epochs", ["$@epochs", "$@train#trainer#max_epochs"])
+def test_a_training_from_before_gradients_were_accumulated_goes_on(epochs):
+    def written(steps):
+        return {"warmup_steps": f"$@warmup_epochs * {steps}", "t_total": f"{epochs} * {steps}"}
+
+    steps = "optimizer_steps(@train#dataloader, @accumulation_steps)"
+    old = {"lr_scheduler": written("len(@train#dataloader)"), "train": {"trainer": {"amp": True}}}
+    trainer = {"amp": True, "accumulation_steps": "@accumulation_steps"}
+    new = {"lr_scheduler": written(steps), "train": {"trainer": trainer}, "accumulation_steps": 1}
+    assert changed_settings(old, new) == changed_settings(old, {**new, "sync_batch_norm": False}) == {}
+    other = {**new, "accumulation_steps": 2, "sync_batch_norm": True}
+    assert list(changed_settings(old, other)) == ["accumulation_steps", "sync_batch_norm"]
+
+
+@pytest.mark.parametrize("by_epoch", [False, True])
+def test_a_schedule_is_taken_over_by_steps_of_the_optimizer(by_epoch):
+    """Two epochs of five batches, two a step: three steps an epoch were made, unless it steps once an epoch."""
+    state = {"epoch": 2, "iteration": 10, "settings": {"accumulation_steps": 2}}
+    state["lr_scheduler"] = {"last_epoch": 2 if by_epoch else 6}
+    assert steps_of_schedule(state, 5) == (2 if by_epoch else 10)
+
+
 def test_what_the_bundles_no_longer_write_into_their_configs_is_no_change():
     """Early stopping and the number of processes have the same effect as before; other values were the user's."""
     score = "$lambda engine: engine.state.metrics['val_dice']"
