@@ -6,8 +6,9 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
-__all__ = ["gather_from_processes", "process_count", "process_rank"]
+__all__ = ["gather_from_processes", "process_count", "process_rank", "sum_over_processes"]
 
 T = TypeVar("T")
 
@@ -40,3 +41,17 @@ def gather_from_processes(own: T) -> list[T]:
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, own)
     return parts
+
+
+def sum_over_processes(own: Tensor) -> Tensor:
+    """Add up what each process has, in all of them; the host does not wait for a GPU.
+
+    Args:
+        own: of this process, on the device of the process group; it is overwritten.
+
+    Returns:
+        The sum.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(own)
+    return own

@@ -15,6 +15,7 @@ VARIABLES = {
     "docs/data-lists.md": {"nnUNet_raw": "/data/nnUNet_raw", "nnUNet_preprocessed": "/data/nnUNet_preprocessed"},
     "docs/formats.md": {"nnUNet_preprocessed": "/data/nnUNet_preprocessed"},
     "docs/how-to/large-corpora.md": {"SLURM_ARRAY_TASK_ID": "0"},
+    "docs/how-to/many-nodes.md": {"SLURM_JOB_ID": "1", "SLURMD_NODENAME": "node1"},
     "docs/monai-label.md": {"WEIGHTS": "models/model.pt", "CASE": "case"},
     "docs/publishing.md": {
         "B": "bundles/genesis_lits_liver_ct_segmentation",
@@ -56,6 +57,7 @@ class Elsewhere:
 
 
 _BY_HAND = Elsewhere("needs an account or sends things out; docs/publishing.md says what was tried")
+_NO_CLUSTER = Elsewhere("there is no cluster; docs/how-to/many-nodes.md says what was tried instead")
 _STOCK = "tests/label/test_stock_app.py"
 _GENESIS = "tests/label/test_genesis_app.py"
 _NNUNET = "tests/networks/test_nnunet_training.py"
@@ -95,6 +97,7 @@ ELSEWHERE = {
     "trtexec": Elsewhere("needs TensorRT; docs/formats.md says that it was not run"),
     "python -m build": Elsewhere("builds the wheel", "tests/test_packaging.py", "wheel"),
     "python -m twine": _BY_HAND,
+    "apiVersion:": _NO_CLUSTER,
     "git": _BY_HAND,
     "./runtests.sh": Elsewhere("the model zoo's own", "tests/bundles/test_zoo_pull_request.py", "isort"),
     "python ci/unit_tests/runner.py": Elsewhere(

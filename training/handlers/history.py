@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 from monai.utils.enums import CommonKeys
@@ -19,10 +20,11 @@ from torch.optim import Optimizer
 
 from ...datasets.io.atomic_write import sweep_temporary, write_figure
 from ...datasets.io.csv_file import write_csv
-from ...datasets.loading.processes import process_rank
+from ...datasets.loading.processes import process_rank, sum_over_processes
 from .feature_probe import FeatureProbe
 from .remaining_time import RemainingTime
 from .run_lock import hold_folder
+from .step_times import StepTimes, Times
 
 __all__ = ["PartialEpoch", "TrainingHistory"]
 
@@ -31,7 +33,8 @@ logger = logging.getLogger(__name__)
 _PROBE_COLUMNS = ("probe", "probe_random")
 _BASELINE_COLUMN = "val_baseline"
 _OPTIONAL_COLUMNS = (_BASELINE_COLUMN, *_PROBE_COLUMNS)
-_MAY_BE_MISSING = ("changed", *_OPTIONAL_COLUMNS)
+_SPEED_COLUMNS = ("loader_wait", "step_seconds", "gpu_gib")
+_MAY_BE_MISSING = ("changed", *_SPEED_COLUMNS, *_OPTIONAL_COLUMNS)
 
 _TIMED_STEPS = (5, 25)
 """Steps of the first epoch between which its speed is measured; the steps before them start things up."""
@@ -41,14 +44,18 @@ class PartialEpoch(NamedTuple):
     """What has been trained of an epoch.
 
     Attributes:
-        loss_sum: sum of the cubes' losses.
+        loss_sum: sum of the cubes' losses, over all processes.
         cubes: their number.
         seconds: time that it took.
+        waited, stepped, steps: see :class:`~models_genesis.training.handlers.step_times.Times`.
     """
 
     loss_sum: float = 0.0
     cubes: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
+    stepped: float = 0.0
+    steps: int = 0
 
 
 class TrainingHistory:
@@ -56,6 +63,11 @@ class TrainingHistory:
 
     If an epoch has 50 steps or more, its time is estimated from the first ones, so that one sees at once how long a
     training will take. All such times are for the epochs that were asked for; early stopping may end it before.
+
+    Loss, cubes and their speed are those of all processes together. Of the first one are ``loader_wait``, the share of
+    the steps' time in which the training waited for the loader, ``step_seconds``, the rest of that time a step, and
+    ``gpu_gib``, the memory of the GPU at the epoch's peak. ``seconds`` and ``cubes_per_second`` include validation,
+    these do not.
 
     A resumed run keeps the lines of the epochs before it: those that ``last_epoch.pt`` holds, where ``history.csv`` is
     damaged or was edited. The first line of a run that was resumed with other settings says which (``changed``). It
@@ -82,6 +94,7 @@ class TrainingHistory:
         "learning_rate",
         "seconds",
         "cubes_per_second",
+        *_SPEED_COLUMNS,
         "changed",
     )
 
@@ -110,8 +123,8 @@ class TrainingHistory:
         if self.probe is not None:
             self.columns = (*self.columns, *_PROBE_COLUMNS)
         self._rows: list[dict[str, Any]] = []
-        self._loss_sum: Tensor | float = 0.0
-        self._cubes = 0
+        self._sums: Tensor = torch.zeros(2, dtype=torch.float64)
+        self._times = StepTimes()
         self._begin = 0.0
         self._before: PartialEpoch | None = None
         self._timed_from: float | None = None
@@ -128,6 +141,7 @@ class TrainingHistory:
             self.probe.attach(engine)  # before the epoch's line is written
         engine.add_event_handler(Events.STARTED, self._hold)
         engine.add_event_handler(Events.STARTED, self._start_clock)
+        self._times.attach(engine)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._estimate)
@@ -149,11 +163,14 @@ class TrainingHistory:
             self._rows = [{name: row.get(name, "") for name in self.columns} for row in rows]
         before = self._before or PartialEpoch()
         self._before = None
-        self._loss_sum, self._cubes, self._begin = before.loss_sum, before.cubes, time.monotonic() - before.seconds
+        self._sums = torch.tensor([before.loss_sum, before.cubes], dtype=torch.float64)
+        self._times.begin(engine, Times(before.waited, before.stepped, before.steps))
+        self._begin = time.monotonic() - before.seconds
 
     def partial_epoch(self) -> PartialEpoch:
         """What the line of the epoch that is under way will be made of, so far."""
-        return PartialEpoch(float(self._loss_sum), self._cubes, time.monotonic() - self._begin)
+        loss_sum, cubes = self._sums.tolist()
+        return PartialEpoch(loss_sum, round(cubes), time.monotonic() - self._begin, *self._times.times)
 
     def go_on(self, part: PartialEpoch) -> None:
         """Begin the next epoch with a part of it that was trained before, as after a resume in its middle.
@@ -191,27 +208,33 @@ class TrainingHistory:
         )
 
     def _count(self, engine: Engine) -> None:
-        # summed where it lies: reading it in each iteration would let a GPU wait
+        # summed where it lies: reading it in each iteration would let a GPU wait; over all processes at once, so that
+        # the first one can save the middle of an epoch without asking the others
         output = engine.state.output
-        size = len(output[CommonKeys.IMAGE])
-        self._loss_sum = self._loss_sum + size * output[CommonKeys.LOSS].detach().double()
-        self._cubes += size
+        loss, size = output[CommonKeys.LOSS].detach().double(), len(output[CommonKeys.IMAGE])
+        self._sums = self._sums.to(loss.device) + sum_over_processes(
+            torch.stack([size * loss, loss.new_full((), size)])
+        )
 
     def _end_epoch(self, engine: Engine) -> None:
         if self.rank != 0:
             return
-        seconds = time.monotonic() - self._begin
+        loss_sum, cubes, seconds, *_ = self.partial_epoch()
+        times, gpu_gib = self._times.times, self._times.gpu_gib(engine)
         state = self.evaluator.state
         validated = state.epoch == engine.state.epoch
         changed = getattr(engine.state, "changed_settings", "")
         engine.state.changed_settings = ""
         row = {
             "epoch": engine.state.epoch,
-            "train_loss": f"{float(self._loss_sum) / self._cubes:.6f}",
+            "train_loss": f"{loss_sum / cubes:.6f}",
             "val_metric": f"{state.metrics[state.key_metric_name]:.6f}" if validated else "",
             "learning_rate": f"{self.optimizer.param_groups[0]['lr']:.3g}",
             "seconds": f"{seconds:.1f}",
-            "cubes_per_second": f"{self._cubes / seconds:.2f}",
+            "cubes_per_second": f"{cubes / seconds:.2f}",
+            "loader_wait": f"{times.loader_wait:.3f}",
+            "step_seconds": f"{times.step_seconds:.4g}",
+            "gpu_gib": "" if gpu_gib is None else f"{gpu_gib:.2f}",
             "changed": changed,
         }
         baseline = ""
@@ -226,7 +249,8 @@ class TrainingHistory:
         write_csv(self.path, self.columns, self._rows)
         write_figure(self.path.with_suffix(".png"), draw_history(self._rows, self.metric))
         logger.info(
-            "epoch %d/%d: train loss %s, validation %s%s%s, learning rate %s, %s cubes/s, %s",
+            "epoch %d/%d: train loss %s, validation %s%s%s, learning rate %s, %s cubes/s, %s; "
+            "%.0f %% of the steps' time waiting for the loader, the rest %s s a step%s",
             engine.state.epoch,
             engine.state.max_epochs,
             row["train_loss"],
@@ -236,6 +260,9 @@ class TrainingHistory:
             row["learning_rate"],
             row["cubes_per_second"],
             self._outlook(engine.state.epoch, seconds),
+            100 * times.loader_wait,
+            row["step_seconds"],
+            f", {row['gpu_gib']} GiB of the GPU" if row["gpu_gib"] else "",
         )
 
     def _outlook(self, epoch: int, seconds: float) -> str:
@@ -304,7 +331,7 @@ def _check_row(row: dict[str, Any], number: int, line: int) -> None:
     if row["epoch"] != str(number):
         raise ValueError(f"line {line}: expected epoch {number}, found {row['epoch']!r}")
     for name, text in row.items():
-        if name in ("epoch", "changed") or (text == "" and name in ("val_metric", *_OPTIONAL_COLUMNS)):
+        if name in ("epoch", "changed") or (text == "" and name in ("val_metric", *_SPEED_COLUMNS, *_OPTIONAL_COLUMNS)):
             continue
         try:
             good = math.isfinite(float(text))

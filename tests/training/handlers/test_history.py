@@ -38,6 +38,30 @@ def test_seconds_speed_and_time_left(make_run, tmp_path, monkeypatch, caplog):
         assert text in caplog.text
 
 
+def test_an_epoch_tells_what_the_loader_and_a_step_take(make_run, tmp_path, monkeypatch, caplog):
+    """Each batch takes 0.5 s, each step 1.5; saving before a batch and validation are neither."""
+    clock = [1000.0]
+    run = make_run(epochs=2)  # 2 steps an epoch
+
+    def advance(seconds):
+        return lambda: clock.__setitem__(0, clock[0] + seconds)
+
+    run.trainer.add_event_handler(Events.GET_BATCH_STARTED, advance(7.0))
+    run.trainer.add_event_handler(Events.ITERATION_STARTED, advance(1.25))
+    run.trainer.add_event_handler(Events.ITERATION_COMPLETED, advance(0.25))
+    run.evaluator.add_event_handler(Events.STARTED, advance(100.0))
+    loader = run.trainer.state.dataloader or run.trainer.data_loader
+    collate = loader.collate_fn
+    monkeypatch.setattr(loader, "collate_fn", lambda items: (advance(0.5)(), collate(items))[1])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with caplog.at_level(logging.INFO):
+        run.trainer.run()
+    for row in _rows(tmp_path / "history.csv"):
+        assert (row["loader_wait"], row["step_seconds"], row["gpu_gib"]) == ("0.250", "1.5", "")
+        assert float(row["seconds"]) == 2 * (7 + 0.5 + 1.5) + 100
+    assert caplog.text.count("; 25 % of the steps' time waiting for the loader, the rest 1.5 s a step") == 2
+
+
 def test_the_first_steps_tell_how_long_the_training_takes(make_run, monkeypatch, caplog):
     clock = [1000.0]
     cube = torch.rand(1, 8, 8, 4)
