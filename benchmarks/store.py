@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -149,6 +150,65 @@ def time_readers(
     }
 
 
+def read_in_turn(
+    store: str, datalist: Path, root: Path | None, preparation: Preparation, count: int, rounds: int, number: int,
+    barrier: Any, results: Any,
+) -> None:  # fmt: skip
+    """Be one of several processes that read random cubes of a store at once, after a turn to warm up."""
+    data = load_datalist(datalist, root, store=store)
+    scans = ScanCache(data, [*preparation.steps(), preparation.windows()], cache_gib=0, progress=False, store=store)
+    rng = np.random.default_rng(number)
+    for _ in range(rounds + 1):
+        cubes = random_cubes(rng, [scans[index]["image"].shape for index in range(len(data))], preparation, count)
+        barrier.wait()
+        measured = rate(
+            lambda index: np.array(scans[cubes[index][0]]["image"][cubes[index][1]]),  # noqa: B023 - used at once
+            range(count),
+            2 * int(np.prod(preparation.cube_size)),
+        )
+        results.put((number, measured))
+        barrier.wait()
+
+
+def time_readers_at_once(
+    store: str, datalist: Path, root: Path | None, preparation: Preparation, count: int, rounds: int, readers: int
+) -> dict[str, dict[str, float]]:
+    """Let processes read at once; all together by the clock, and each by its own processor time."""
+    context = multiprocessing.get_context("spawn")  # TensorStore's threads do not survive a fork
+    barrier, results = context.Barrier(readers), context.Queue()
+    fixed = (store, datalist, root, preparation, count, rounds)
+    processes = [
+        context.Process(target=read_in_turn, args=(*fixed, number, barrier, results)) for number in range(readers)
+    ]
+    for process in processes:
+        process.start()
+    turns = [[results.get(timeout=600)[1] for _ in range(readers)] for _ in range(rounds + 1)][1:]
+    for process in processes:
+        process.join()
+    sums = {
+        # the slowest one's time is that of all
+        "cubes_per_second": [readers * min(each["cubes_per_second"] for each in turn) for turn in turns],
+        "cubes_per_core_second": [float(np.mean([each["cubes_per_core_second"] for each in turn])) for turn in turns],
+    }
+    return {
+        key: {"median": float(np.median(values)), "lowest": min(values), "highest": max(values)}
+        for key, values in sums.items()
+    }
+
+
+def random_cubes(
+    rng: np.random.Generator, shapes: Sequence[Sequence[int]], preparation: Preparation, count: int
+) -> list[tuple[int, tuple[slice, ...]]]:
+    """Draw a scan and a place in it, so many times."""
+    cubes = []
+    for number in rng.integers(0, len(shapes), count):
+        sides = list(zip(shapes[number][1:], preparation.cube_size, strict=True))
+        first = [int(rng.integers(0, size - side + 1)) for size, side in sides]
+        window = (slice(0, 1), *(slice(a, a + side) for a, (_, side) in zip(first, sides, strict=True)))
+        cubes.append((int(number), window))
+    return cubes
+
+
 def many_scans(folder: Path, number: int, shape: tuple[int, ...]) -> Path:
     """Write so many small scans, eight of which differ, and their data list."""
     written = write_phantom(folder / "eight", 8, region="chest", shape=shape)
@@ -201,6 +261,7 @@ def main() -> None:
         ("--scans", {"type": int, "help": "scans whose loaders' memory is watched (1000; 12 with --quick)"}),
         ("--epochs", {"type": int, "help": "epochs of those (4; 2 with --quick)"}),
         ("--workers", {"type": int, "default": 2, "help": "processes that load"}),
+        ("--readers", {"type": int, "nargs": "+", "help": "numbers of processes that read the store at once"}),
         ("--skip-memory", {"action": "store_true", "help": "leave the memory out"}),
     )
     logging.disable(logging.INFO)
@@ -239,12 +300,7 @@ def main() -> None:
         data = load_datalist(datalist, store=str(store))
         rng = np.random.default_rng(0)
         rows = [row for row in kept if row.split == "training"]
-        cubes = []
-        for number in rng.integers(0, len(rows), count):
-            first = [int(rng.integers(0, size - side + 1)) for size, side in
-                     zip(rows[number].shape[1:], cube_size, strict=True)]  # fmt: skip
-            window = (slice(0, 1), *(slice(a, a + side) for a, side in zip(first, cube_size, strict=True)))
-            cubes.append((int(number), window))
+        cubes = random_cubes(rng, [row.shape for row in rows], preparation, count)
         ways = readers(store, folder, data, preparation, cubes)
         cube_bytes = 2 * int(np.prod(cube_size))
         for cold in (False, True):
@@ -255,6 +311,18 @@ def main() -> None:
                 f"{title}, cubes of {'x'.join(map(str, cube_size))}",
                 ("", "cubes/s", "cubes/s of processor", "bytes requested a cube's byte", "bytes from disk"),
                 table,
+            )
+        if arguments.readers:
+            results["readers"] = {
+                readers: time_readers_at_once(
+                    str(store), datalist, arguments.dataset_dir, preparation, count, rounds, readers
+                )
+                for readers in arguments.readers
+            }
+            print_table(
+                "processes that read the store at once, warm",
+                ("processes", "cubes/s", "cubes/s of processor"),
+                [(str(n), *(each["median"] for each in found.values())) for n, found in results["readers"].items()],
             )
         if not arguments.skip_memory:
             scans, epochs = arguments.scans or (12 if quick else 1000), arguments.epochs or (2 if quick else 4)

@@ -18,6 +18,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
 from monai.handlers import EarlyStopHandler
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -99,8 +100,8 @@ class TrainingCheckpoint:
         history: the handler that sums the epoch's losses, which ``save_every_minutes`` needs.
 
     Raises:
-        ValueError: when ``keep_last`` is below 1, ``save_every_minutes`` is not above 0, or there is no ``history``
-            that it needs.
+        ValueError: when ``keep_last`` is below 1, ``save_every_minutes`` is not above 0, there is no ``history`` that
+            it needs, or the network's parameters are sharded.
     """
 
     def __init__(
@@ -127,6 +128,11 @@ class TrainingCheckpoint:
             )
         if isinstance(keep_last, bool) or not isinstance(keep_last, int) or not 1 <= keep_last <= 100:
             raise ValueError(f"keep_last: expected a whole number from 1 to 100, found {keep_last!r}")
+        if any(isinstance(parameter, DTensor) for parameter in network.parameters()):
+            raise ValueError(
+                "network: expected whole parameters, found sharded ones (fully_shard): one process writes states and "
+                "weights, and has a part of them; docs/how-to/large-networks.md has a training of such networks"
+            )
         self.keep_last = keep_last
         self._lock: FolderLock | None = None
         if not isinstance(resume, bool) and resume != "auto":
@@ -150,6 +156,7 @@ class TrainingCheckpoint:
         self.model_settings = model_settings
         self.settings = settings_of_run() if settings is None else dict(settings)
         self.sources = sources_of_run() if self.rank == 0 else {}  # hashes files
+        self._facts: dict[str, Any] | None = None
         self._sessions: list[dict[str, Any]] = []
         self._run = uuid.uuid4().hex  # tells states of this training from those of another in the same folder
 
@@ -494,9 +501,11 @@ class TrainingCheckpoint:
 
     def _all_settings(self, engine: Engine) -> dict[str, Any]:
         """The settings of the run, with what only its data sets tell."""
-        facts = data_facts(getattr(getattr(engine, "data_loader", None), "dataset", None))
-        validated = getattr(getattr(self.evaluator, "data_loader", None), "dataset", None)
-        return {**self.settings, **facts, **data_facts(validated, "validation_"), "epochs": engine.state.max_epochs}
+        if self._facts is None:  # seconds for 100,000 scans, so not in each save
+            facts = data_facts(getattr(getattr(engine, "data_loader", None), "dataset", None))
+            validated = getattr(getattr(self.evaluator, "data_loader", None), "dataset", None)
+            self._facts = {**facts, **data_facts(validated, "validation_")}
+        return {**self.settings, **self._facts, "epochs": engine.state.max_epochs}
 
     def _refuse_changes(self, state: dict[str, Any], engine: Engine) -> dict[str, tuple[Any, Any]]:
         """Compare the settings with those of the checkpoint, and refuse others unless they are asked for."""
