@@ -171,7 +171,7 @@ def plan(case: Case, measured: Measured | None = None, assumed: Assumed | None =
     gpu_hours = a.epochs * epoch * case.gpus / 3600
     cube_bytes = 64 * 64 * 32 * 2 * m.requested_per_byte + m.index_bytes
     mtbf = a.gpu_mtbf_hours / case.gpus
-    interval = 30 * 60.0  # --save_every_minutes
+    interval = 30 * 60.0  # --train#run#save_every_minutes
     lost = m.save_seconds / interval + (interval / 2 + a.restart_seconds) / (3600 * mtbf)
     read = speed / math.ceil(case.gpus / a.gpus_per_node) * cube_bytes
     of_core = 1 / m.store_cubes_per_core
