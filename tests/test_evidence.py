@@ -277,3 +277,29 @@ def test_flips():
     for row in rows_of("hippocampus_flips", "contrasts.csv"):
         difference, low, high = (float(row[key]) for key in ("difference", "low", "high"))
         assert f"{difference:.3f} ({low:+.3f} to {high:+.3f})" in part.replace("95 % interval ", ""), row["arm"]
+
+
+def test_cubes_against_slices():
+    heading = "## Cubes against slices on the hippocampus"
+    found: dict[tuple[str, str, str, str], float] = {}
+    for row in rows_of("hippocampus_slices"):
+        assert row["status"] == "done"
+        if row["stage"] == "main":
+            found[row["arm"], row["rate"], row["labels"], row["seed"]] = float(row["score"])
+    lines = lines_of(heading)[2:]
+    assert len(lines) == 4 and len(rows_of("hippocampus_slices")) == 48
+    for start, rate, *cells in lines:
+        kind, _, weights = start.partition(", ")
+        arm = f"{kind}_scratch" if weights == "scratch" else kind
+        expected = [found[arm, rate, labels, seed] for labels in ("5", "all") for seed in "789"]
+        assert cells == [f"{value:.3f}" for value in expected], start
+    part = part_of(heading).replace("95 % interval ", "")
+    for row in rows_of("hippocampus_slices", "contrasts.csv"):
+        if row["rate_kind"] == "best":
+            difference, low, high = (f"{float(row[key]):+.3f}" for key in ("difference", "low", "high"))
+            assert f"{difference} ({low} to {high})" in part, f"{row['arm']} - {row['against']}, {row['labels']}"
+    assert not never_found("hippocampus_slices")
+    runs = [row for row in rows_of("hippocampus_slices") if row["stage"] == "main"]
+    for kind, dims in (("cubes", "3D"), ("slices", "2D")):
+        times = [float(row["train_seconds"]) for row in runs if row["arm"].startswith(kind)]
+        assert f"{sum(times) / len(times):.0f} s in {dims}" in part
