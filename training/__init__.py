@@ -36,7 +36,7 @@ from .handlers.gradient_accumulation import GradientAccumulation, optimizer_step
 from .handlers.history import TrainingHistory
 from .handlers.layer_rates import LayerRates, layer_groups
 from .handlers.overlay_picture import OverlayPicture, draw_overlay
-from .handlers.process_group import BufferBroadcast, leave_process_group, sync_batch_norm
+from .handlers.process_group import BufferBroadcast, leave_process_group, synchronise_batch_norm
 from .handlers.restoration_picture import RestorationPicture, draw_restoration
 from .handlers.restoration_report import RestorationReport
 from .handlers.run_lock import FolderInUseError, FolderLock
@@ -140,7 +140,7 @@ __all__ = [
     "score_candidates",
     "settings_of_load",
     "subsample_negatives",
-    "sync_batch_norm",
+    "synchronise_batch_norm",
     "trained_task",
     "use_handler",
     "window_inferer",

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...networks.batch_statistics_norm import BatchStatisticsNorm
 
-__all__ = ["BufferBroadcast", "leave_process_group", "sync_batch_norm"]
+__all__ = ["BufferBroadcast", "leave_process_group", "synchronise_batch_norm"]
 
 
 class BufferBroadcast:
@@ -45,7 +45,7 @@ class BufferBroadcast:
                 dist.broadcast(buffer, src=0)
 
 
-def sync_batch_norm(network: nn.Module, device: torch.device | str, enabled: bool = True) -> nn.Module:
+def synchronise_batch_norm(network: nn.Module, device: torch.device | str, enabled: bool = True) -> nn.Module:
     """Let the batch norms of a network see the batches of all processes, by torch's ``SyncBatchNorm``.
 
     Call it before the optimizer is built; the state dict keeps its names, and weights are loaded as before.
@@ -62,7 +62,7 @@ def sync_batch_norm(network: nn.Module, device: torch.device | str, enabled: boo
         ValueError: when it would have no effect, or cannot run.
 
     Example:
-        >>> sync_batch_norm(nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2)), "cuda")[1]
+        >>> synchronise_batch_norm(nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2)), "cuda")[1]
         SyncBatchNorm(2, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
     """
     if not enabled:

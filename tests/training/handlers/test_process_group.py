@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from models_genesis.networks import GenesisUNet
-from models_genesis.training import BufferBroadcast, leave_process_group, sync_batch_norm
+from models_genesis.training import BufferBroadcast, leave_process_group, synchronise_batch_norm
 
 PROGRAM = """
 import json
@@ -87,8 +87,8 @@ def test_batch_norm_is_synchronised_on_a_gpu_alone():
     """Torch's layer takes the place of each batch norm, with its weights and the names of its state."""
     network = small_network()
     before = network.state_dict()
-    assert sync_batch_norm(network, "cpu", enabled=False) is network
-    converted = sync_batch_norm(network, torch.device("cuda:0"))
+    assert synchronise_batch_norm(network, "cpu", enabled=False) is network
+    converted = synchronise_batch_norm(network, torch.device("cuda:0"))
     kinds = [type(module).__name__ for module in converted.modules() if "Norm" in type(module).__name__]
     assert kinds == ["SyncBatchNorm"] * len(kinds) and len(kinds) == 6
     assert converted is network and list(converted.state_dict()) == list(before)
@@ -105,7 +105,7 @@ def test_batch_norm_is_synchronised_on_a_gpu_alone():
 )
 def test_a_synchronisation_without_effect_is_refused(arguments, device, message):
     with pytest.raises(ValueError, match=message):
-        sync_batch_norm(small_network(**arguments), device)
+        synchronise_batch_norm(small_network(**arguments), device)
 
 
 def test_torch_itself_cannot_synchronise_on_a_processor(tmp_path):
