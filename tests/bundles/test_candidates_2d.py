@@ -99,9 +99,7 @@ def test_without_shift_the_candidate_is_where_evaluation_has_it(name):
         assert [np.argwhere(channel > 0).tolist() for channel in image] == [[place] for place in middle]
 
 
-@pytest.mark.parametrize(
-    ("axes", "kinds"), [([1], {"x"}), ([0], {"y"}), ([2, 1], {"x"}), ([2, 1, 0], {"x", "y"})], ids=str
-)
+@pytest.mark.parametrize(("axes", "kinds"), [([1], "x"), ([0], "y"), ([2, 1], "x"), ([2, 1, 0], "xy")], ids=str)
 def test_a_quarter_turn_makes_no_sagittal_slice_of_a_coronal_one(axes, kinds):
     """The scan is bright along x through the candidate: of its last slice a row, or one point across x."""
     found = parser(LUNA, "train", slice_axes=axes, cube_size=[16, 16, 16], **{"train#augmentation#affine#prob": 0.0})
@@ -111,7 +109,7 @@ def test_a_quarter_turn_makes_no_sagittal_slice_of_a_coronal_one(axes, kinds):
     augment = found.get_parsed_content("train#random_transforms")
     augment.set_random_state(0)
     seen = {"x" if (np.asarray(augment(item)["image"])[-1] > 0).sum() > 1 else "y" for _ in range(40)}
-    assert seen == kinds
+    assert seen == set(kinds)
 
 
 @pytest.mark.parametrize("name", ["2d", "2.5d", "2d, coronal"])
