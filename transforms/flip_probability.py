@@ -22,8 +22,8 @@ OPPOSITES = (
 def flip_probabilities(names: Iterable[str], prob: float = 0.5) -> float | list[float]:
     """Probabilities of flips for classes of these names, none along an axis that classes are told apart by.
 
-    A cube that is flipped from front to back shows the posterior part where the anterior one was, and keeps the labels:
-    the network must then tell the parts apart by their shape alone.
+    A cube that is flipped from left to right shows the right kidney where the left one was, with the label that it had:
+    the network must then tell the two apart by their shape alone.
 
     Args:
         names: the classes' names. Classes are told apart by an axis when one has a word for one of its directions
