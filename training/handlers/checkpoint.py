@@ -28,6 +28,7 @@ from ...datasets.loading.samplers import EpochSampler
 from ...networks.weight_container import DamagedFileError, named_tensors, non_finite
 from ...networks.weight_files import save_weights
 from ..engines.model_settings import save_trained_weights
+from ..engines.moved_keys import MOVED_KEYS
 from .birth_certificate import CERTIFICATE, data_of_birth, session_of_now, sources_of_run, write_birth_certificate
 from .gradient_accumulation import ends_group, optimizer_steps
 from .history import PartialEpoch, TrainingHistory
@@ -529,7 +530,7 @@ class TrainingCheckpoint:
             self.optimizer.load_state_dict(state["optimizer"])
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
             return
-        by_epoch = self.settings.get("lr_step_per_epoch")
+        by_epoch = self.settings.get(MOVED_KEYS["lr_step_per_epoch"].id)
         steps = steps_of_schedule(state, self._steps_per_epoch(engine), by_epoch)
         factor = rate_factor(state.get("settings", {}), self.settings)
         take_over_schedule(self.optimizer, self.lr_scheduler, state, steps, factor)

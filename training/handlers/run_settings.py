@@ -120,21 +120,23 @@ _ADDED = {
 had the first value; components then refer to it as the second. Those that ask for ``slice_axis`` itself did as for
 cubes."""
 
-_STEPS = "optimizer_steps(@train#dataloader, @accumulation_steps)"
+_STEPS = "optimizer_steps(@train::dataloader, @accumulation_steps)"
 
 _REWRITTEN = {
     "spatial_dims": ((3, "$len(@cube_size)"), (3, "$3 if @slice_axes is None else 2")),
     "spatial_size": (("@cube_size", "$window_size(@cube_size, @slice_axis)"),),
     "_disabled_": (("$@cube_size[0] != @cube_size[1]", "$not may_turn(@cube_size, @slice_axes)"),),
     "in_channels": (("@in_channels", "$@in_channels * len(@slice_axes or [2])"),),
-    "warmup_steps": (("$@warmup_epochs * len(@train#dataloader)", f"$@warmup_epochs * {_STEPS}"),),
+    "warmup_steps": (("$@warmup_epochs * len(@train::dataloader)", f"$@warmup_epochs * {_STEPS}"),),
     "t_total": tuple(
-        (f"{epochs} * len(@train#dataloader)", f"{epochs} * {_STEPS}")
-        for epochs in ("$@epochs", "$@train#trainer#max_epochs")
+        (f"{epochs} * len(@train::dataloader)", f"{epochs} * {_STEPS}")
+        for epochs in ("$@epochs", "$@train::trainer::max_epochs")
     ),
+    "prob": tuple(("@flip_prob", f"$flip_probability(@flip_prob, {axis}, @slice_axis)") for axis in range(3)),
 }
-"""Former and present values of what the configs write otherwise now, with the same effect, by the last part of the id;
-a cube of two sides and axes of slices are changes by themselves."""
+"""Former and present values of what the configs write otherwise now, with the same effect, by the last part of the id,
+as MONAI has them after reading a config, with ``::`` for ``#``. A cube of two sides and axes of slices are changes by
+themselves."""
 
 _FORMER_TEXTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "$@affine_prob == 0": lambda old: "$@train::augmentation::affine::prob == 0",

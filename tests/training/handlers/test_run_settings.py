@@ -158,13 +158,13 @@ def test_a_component_that_has_another_name_since_is_no_change(package):
     assert list(changed_settings(own, new)) == ["deformation#_target_"]
 
 
-@pytest.mark.parametrize("epochs", ["$@epochs", "$@train#trainer#max_epochs"])
+@pytest.mark.parametrize("epochs", ["$@epochs", "$@train::trainer::max_epochs"])
 def test_a_training_from_before_gradients_were_accumulated_goes_on(epochs):
     def written(steps):
         return {"warmup_steps": f"$@warmup_epochs * {steps}", "t_total": f"{epochs} * {steps}"}
 
-    steps = "optimizer_steps(@train#dataloader, @accumulation_steps)"
-    old = {"lr_scheduler": written("len(@train#dataloader)"), "train": {"trainer": {"amp": True}}}
+    steps = "optimizer_steps(@train::dataloader, @accumulation_steps)"
+    old = {"lr_scheduler": written("len(@train::dataloader)"), "train": {"trainer": {"amp": True}}}
     trainer = {"amp": True, "accumulation_steps": "@accumulation_steps"}
     new = {"lr_scheduler": written(steps), "train": {"trainer": trainer}, "accumulation_steps": 1}
     assert changed_settings(old, new) == changed_settings(old, {**new, "sync_batch_norm": False}) == {}
