@@ -365,3 +365,13 @@ def test_taken_over_as_asked_for(make_run, tmp_path, caplog):
 def test_resume_changed_alone_is_refused(make_run):
     with pytest.raises(ValueError, match="--train#run#resume_changed True goes with --resume True"):
         make_run(resume_changed=True)
+
+
+@pytest.mark.parametrize(("by_epoch", "steps"), [(True, 2), (False, 2 * 2)])
+def test_a_schedule_goes_on_at_the_steps_that_it_takes_now(by_epoch, steps, make_run, caplog):
+    """After two epochs of two batches: where it steps once an epoch it has made two steps, else four."""
+    halved = lambda optimizer, _: StepLR(optimizer, 1, 0.5)  # noqa: E731
+    make_run(epochs=2, schedule=halved, settings={"batch_size": 4}).trainer.run()
+    now = {"batch_size": 2, "train#run#lr_step_per_epoch": by_epoch}
+    make_run(epochs=3, resume=True, resume_changed=True, schedule=halved, settings=now).trainer.run()
+    assert f"the learning rate goes on from {0.5 * 0.5**steps:.3g}" in caplog.text
