@@ -171,7 +171,7 @@ def plan(case: Case, measured: Measured | None = None, assumed: Assumed | None =
     gpu_hours = a.epochs * epoch * case.gpus / 3600
     cube_bytes = 64 * 64 * 32 * 2 * m.requested_per_byte + m.index_bytes
     mtbf = a.gpu_mtbf_hours / case.gpus
-    interval = 30 * 60.0  # --train#run#save_every_minutes
+    interval = min(30 * 60.0, epoch)  # a state every 30 minutes (--train#run#save_every_minutes) and after each epoch
     lost = m.save_seconds / interval + (interval / 2 + a.restart_seconds) / (3600 * mtbf)
     read = speed / math.ceil(case.gpus / a.gpus_per_node) * cube_bytes
     of_core = 1 / m.store_cubes_per_core
@@ -216,7 +216,7 @@ def table(cases: Sequence[Case] = CASES) -> str:
         ("a state", [f"{each.state_bytes / 1e6:.0f} MB" for each in plans]),
         ("a GPU fails every", [f"{each.mtbf_hours / 24:.3g} days" for each in plans]),
         ("Daly's interval", [f"{each.save_every_minutes:.0f} minutes" for each in plans]),
-        ("lost to saving and failures at 30 minutes", [f"{100 * each.lost_share:.2f} %" for each in plans]),
+        ("lost to saving and failures", [f"{100 * each.lost_share:.2f} %" for each in plans]),
         ("memory for an epoch's order, each process", [f"{each.order_bytes / 1e6:,.0f} MB" for each in plans]),
     ]
     head = ["", *(f"{case.scans:,} scans, {case.gpus} GPUs" for case in cases)]

@@ -33,6 +33,8 @@ from models_genesis.training import (
     name_of_task,
     read_model_settings,
 )
+from models_genesis.training.engines.component_arguments import takes_argument
+from models_genesis.training.engines.moved_keys import MOVED_KEYS
 from models_genesis.transforms.brats_regions import BRATS_REGIONS, brats_labels
 
 CONFIGS = ("train", "inference")
@@ -83,8 +85,9 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
     for key, value in settings.items():
         owners = [name for name in CONFIGS if parent_of(contents[name], key) is not None]
         if not owners:
+            now = f"; it is {MOVED_KEYS[key].id} now" if key in MOVED_KEYS else ""
             raise ValueError(
-                f"{source}: expected {key!r} to be a key of train.json or inference.json, found no such key"
+                f"{source}: expected {key!r} to be a key of train.json or inference.json, found no such key{now}"
             )
         for name in owners:
             parent_of(contents[name], key)[key.split("#")[-1]] = value
@@ -117,7 +120,8 @@ def parent_of(content: dict[str, Any], key: str) -> Any:
     found: Any = content
     for part in parents:
         found = found.get(part) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) and "_target_" in found else None
+    is_component = isinstance(found, dict) and "_target_" in found
+    return found if is_component and takes_argument(found, last) else None
 
 
 def describe_channels(inference: Mapping[str, Any], metadata: dict[str, Any]) -> None:

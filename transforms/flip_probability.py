@@ -18,6 +18,9 @@ OPPOSITES = (
 )
 """Words for the two directions of each axis of a scan in RAS (or LPS, ...)."""
 
+WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
+"""A word of a name: LeftLung, left_lung and L1 have two."""
+
 
 def flip_probabilities(names: Iterable[str], prob: float = 0.5) -> float | list[float]:
     """Probabilities of flips for classes of these names, none along an axis that classes are told apart by.
@@ -40,7 +43,7 @@ def flip_probabilities(names: Iterable[str], prob: float = 0.5) -> float | list[
         >>> flip_probabilities(["lung_upper_lobe_left", "lung_lower_lobe_left", "lung_upper_lobe_right"])
         [0.0, 0.5, 0.0]
     """
-    named = {name: tuple(re.split(r"[\W_]+", name.lower())) for name in names}
+    named = {name: tuple(word.lower() for word in WORDS.findall(name)) for name in names}
     told = [_opposite_names(set(named.values()), *words) for words in OPPOSITES]
     if not any(told):
         return prob

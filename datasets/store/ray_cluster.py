@@ -78,8 +78,8 @@ def _connect(ray: Any, address: str) -> None:
         address = os.environ.get("RAY_ADDRESS", address)
     host, _, port = address.rpartition(":")
     try:
-        if port.isdecimal():
-            socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
+        if port.isdecimal() and "/" not in host:  # Ray's client, ray://, asks by itself
+            socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
         ray.init(address=address, log_to_driver=False)
     except OSError as error:
         raise ConnectionError(

@@ -67,7 +67,10 @@ def test_a_plan_of_one_gpu_is_plain_arithmetic(scale: ModuleType) -> None:
     assert found.gpu_hours == pytest.approx(100 * 3200 / 259 / 3600)
     assert found.raw_bytes == 100 * 512 * 512 * 300 * 2 and found.state_bytes == 12 * 19_073_665
     assert found.node_read_bytes == pytest.approx(259 * (262_144 * 2.04 + 40_000))
-    assert found.lost_share == pytest.approx(0.4 / 1800 + (900 + 300) / (50_700 * 3600))
+    epoch = 3200 / 259  # shorter than 30 minutes, so a state is written after each
+    assert found.lost_share == pytest.approx(0.4 / epoch + (epoch / 2 + 300) / (50_700 * 3600))
+    long = scale.plan(scale.Case(100_000, 1))
+    assert long.epoch_seconds > 1800 and long.lost_share == pytest.approx(0.4 / 1800 + (900 + 300) / (50_700 * 3600))
 
 
 def loss(interval: np.ndarray, save: float, mtbf: float) -> np.ndarray:

@@ -17,6 +17,10 @@ from models_genesis.transforms import flip_probabilities, flip_probability
         (["kidney_left", "kidney_right", "liver"], [0.0, 0.5, 0.5]),
         (["Left Kidney", "Right Kidney"], [0.0, 0.5, 0.5]),
         (["L hippocampus", "R hippocampus"], [0.0, 0.5, 0.5]),
+        (["LeftLung", "RightLung"], [0.0, 0.5, 0.5]),
+        (["L1", "R1"], [0.0, 0.5, 0.5]),
+        (["LEFT_EYE", "RIGHT_EYE"], [0.0, 0.5, 0.5]),
+        (["vertebra L1", "vertebra T12"], 0.5),
         (["lung_upper_lobe_left", "lung_lower_lobe_left", "lung_upper_lobe_right"], [0.0, 0.5, 0.0]),
         # one side alone is nothing to be told apart
         (["left ventricle", "myocardium"], 0.5),

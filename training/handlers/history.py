@@ -220,7 +220,7 @@ class TrainingHistory:
         if self.rank != 0:
             return
         loss_sum, cubes, seconds, *_ = self.partial_epoch()
-        times, gpu_gib = self._times.times, self._times.gpu_gib(engine)
+        times, gpu_gib = self._times.times, self._times.gpu_gib
         state = self.evaluator.state
         validated = state.epoch == engine.state.epoch
         changed = getattr(engine.state, "changed_settings", "")

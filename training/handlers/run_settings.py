@@ -132,7 +132,11 @@ _REWRITTEN = {
         (f"{epochs} * len(@train::dataloader)", f"{epochs} * {_STEPS}")
         for epochs in ("$@epochs", "$@train::trainer::max_epochs")
     ),
-    "prob": tuple(("@flip_prob", f"$flip_probability(@flip_prob, {axis}, @slice_axis)") for axis in range(3)),
+    "prob": tuple(
+        ("@flip_prob", f"$flip_probability(@flip_prob, {axis}{of_slice})")
+        for axis in range(3)
+        for of_slice in (", @slice_axis", "")
+    ),
 }
 """Former and present values of what the configs write otherwise now, with the same effect, by the last part of the id,
 as MONAI has them after reading a config, with ``::`` for ``#``. A cube of two sides and axes of slices are changes by

@@ -41,10 +41,15 @@ class StepTimes:
 
     On a GPU, which works while the host asks for the next batch, the share that the training waited is the most that
     the loader can have cost. A process measures itself.
+
+    Attributes:
+        times: of the epoch's steps so far.
+        gpu_gib: memory of tensors at the peak of these steps, in GiB; None where the training is not on a GPU.
     """
 
     def __init__(self) -> None:
         self.times = Times()
+        self.gpu_gib: float | None = None
         self._since = 0.0
 
     def attach(self, engine: Engine) -> None:
@@ -63,12 +68,9 @@ class StepTimes:
             before: times of the steps of this epoch that an interrupted run has made.
         """
         self.times = before or Times()
+        self.gpu_gib = None
         if self._on_gpu(engine):
             torch.cuda.reset_peak_memory_stats(engine.state.device)
-
-    def gpu_gib(self, engine: Engine) -> float | None:
-        """Memory of tensors at the epoch's peak, in GiB; None where the training is not on a GPU."""
-        return torch.cuda.max_memory_allocated(engine.state.device) / 2**30 if self._on_gpu(engine) else None
 
     def _install(self, engine: Engine) -> None:
         """Come last: a state that is saved before a batch is asked for is no waiting, other handlers' work is."""
@@ -86,9 +88,11 @@ class StepTimes:
         self.times = self.times._replace(waited=self.times.waited + now - self._since)
         self._since = now
 
-    def _step(self) -> None:
+    def _step(self, engine: Engine) -> None:
         waited, stepped, steps = self.times
         self.times = Times(waited, stepped + time.monotonic() - self._since, steps + 1)
+        if self._on_gpu(engine):  # the allocator's own count: no wait for the GPU
+            self.gpu_gib = torch.cuda.max_memory_allocated(engine.state.device) / 2**30
 
     @staticmethod
     def _on_gpu(engine: Engine) -> bool:

@@ -230,7 +230,7 @@ CONVERTED = [
     ({"loss#softmax": "false"}, {"loss#softmax": False}),
     ({"train#dataloader#num_workers": "3"}, {"train#dataloader#num_workers": 3}),
     ({"train#dataloader#pin_memory": "true"}, {"train#dataloader#pin_memory": True}),
-    ({"train#random_transforms#transforms#2#prob": "0.7"}, {"train#random_transforms#transforms#2#prob": 0.7}),
+    ({"train#random_transforms#transforms#5#prob": "0.7"}, {"train#random_transforms#transforms#5#prob": 0.7}),
     ({"validate::dataset::on_bad_case": "skip"}, {}),
     ({"train#trainer#max_epochs": "7"}, {"train#trainer#max_epochs": 7}),
     ({"train#run#keep_last": "5"}, {"train#run#keep_last": 5}),
