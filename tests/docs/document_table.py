@@ -15,7 +15,7 @@ VARIABLES = {
     "docs/data-lists.md": {"nnUNet_raw": "/data/nnUNet_raw", "nnUNet_preprocessed": "/data/nnUNet_preprocessed"},
     "docs/formats.md": {"nnUNet_preprocessed": "/data/nnUNet_preprocessed"},
     "docs/how-to/large-corpora.md": {"SLURM_ARRAY_TASK_ID": "0"},
-    "docs/how-to/many-nodes.md": {"SLURM_JOB_ID": "1", "SLURMD_NODENAME": "node1"},
+    "docs/how-to/many-nodes.md": {"SLURM_JOB_ID": "1", "SLURMD_NODENAME": "node1", "SLURM_CPUS_PER_TASK": "32"},
     "docs/monai-label.md": {"WEIGHTS": "models/model.pt", "CASE": "case"},
     "docs/publishing.md": {
         "B": "bundles/genesis_lits_liver_ct_segmentation",
