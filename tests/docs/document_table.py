@@ -24,7 +24,7 @@ VARIABLES = {
 }
 """What a document says in words that the reader has set."""
 
-FILES = {("docs/formats.md", "json"): "torchscript.json"}
+FILES = {("docs/formats.md", "json"): "torchscript.json", ("docs/how-to/long-runs.md", "json"): "tracking.json"}
 """Blocks, by document and language, that the reader writes to a file."""
 
 ABSENT = {"nnunet.json": "written by nnunet-config from a plans file of nnU-Net"}
