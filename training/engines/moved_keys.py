@@ -16,12 +16,13 @@ class MovedKey(NamedTuple):
 
     Args:
         id: its nested id.
-        owner: last part of the name of the component there. A bundle with another component never had the key.
+        owner: last part of the name of the component there, or several. A bundle with another component never had the
+            key.
         default: the component's own default, with which the configs do not have the key.
     """
 
     id: str
-    owner: str
+    owner: str | tuple[str, ...]
     default: Any = WRITTEN_IN_CONFIG
 
 
@@ -30,7 +31,7 @@ def _run(key: str, default: Any = WRITTEN_IN_CONFIG) -> MovedKey:
 
 
 def _deformation(key: str) -> MovedKey:
-    return MovedKey(f"deformation#{key}", "DeformationBackend")
+    return MovedKey(f"deformation#{key}", ("DeformationBackend", "RandGenesisDeformTilesd"))
 
 
 MOVED_KEYS: dict[str, MovedKey] = {

@@ -38,6 +38,7 @@ _PROGRAM = frozenset({"imports", "initialize", "run", "finalize", "_meta_"})
 _GONE = {
     "early_stop": "give early_stop_patience; what is better follows from the evaluator's metric_cmp_fn",
     "inferer": "it is train#inferer",
+    "loaded_settings": "settings of weights are read from the model.json next to them",
     "metric_name": "it is train#run#metric",
     "probe": "it is train#run#probe",
     "rank": "torch.distributed tells it",

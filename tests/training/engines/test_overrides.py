@@ -55,7 +55,7 @@ def test_refuses_a_key_that_would_change_nothing_and_names_the_nearest(configs, 
         refuse_unknown_overrides([PROGRAM, "run", "--config_file", str(configs[0]), option, "1"])
 
 
-@pytest.mark.parametrize("key", ["rank", "world_size", "early_stop"])
+@pytest.mark.parametrize("key", ["rank", "world_size", "early_stop", "loaded_settings"])
 def test_what_is_no_key_of_a_bundle_any_more_is_refused_by_name(key):
     config = str(BUNDLES / LITS / "configs" / "train.json")
     with pytest.raises(UnknownOverrideError, match=f"--{key}: not a key of this bundle any more"):
@@ -94,6 +94,12 @@ def test_a_key_that_is_set_at_a_nested_id_now_is_refused_with_that_id(name):
             with pytest.raises(UnknownOverrideError, match=found):
                 convert_settings(workflow(name, keep_last=1))
             convert_settings(workflow(name, **{"keep_last": 1, MOVED_KEYS[key].id: "@keep_last"}))
+
+
+def test_a_moved_key_is_named_by_its_id_where_whole_scans_are_deformed():
+    config = str(BUNDLES / "genesis_chest_ct_pretraining" / "configs" / "inference.json")
+    with pytest.raises(UnknownOverrideError, match="it is --deformation#mask_ratio now"):
+        refuse_unknown_overrides([PROGRAM, "run", "--config_file", config, "--mask_ratio", "0.5"])
 
 
 def test_every_moved_key_belongs_to_a_bundle_and_has_the_default_that_it_had():
