@@ -83,7 +83,7 @@ class Plan(NamedTuple):
         state_bytes: of a checkpoint.
         mtbf_hours: between failures of any GPU.
         save_every_minutes: Daly's interval.
-        lost_share: time that saving and failures cost at the bundles' own 30 minutes.
+        lost_share: time that saving and failures cost with a state after each epoch and every 30 minutes.
         order_bytes: memory of each process while an epoch's order is drawn.
     """
 

@@ -205,6 +205,9 @@ def read_configs(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[st
     Raises:
         ValueError: when no config has such a key.
     """
+    from models_genesis.training.engines.component_arguments import holder
+    from models_genesis.training.engines.moved_keys import now_at
+
     paths = sorted((folder / "configs").glob("*.json"))
     configs = {path.name: read_json(path) for path in paths if path.name != "metadata.json"}
     for key, value in settings.items():
@@ -214,37 +217,6 @@ def read_configs(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[st
         for component, last in having:
             component[last] = value
     return configs
-
-
-def now_at(key: str) -> str:
-    """Say where a key that stood at the top of the configs is set now; an empty text for any other.
-
-    Example:
-        >>> now_at("keep_last"), now_at("epochs")
-        ('; it is train#run#keep_last now', '')
-    """
-    from models_genesis.training.engines.moved_keys import MOVED_KEYS
-
-    return f"; it is {MOVED_KEYS[key].id} now" if key in MOVED_KEYS else ""
-
-
-def holder(config: dict[str, Any], key: str) -> tuple[dict[str, Any], str] | None:
-    """Find what holds a key, and what it is called there; None where no config and no component takes such a key.
-
-    Example:
-        >>> holder({"loss": {"_target_": "DiceLoss"}}, "loss#batch")
-        ({'_target_': 'DiceLoss'}, 'batch')
-    """
-    from models_genesis.training.engines.component_arguments import takes_argument
-
-    if key in config:
-        return config, key
-    *parents, last = key.split("#")
-    found: Any = config if parents else None
-    for part in parents:
-        found = found.get(part) if isinstance(found, dict) else None
-    is_component = isinstance(found, dict) and "_target_" in found
-    return (found, last) if is_component and takes_argument(found, last) else None
 
 
 def trained_settings(weights: Path) -> dict[str, Any]:
@@ -454,6 +426,8 @@ def contents(
         FileNotFoundError: when a file is missing.
         ValueError: when metadata, configs, README or weights are not as they must be.
     """
+    from models_genesis.training.engines.component_arguments import holder
+
     metadata = check_bundle(folder)
     carried: dict[str, Any] = {}
     if weights is not None:

@@ -33,8 +33,8 @@ from models_genesis.training import (
     name_of_task,
     read_model_settings,
 )
-from models_genesis.training.engines.component_arguments import takes_argument
-from models_genesis.training.engines.moved_keys import MOVED_KEYS
+from models_genesis.training.engines.component_arguments import holder
+from models_genesis.training.engines.moved_keys import now_at
 from models_genesis.transforms.brats_regions import BRATS_REGIONS, brats_labels
 
 CONFIGS = ("train", "inference")
@@ -83,14 +83,14 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
                 config[key] = value
                 break
     for key, value in settings.items():
-        owners = [name for name in CONFIGS if parent_of(contents[name], key) is not None]
-        if not owners:
-            now = f"; it is {MOVED_KEYS[key].id} now" if key in MOVED_KEYS else ""
+        having = [found for name in CONFIGS if (found := holder(contents[name], key)) is not None]
+        if not having:
             raise ValueError(
-                f"{source}: expected {key!r} to be a key of train.json or inference.json, found no such key{now}"
+                f"{source}: expected {key!r} to be a key of train.json or inference.json, found no such key"
+                f"{now_at(key)}"
             )
-        for name in owners:
-            parent_of(contents[name], key)[key.split("#")[-1]] = value
+        for component, last in having:
+            component[last] = value
     if source.name.endswith("_segmentation"):
         describe_channels({**contents["inference"], "model_settings": recorded}, contents["metadata"])
     left_out = () if enclosed else ("model.pt", "model.json", "birth_certificate.json")
@@ -110,18 +110,6 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
             if recorded:
                 shutil.copy(weights.with_suffix(".json"), copy / "models" / "model.json")
         copy.replace(target)
-
-
-def parent_of(content: dict[str, Any], key: str) -> Any:
-    """Find what holds a key: the config for one of its top-level keys, a component for a nested id, else None."""
-    *parents, last = key.split("#")
-    if not parents:
-        return content if last in content else None
-    found: Any = content
-    for part in parents:
-        found = found.get(part) if isinstance(found, dict) else None
-    is_component = isinstance(found, dict) and "_target_" in found
-    return found if is_component and takes_argument(found, last) else None
 
 
 def describe_channels(inference: Mapping[str, Any], metadata: dict[str, Any]) -> None:

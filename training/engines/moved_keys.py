@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["MOVED_KEYS", "WRITTEN_IN_CONFIG", "MovedKey"]
+__all__ = ["MOVED_KEYS", "WRITTEN_IN_CONFIG", "MovedKey", "now_at"]
 
 WRITTEN_IN_CONFIG = object()
 """Stands for the default of a key whose value the configs themselves have."""
@@ -60,3 +60,13 @@ MOVED_KEYS: dict[str, MovedKey] = {
     },
 }
 """By the former name."""
+
+
+def now_at(key: str) -> str:
+    """Say where a key that stood at the top of the configs is set now; an empty text for any other.
+
+    Example:
+        >>> now_at("keep_last"), now_at("epochs")
+        ('; it is train#run#keep_last now', '')
+    """
+    return f"; it is {MOVED_KEYS[key].id} now" if key in MOVED_KEYS else ""
