@@ -27,6 +27,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,10 +126,10 @@ def measure_floors(clock: Clock, size: int, megabytes: int) -> dict[str, Any]:
 
 
 def count_gflop(features: list[int], shape: tuple[int, ...]) -> float:
-    """Operations of a training step on one cube, counted by torch."""
-    network, images = GenesisUNet(features=features), torch.rand(1, 1, *shape)
-    with FlopCounterMode(display=False) as counter:
-        RestorationLoss()(network(images), images).backward()
+    """Operations of a training step on one cube, counted by torch without computing anything."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        images = torch.rand(1, 1, *shape)
+        RestorationLoss()(GenesisUNet(features=features)(images), images).backward()
     return counter.get_total_flops() / 1e9
 
 
@@ -258,17 +259,17 @@ def profile_calls(clock: Clock, results: Results, features: list[int], shape: tu
 
 
 def sweep_sizes(clock: Clock, results: Results, features: list[int], shapes: Any, quick: bool) -> None:
-    """Time cubes of three sizes in batches of more and more cubes, until the memory ends."""
-    set_search(True)
+    """Time cubes of three sizes in batches of more and more cubes, as the bundle trains, until the memory ends."""
+    set_search(False)
     for shape in shapes:
         gflop = count_gflop(features, shape)
-        for batch_size in (1, 2) if quick else (1, 2, 6, 12, 24, 48, 96):
+        for batch_size in (1, 2) if quick else (1, 2, 6, 12, 24, 48, 96, 192):
             try:
 
                 def make(shape: tuple[int, ...] = shape, batch_size: int = batch_size) -> Step:
                     return make_step(features, shape, batch_size, clock.device, fused=True)
 
-                row = time_step(clock, gflop, batch_size, make, 2 if quick else 4)
+                row = time_step(clock, gflop, batch_size, make, 2)
             except torch.OutOfMemoryError:
                 results.add("sizes", {"shape": shape, "batch": batch_size, "out_of_memory": True})
                 break
@@ -367,27 +368,66 @@ def train_bundle(
     return (rest[-1] - rest[0]) / (len(rest) - 1), meter.share()
 
 
-def time_training(clock: Clock, results: Results, data: Path, cache: Path, quick: bool) -> None:
-    """The bundle's trainer for each place of the deformations, against the step alone at the same settings."""
-    features, shape = ([4, 8, 16], (32, 32, 16)) if quick else (FEATURES, SHAPES[0])
-    iterations, warmup = (6, 2) if quick else (100, 30)
-    precision = choose_precision(clock.device)
-    places = [("step", 4, False, 6), ("cpu", 4, False, 6), ("step", 0, False, 6), ("cpu", 0, False, 6)]
-    places += [("device", 0, False, 6), ("step", 4, True, 24)]
+@dataclass(frozen=True)
+class Training:
+    """How the bundle trains.
+
+    Args:
+        deform_on: place of the deformations.
+        num_workers: loader processes.
+        batch_size: cubes in a batch.
+        shape: voxels of a cube.
+        search: whether cuDNN searches for its fastest algorithms.
+        compiled: whether MONAI's trainer compiles the network.
+    """
+
+    deform_on: str
+    num_workers: int
+    batch_size: int
+    shape: tuple[int, ...] = SHAPES[0]
+    search: bool = False
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        kind = ", ".join(name for name in ("search", "compiled") if getattr(self, name))
+        return (
+            f"{self.deform_on}, {self.num_workers} workers, batch {self.batch_size} of {self.shape}, {kind or 'plain'}"
+        )
+
+
+def trainings(quick: bool, compiled: bool) -> list[Training]:
+    """The trainings to time, in order of worth."""
     if quick:
-        places = [(place, workers, search, 2) for place, workers, search, _ in places[:3]]
-    for place, workers, search, batch_size in places:
-        with results.attempt(f"training: {place}, {workers} workers, batch {batch_size}"):
-            set_search(search)
-            step = make_step(features, shape, batch_size, clock.device, precision, clock.device.type == "cuda" or None)
-            alone = clock.seconds(step, 10)
-            given: dict[str, Any] = {"deform_on": place, "num_workers": workers, "batch_size": batch_size}
-            given |= {"features": features, "cube_size": list(shape)}
-            given |= {"train#dataset#cache_gib": 0, "cache_dir": f"{cache}"}
-            seconds, busy = train_bundle(data, clock.device, iterations, warmup, search, **given)
-            row = {"deform_on": place, "num_workers": workers, "batch": batch_size, "search": search}
-            row |= {"ms": 1e3 * seconds, "cubes_per_s": batch_size / seconds, "ms_step_alone": 1e3 * alone}
-            results.add("training", {**row, "percent_of_step": 100 * alone / seconds, "busy_percent": busy})
+        return [Training(place, workers, 2, (32, 32, 16)) for place, workers in (("step", 4), ("cpu", 4), ("step", 0))]
+    plans = [Training("step", 4, 6), Training("cpu", 4, 6), Training("device", 0, 6)]
+    if compiled:
+        plans.append(Training("step", 4, 6, compiled=True))
+    plans += [Training(place, 4, 6, shape) for shape in SHAPES[1:] for place in ("step", "cpu")]
+    return [*plans, Training("step", 4, 24), Training("step", 0, 6), Training("step", 4, 24, search=True)]
+
+
+def time_training(
+    clock: Clock, results: Results, data: Path, cache: Path, features: list[int], plans: list[Training]
+) -> None:
+    """The bundle's trainer for each place of the deformations, against the step alone at the same settings."""
+    precision = choose_precision(clock.device)
+    for plan in plans:
+        with results.attempt(f"training: {plan}"):
+            set_search(plan.search)
+            fused, form = clock.device.type == "cuda" or None, "default" if plan.compiled else None
+            step = make_step(features, plan.shape, plan.batch_size, clock.device, precision, fused, form)
+            alone = clock.seconds(step, 10 if plan.shape == SHAPES[0] else 3)
+            del step
+            given: dict[str, Any] = {"deform_on": plan.deform_on, "num_workers": plan.num_workers}
+            given |= {"batch_size": plan.batch_size, "features": features, "cube_size": list(plan.shape)}
+            given |= {"train#dataset#cache_gib": 0, "cache_dir": f"{cache}", "train#trainer#compile": plan.compiled}
+            iterations, warmup = (6, 2) if clock.device.type == "cpu" else (100, 30)
+            if plan.shape not in (SHAPES[0], (32, 32, 16)):
+                iterations, warmup = 25, 8
+            seconds, busy = train_bundle(data, clock.device, iterations, warmup, plan.search, **given)
+            row = {**asdict(plan), "ms": 1e3 * seconds, "cubes_per_s": plan.batch_size / seconds}
+            row |= {"ms_step_alone": 1e3 * alone, "percent_of_step": 100 * alone / seconds, "busy_percent": busy}
+            results.add("training", row)
 
 
 def main() -> None:
@@ -421,7 +461,8 @@ def main() -> None:
         def training() -> None:
             shape = (72, 64, 48) if quick else (256, 208, 192)
             data = arguments.data or write_phantom(Path(folder) / "scans", 4, region="chest", shape=shape)
-            time_training(clock, results, data, Path(folder) / "cache", quick)
+            plans = trainings(quick, arguments.compile)
+            time_training(clock, results, data, Path(folder) / "cache", features, plans)
 
         calls["training"] = training
         for part in arguments.parts:

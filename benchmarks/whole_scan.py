@@ -2,7 +2,7 @@
 """Time and peak memory of segmenting one large CT, and the share of the windows' forward passes in it.
 
     python -m benchmarks.whole_scan [--quick] [--out results.json] [--shape 512 512 400] [--overlap 0.5]
-        [--features 64 128 256 512]
+        [--features 64 128 256 512] [--torchscript]
 
 The configuration of the liver bundle's ``inference.json`` from reading the file to writing label map and picture, on a
 CT of tiled phantoms, with random weights. Processor time does not count what others use of a busy machine.
@@ -31,25 +31,26 @@ from .measure import parse_arguments, print_machine, print_table, write_results
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "genesis_lits_liver_ct_segmentation"
 
 
-class ForwardClock:
-    """Seconds spent in a network, by the wall's clock and the processor's, and how often it was called."""
+class ForwardClock(nn.Module):
+    """Runs a network, a TorchScript one too, and keeps the seconds in it, by the wall's clock and the processor's."""
 
     def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
         self.calls = self.windows = 0
         self.seconds = {"wall": 0.0, "processor": 0.0}
-        network.register_forward_pre_hook(self._begin)
-        network.register_forward_hook(self._end)
 
-    def _begin(self, network: nn.Module, inputs: Any) -> None:
-        self._started = read_clocks()
-
-    def _end(self, network: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Run the network and note the time."""
+        started = read_clocks()
+        output: torch.Tensor = self.network(inputs)
         if output.is_cuda:
             torch.cuda.synchronize()
         self.calls += 1
         self.windows += len(output)
         for name, now in read_clocks().items():
-            self.seconds[name] += now - self._started[name]
+            self.seconds[name] += now - started[name]
+        return output
 
 
 def read_clocks() -> dict[str, float]:
@@ -71,14 +72,25 @@ def write_scan(path: Path, shape: tuple[int, ...]) -> None:
     nib.save(nib.Nifti1Image(image, np.diag([0.7, 0.7, 1.0, 1.0])), path)
 
 
-def segment(folder: Path, features: list[int], overlap: float) -> dict[str, Any]:
+TORCHSCRIPT = {
+    "network_def": "$torch.jit.load(@ckpt_dir + '/model.ts', map_location=@device)",
+    "handlers#0#_disabled_": True,
+}
+"""What ``docs/formats.md`` lays over the bundle to predict with TorchScript."""
+
+
+def segment(folder: Path, features: list[int], overlap: float, torchscript: bool = False) -> dict[str, Any]:
     """Run ``inference.json`` on the scan in a folder."""
-    save_weights(GenesisUNet(features=features, out_channels=2).state_dict(), folder / "model.pt")
+    network = GenesisUNet(features=features, out_channels=2)
+    save_weights(network.state_dict(), folder / "model.pt")
     parser = ConfigParser(ConfigParser.load_config_file(BUNDLE / "configs" / "inference.json"))
     paths = {"dataset_dir": folder / "scans", "ckpt_dir": folder, "output_dir": folder / "predicted"}
     parser.update({name: str(path) for name, path in paths.items()} | {"features": features, "overlap": overlap})
+    if torchscript:
+        torch.jit.script(network.eval()).save(str(folder / "model.ts"))
+        parser.update(TORCHSCRIPT)
     evaluator = parser.get_parsed_content("evaluator")
-    clock = ForwardClock(evaluator.network)
+    evaluator.network = clock = ForwardClock(evaluator.network)
     before, start = resident_gib(), read_clocks()
     evaluator.run()
     seconds = {name: now - start[name] for name, now in read_clocks().items()}
@@ -101,17 +113,18 @@ def main() -> None:
         ("--shape", {"type": int, "nargs": 3, "default": [512, 512, 400], "help": "voxels"}),
         ("--features", {"type": int, "nargs": "+", "default": [64, 128, 256, 512], "help": "of the network"}),
         ("--overlap", {"type": float, "default": 0.5, "help": "of the windows"}),
+        ("--torchscript", {"action": "store_true", "help": "the network as a TorchScript file"}),
     )
     shape, features = arguments.shape, arguments.features
     if arguments.quick:
         shape, features = [96, 80, 48], [8, 16]
     logging.basicConfig(level=logging.WARNING)
     results: dict[str, Any] = {"machine": print_machine(), "shape": shape, "features": features}
-    results["overlap"] = arguments.overlap
+    results |= {"overlap": arguments.overlap, "torchscript": arguments.torchscript}
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "scans").mkdir()
         write_scan(Path(name) / "scans" / "scan.nii", tuple(shape))
-        results |= segment(Path(name), features, arguments.overlap)
+        results |= segment(Path(name), features, arguments.overlap, arguments.torchscript)
     seconds, inside, share = (results[name] for name in ("seconds", "seconds_in_windows", "share_of_windows"))
     rows = [(clock, seconds[clock], inside[clock], 100 * share[clock]) for clock in seconds]
     title = f"{' x '.join(map(str, shape))}, {results['windows']} windows, {results['precision']}"

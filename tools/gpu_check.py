@@ -55,11 +55,14 @@ def parts(out: Path, data: Path | None, quick: bool) -> list[Part]:
     if not quick:
         tests = [*python, "pytest", "-q", "-n", "12", "-k", "cuda or gpu or device or resuming or learns",
                  "tests/transforms/test_batch_deform.py", "tests/benchmarks", "tests/bundles/test_on_gpu.py",
-                 "tests/training/engines/test_precision.py"]  # fmt: skip
-    benchmarks = [[*python, "benchmarks.gpu", *small, *scans, "--out", str(out / "benchmarks.json")]]
+                 "tests/training/engines/test_precision.py", "tests/training/handlers/test_collapse_guard.py",
+                 "tests/training/handlers/test_deferred_values.py"]  # fmt: skip
+    compiled = [] if quick else ["--compile"]
+    benchmarks = [[*python, "benchmarks.gpu", *small, *scans, *compiled, "--out", str(out / "benchmarks.json")]]
     scan = [*python, "benchmarks.whole_scan", *small]
     inference = [[*scan, "--overlap", overlap, "--out", str(out / f"whole_scan_{overlap}.json")]
                  for overlap in ("0.25", "0.5")]  # fmt: skip
+    inference.append([*scan, "--overlap", "0.25", "--torchscript", "--out", str(out / "whole_scan_torchscript.json")])
     return [
         Part("tests", 0.25, [tests]),
         Part("benchmarks", 0.5, benchmarks),

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import csv
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +63,45 @@ def test_fine_tuning_trains_resumes_and_evaluates(bundle, given, run_bundle, dat
     own = {key: value for key, value in given.items() if key in ("features", "cube_size", "overlap", *data_of(bundle))}
     run_bundle(bundle, ["train", "evaluate"], **own, ckpt_dir=whole / "models", output_dir=whole / "evaluated")
     assert list((whole / "evaluated").glob("*.json"))
+
+
+def speeds(folder: Path) -> list[dict[str, str]]:
+    with (folder / "eval" / "history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_one_rank_by_nccl_is_the_training_without_to_the_bit(run_bundle, bundle_command, chest_scans, tmp_path):
+    given = {**SMALL, "epochs": 2, "cubes_per_scan": 8, "val_cubes_per_scan": 6, "dataset_dir": chest_scans}
+    one, rank = tmp_path / "one", tmp_path / "rank"
+    run_bundle(PRETRAINING, ["train"], **given, **folders(one))
+    line = bundle_command(PRETRAINING, ["train", "multi_gpu_train"], **given, **folders(rank))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "-m"]
+    command = [line[0], *launcher, *line[2:]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert_same_end(one, rank)
+    assert all(0 < float(row["gpu_gib"]) < 80 for row in speeds(one))
+
+
+def test_two_ranks_with_synchronised_batch_norm_are_one_with_their_batches(
+    run_bundle, bundle_command, forked, chest_scans, tmp_path
+):
+    """Both ranks are on this GPU, joined by Gloo: NCCL takes one rank a GPU."""
+    given = {**SMALL, "epochs": 3, "cubes_per_scan": 8, "val_cubes_per_scan": 6, "dataset_dir": chest_scans}
+    given |= {"amp": False, "deform_on": "cpu"}
+    losses = {}
+    for name, own in {"one": {}, "synchronised": {"sync_batch_norm": True}, "apart": {}}.items():
+        folder = tmp_path / name
+        if name == "one":
+            run_bundle(PRETRAINING, ["train"], **given, **folders(folder))
+        else:
+            ranks = {"backend": "gloo", "device": "$torch.device('cuda:0')", "batch_size": 2}
+            line = bundle_command(
+                PRETRAINING, ["train", "multi_gpu_train"], **{**given, **ranks, **own}, **folders(folder)
+            )
+            for done in forked.run_ranks(line, tmp_path, timeout=300):
+                assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+        losses[name] = [float(row[column]) for row in speeds(folder) for column in ("train_loss", "val_metric")]
+    # TF32 in convolutions, and sums in another order: three digits
+    assert losses["synchronised"] == pytest.approx(losses["one"], rel=2e-3)
+    assert losses["apart"] != pytest.approx(losses["one"], rel=2e-3)
