@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from bundle_runs import assert_same_end, folders, history
 
 from models_genesis.networks import GenesisUNet, save_weights
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 PRETRAINING = "genesis_chest_ct_pretraining"
 SEGMENTATION, CLASSIFICATION = "genesis_msd_segmentation", "genesis_pecad_embolism_ct_classification"
@@ -28,13 +30,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "models" / "model.pt", weights_only=True)
 
 
+@needs_gpu
 @pytest.mark.parametrize("deform_on", ["cpu", "device", "step"])
 def test_pretraining_resumes_to_the_bit_in_each_place(deform_on, run_bundle, chest_scans, tmp_path):
     given = {**SMALL, "epochs": 3, "cubes_per_scan": 8, "val_cubes_per_scan": 6, "dataset_dir": chest_scans}
     given |= {"deform_on": deform_on}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done = run_bundle(PRETRAINING, ["train"], **given, **folders(whole))
-    assert "cuda trains in" in done.stdout
+    assert f"{DEVICE} trains in" in done.stdout
     losses = [float(loss) for _, loss, _ in history(whole)]
     assert len(losses) == 3 and losses[-1] < 0.9 * losses[0]
     # the schedule is that of three epochs, the run ends after the first
@@ -47,17 +50,27 @@ def test_pretraining_resumes_to_the_bit_in_each_place(deform_on, run_bundle, che
 @pytest.mark.parametrize(
     ("bundle", "given"),
     [
-        (SEGMENTATION, {"epochs": 2, "val_interval": 2, "cubes_per_case": 4, "overlap": 0.25}),
-        (CLASSIFICATION, {"epochs": 2, "val_interval": 2, "cube_size": [12, 12, 12], "batch_size": 8}),
+        (SEGMENTATION, {"cubes_per_case": 4, "overlap": 0.25}),
+        (CLASSIFICATION, {"cube_size": [12, 12, 12], "max_shift": [2, 2, 2], "batch_size": 8}),
     ],
 )
-def test_fine_tuning_trains_resumes_and_evaluates(bundle, given, run_bundle, data_of, tmp_path):
+def test_fine_tuning_trains_resumes_and_evaluates(bundle, given, run_bundle, stop_training, data_of, tmp_path):
+    """On the GPU, and where there is none on the processor."""
     torch.manual_seed(0)
     save_weights(GenesisUNet(features=FEATURES).state_dict(), tmp_path / "pretrained.pt")
-    given = {**SMALL, **data_of(bundle), "pretrained": tmp_path / "pretrained.pt", **given}
+    given = {
+        **SMALL,
+        **data_of(bundle),
+        "pretrained": tmp_path / "pretrained.pt",
+        "epochs": 4,
+        "val_interval": 2,
+        **given,
+    }
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert "cuda trains in" in run_bundle(bundle, ["train"], **given, **folders(whole)).stdout
-    run_bundle(bundle, ["train"], **given, **folders(parts), **{"train#trainer#max_epochs": 1})
+    assert f"{DEVICE} trains in" in run_bundle(bundle, ["train"], **given, **folders(whole)).stdout
+    last = parts / "models" / "last_epoch.pt"
+    stop_training(bundle, signal.SIGTERM, last.exists, **given, **folders(parts))
+    assert len(history(parts)) < 4
     run_bundle(bundle, ["train"], **given, **folders(parts), resume=True)
     assert_same_end(whole, parts)
     own = {key: value for key, value in given.items() if key in ("features", "cube_size", "overlap", *data_of(bundle))}
@@ -70,6 +83,7 @@ def speeds(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@needs_gpu
 def test_one_rank_by_nccl_is_the_training_without_to_the_bit(run_bundle, bundle_command, chest_scans, tmp_path):
     given = {**SMALL, "epochs": 2, "cubes_per_scan": 8, "val_cubes_per_scan": 6, "dataset_dir": chest_scans}
     one, rank = tmp_path / "one", tmp_path / "rank"
@@ -83,12 +97,14 @@ def test_one_rank_by_nccl_is_the_training_without_to_the_bit(run_bundle, bundle_
     assert all(0 < float(row["gpu_gib"]) < 80 for row in speeds(one))
 
 
+@needs_gpu
 def test_two_ranks_with_synchronised_batch_norm_are_one_with_their_batches(
     run_bundle, bundle_command, forked, chest_scans, tmp_path
 ):
     """Both ranks are on this GPU, joined by Gloo: NCCL takes one rank a GPU."""
     given = {**SMALL, "epochs": 3, "cubes_per_scan": 8, "val_cubes_per_scan": 6, "dataset_dir": chest_scans}
-    given |= {"amp": False, "deform_on": "cpu"}
+    # at a rate of 0.01 rounding alone moves the validation error after twelve steps by a tenth
+    given |= {"amp": False, "learning_rate": 0.001}
     losses = {}
     for name, own in {"one": {}, "synchronised": {"sync_batch_norm": True}, "apart": {}}.items():
         folder = tmp_path / name
