@@ -31,10 +31,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @needs_gpu
-@pytest.mark.parametrize("deform_on", ["cpu", "device", "step"])
-def test_pretraining_resumes_to_the_bit_in_each_place(deform_on, run_bundle, chest_scans, tmp_path):
+@pytest.mark.parametrize(
+    ("deform_on", "compiled"), [("cpu", False), ("device", False), ("step", False), ("step", True)]
+)
+def test_pretraining_resumes_to_the_bit_in_each_place(deform_on, compiled, run_bundle, chest_scans, tmp_path):
     given = {**SMALL, "epochs": 3, "cubes_per_scan": 8, "val_cubes_per_scan": 6, "dataset_dir": chest_scans}
-    given |= {"deform_on": deform_on}
+    given |= {"deform_on": deform_on, "train#trainer#compile": compiled}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done = run_bundle(PRETRAINING, ["train"], **given, **folders(whole))
     assert f"{DEVICE} trains in" in done.stdout

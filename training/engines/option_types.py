@@ -224,6 +224,7 @@ OPTION_KINDS: dict[str, Kind] = {
     "num_workers": number(0, whole=True),
     "seed": number(0, whole=True),
     **dict.fromkeys(("train#run#cudnn_benchmark", "train#run#lr_step_per_epoch", "train#run#resume_changed"), SWITCH),
+    "train#trainer#compile": SWITCH,
     "train#run#early_stop_patience": optional(COUNT),
     "train#run#freeze_epochs": number(0, whole=True),
     "train#run#freeze_factor": SHARE,
