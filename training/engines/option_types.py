@@ -240,6 +240,7 @@ OPTION_KINDS: dict[str, Kind] = {
     "warmup_epochs": number(0),
     "learning_rate": POSITIVE,
     "optimizer#params#slow_parts": list_of(TEXT),
+    "optimizer#params#head_learning_rate": optional(POSITIVE),
     **dict.fromkeys(("loss#label_smoothing", "network_def#dropout"), SHARE),
     "loss#focal_gamma": number(0),
     "class_ratios": list_of(number(0)),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,28 +14,41 @@ from torch.optim import Optimizer
 
 __all__ = ["LayerRates", "layer_groups"]
 
+logger = logging.getLogger(__name__)
+
 SLOW = "slow"
 """Name of the parameter group of the parts that :class:`LayerRates` holds back."""
 
 
-def layer_groups(network: nn.Module, slow_parts: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Split a network's parameters into those held back in the first epochs and all others.
+def layer_groups(
+    network: nn.Module, slow_parts: Sequence[str] = (), head_learning_rate: float | None = None
+) -> list[dict[str, Any]]:
+    """Split a network's parameters into those held back in the first epochs, those of its new head, and all others.
+
+    Adam moves a weight by about its learning rate a step, however large the gradient. A head that turns eight features
+    into logits starts at random and has to reach values of some units, which at 0.003 takes hundreds of steps; a class
+    whose weights start unluckily is not predicted until then. So a head bears a larger rate than the rest.
 
     Args:
         network: the network, wrapped or not.
         slow_parts: names of its parts, such as ``["encoder"]`` or ``["encoder", "decoder"]``; each holds all
             parameters whose name begins with it.
+        head_learning_rate: learning rate of the part ``head`` of the network; None for that of all others. A network
+            without such a part learns at one rate, which is logged.
 
     Returns:
-        Parameter groups for an optimizer, the others first; one group alone where there are no slow parts.
+        Parameter groups for an optimizer, the others first; one group alone where there are no slow parts and no head
+        with a rate of its own.
 
     Raises:
-        ValueError: when the network has no such part.
+        ValueError: when the network has no such slow part, or the head is one and has a rate of its own.
 
     Example:
         >>> network = nn.ModuleDict({"encoder": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
         >>> [(group["name"], len(group["params"])) for group in layer_groups(network, ["encoder"])]
         [('others', 2), ('slow', 2)]
+        >>> [(group["name"], group.get("lr")) for group in layer_groups(network, head_learning_rate=0.03)]
+        [('others', None), ('head', 0.03)]
     """
     bare = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
     parameters = dict(bare.named_parameters())
@@ -43,10 +57,21 @@ def layer_groups(network: nn.Module, slow_parts: Sequence[str] = ()) -> list[dic
             found = [name for name, _ in bare.named_children()]
             raise ValueError(f"slow_parts: expected parts of {type(bare).__name__}, such as {found}, found {part!r}")
     slow = {name for name in parameters if any(name.startswith(f"{part}.") for part in slow_parts)}
-    groups = [
-        {"name": "others", "params": [value for name, value in parameters.items() if name not in slow]},
+    head = {name for name in parameters if head_learning_rate is not None and name.startswith("head.")}
+    if slow & head:
+        raise ValueError(
+            f"expected slow_parts without the head where it has a rate of its own, found slow_parts {list(slow_parts)} "
+            f"and head_learning_rate {head_learning_rate}"
+        )
+    if head_learning_rate is not None and not head:
+        logger.info("%s has no part named head: all its parts have one learning rate", type(bare).__name__)
+    groups: list[dict[str, Any]] = [
+        {"name": "others", "params": [value for name, value in parameters.items() if name not in slow | head]},
         {"name": SLOW, "params": [value for name, value in parameters.items() if name in slow]},
+        {"name": "head", "params": [value for name, value in parameters.items() if name in head]},
     ]
+    if head:
+        groups[2]["lr"] = head_learning_rate
     return [group for group in groups if group["params"]]
 
 

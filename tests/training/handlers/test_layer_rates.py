@@ -114,3 +114,29 @@ def test_a_step_that_failed_neither_hides_its_error_nor_lowers_the_rate_twice(ma
     assert sorted(rates[0]) == [0.05, 0.1]
     run.trainer.fire_event(IterationEvents.BACKWARD_COMPLETED)  # of the next step
     assert sorted(group["lr"] for group in optimizer.param_groups) == [0.05, 0.1]
+
+
+def test_a_head_with_a_rate_of_its_own_moves_that_much_faster_and_follows_the_schedule():
+    """Adam's first step is the learning rate, with the sign of the gradient."""
+    torch.manual_seed(0)
+    network = Pair()
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    optimizer = torch.optim.Adam(layer_groups(network, head_learning_rate=0.03), lr=0.003)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    network(torch.rand(2, 1, 2, 2, 2)).sum().backward()
+    optimizer.step()
+    for name, value in network.named_parameters():
+        expected = 0.5 * (0.03 if name.startswith("head") else 0.003)
+        assert (value.detach() - before[name]).abs().max().item() == pytest.approx(expected, rel=1e-3), name
+    assert schedule.get_last_lr() == [0.0015, 0.015]
+
+
+def test_a_network_without_a_head_has_one_rate_and_says_so(caplog):
+    with caplog.at_level(logging.INFO):
+        (group,) = layer_groups(nn.Sequential(nn.Linear(1, 1)), head_learning_rate=0.03)
+    assert "lr" not in group and "Sequential has no part named head" in caplog.text
+
+
+def test_a_head_is_not_slow_and_fast_at_once():
+    with pytest.raises(ValueError, match=r"expected slow_parts without the head .*found slow_parts \['head'\]"):
+        layer_groups(Pair(), ["head"], 0.03)
