@@ -285,6 +285,22 @@ def test_flips():
         assert f"{difference:.3f} ({low:+.3f} to {high:+.3f})" in part, row["arm"]
 
 
+def test_25_people_without_flips():
+    heading, found = "### 25 people without flips", scores("hippocampus_controls")
+    lines = lines_of(heading)[2:]
+    assert len(lines) == 5 and len(found) == 25
+    for start, *cells, mean in lines:
+        values = [found[start.replace(" and ", "_"), seed, "0.003"] for seed in range(14, 19)]
+        assert mean == f"{sum(values) / len(values):.3f}"
+        for value, cell in zip(values, cells, strict=True):
+            check(cell, value, value < 0.5)
+    assert sum(value < 0.5 for value in found.values()) == 8
+    part = part_of(heading).replace("95 % interval ", "")
+    for row in rows_of("hippocampus_controls", "contrasts.csv"):
+        difference, low, high = (f"{float(row[key]):+.3f}" for key in ("difference", "low", "high"))
+        assert f"{difference} ({low} to {high})" in part, f"{row['arm']} - {row['against']}"
+
+
 def test_cubes_against_slices():
     heading = "## Cubes against slices on the hippocampus"
     found: dict[tuple[str, str, str, str], float] = {}

@@ -29,7 +29,14 @@ from ...networks.weight_container import sha256_of
 from ..engines.running_workflow import running_workflow
 from .run_settings import entries_of
 
-__all__ = ["CERTIFICATE", "data_of_birth", "session_of_now", "sources_of_run", "write_birth_certificate"]
+__all__ = [
+    "CERTIFICATE",
+    "data_of_birth",
+    "session_of_now",
+    "source_of_weights",
+    "sources_of_run",
+    "write_birth_certificate",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -123,22 +130,36 @@ def sources_of_run() -> dict[str, Any]:
         found["candidates"] = {"file": Path(table).name, "sha256": sha256_of(table)}
     pretrained = given.get("pretrained")
     if pretrained is not None and Path(pretrained).is_file():
-        found["pretrained"] = {"file": Path(pretrained).name, "sha256": sha256_of(pretrained)}
-        certificate = Path(pretrained).with_name(CERTIFICATE)
-        if certificate.is_file():
-            found["pretrained"]["data"] = _seen_before(certificate, found["pretrained"]["sha256"])
+        found["pretrained"] = source_of_weights(pretrained)
     return found
 
 
-def _seen_before(certificate: Path, sha256: str) -> Any:
-    """The scans that the weights started from have seen; their certificate counts only if it is of these weights."""
+def source_of_weights(weights: str | Path) -> dict[str, Any]:
+    """Name a file of weights, and say what they have seen.
+
+    Args:
+        weights: the file.
+
+    Returns:
+        ``file`` and ``sha256``; where a birth certificate lies next to it, ``data``, the scans by use, and
+        ``pretrained``, the same of the weights that these started from. Both are None where the certificate is of
+        other weights, or cannot be read, which is logged.
+    """
+    source: dict[str, Any] = {"file": Path(weights).name, "sha256": sha256_of(weights)}
+    certificate = Path(weights).with_name(CERTIFICATE)
+    if not certificate.is_file():
+        return source
+    content: dict[str, Any] = {}
     try:
         content = json.loads(certificate.read_text(encoding="utf-8"))
-        return content["data"] if content["weights"]["sha256"] == sha256 else None
+        if content["weights"]["sha256"] != source["sha256"]:
+            content = {}
+        source["data"] = content["data"] if content else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("%s: expected a birth certificate, found %r; what these weights have seen is left out",
                        certificate, error)  # fmt: skip
-        return None
+        content, source["data"] = {}, None
+    return {**source, "pretrained": content.get("pretrained")}
 
 
 def data_of_birth(dataset: Any) -> list[dict[str, Any]]:
@@ -161,7 +182,7 @@ def data_of_birth(dataset: Any) -> list[dict[str, Any]]:
         root = os.path.commonpath([os.path.dirname(file) for file in files])
     except ValueError:  # several drives of Windows
         root = ""
-    logger.info("hashing %d files for the birth certificate", len(files))
+    logger.info("hashing %d files", len(files))
     hashes = _stored_hashes(entries)
     hashes |= {file: hash_of_files(file) for file in sorted(files - set(hashes))}
     return [_scan(entry, root, hashes) for entry in entries]

@@ -53,6 +53,7 @@ from .run_settings import (
     take_over_schedule,
 )
 from .schedule_step import steps_within_epoch
+from .seen_scans import warn_of_seen_scans
 
 __all__ = ["TrainingCheckpoint"]
 
@@ -198,6 +199,9 @@ class TrainingCheckpoint:
             self._load(engine)
         elif self.rank == 0 and (self.last_path.exists() or self.mid_epoch_path.exists()):
             logger.warning("%s of an earlier run will be overwritten; --resume True goes on from it", self.last_path)
+        if (pretrained := self.sources.get("pretrained")) is not None:
+            dataset = getattr(self.evaluator.data_loader, "dataset", None)
+            pretrained["trained_on_validation"] = warn_of_seen_scans(dataset, "validation", pretrained)
             for before in self._states_before():
                 before.unlink()  # a state of another run is nothing to fall back to
             self.mid_epoch_path.unlink(missing_ok=True)

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ignite.engine import Engine
 from monai.handlers import CheckpointLoader
 from torch import nn
 
+from ...datasets.loading.processes import process_rank
 from ...networks import load_pretrained
 from ...networks.kernel_slices import DimensionsError
 from ...networks.weight_container import sha256_of
 from ..engines.pretrained import dimensions_error
+from .seen_scans import warn_of_seen_scans
 
 __all__ = ["WeightLoader"]
 
@@ -19,8 +23,17 @@ class WeightLoader(CheckpointLoader):
     """MONAI's ``CheckpointLoader`` for one network, which refuses what would segment everything as background.
 
     A damaged file (every part is compared with its checksum), NaN or infinity, and weights of another network are
-    errors that name the file; the network is then as it was. The arguments are those of ``CheckpointLoader``.
+    errors that name the file; the network is then as it was. Scans that are to be scored and that these weights were
+    trained on, or those that they started from, are named in a warning.
+
+    Args:
+        scored_dataset: the data set of an evaluation; None compares no scans.
+        **kwargs: the arguments of ``CheckpointLoader``.
     """
+
+    def __init__(self, *, scored_dataset: Any = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.scored_dataset = scored_dataset
 
     def __call__(self, engine: Engine) -> None:
         """Load the weights.
@@ -42,3 +55,5 @@ class WeightLoader(CheckpointLoader):
             raise dimensions_error(error, network) from error
         engine.state.weights_sha256 = sha256_of(self.load_path)  # reports say which weights they are about
         self.logger.info("loaded %s", self.load_path)
+        if self.scored_dataset is not None and process_rank() == 0:
+            warn_of_seen_scans(self.scored_dataset, "evaluation", weights=self.load_path)

@@ -165,7 +165,7 @@ def test_what_the_pretrained_weights_have_seen_comes_along_if_the_certificate_is
     write_birth_certificate(weights, {}, {}, data, {})
     given = {"datalist": None, "dataset_dir": str(tmp_path), "pretrained": str(weights), "candidates": None}
     assert sources_within(tmp_path, given)["pretrained"] == {
-        "file": "model.pt", "sha256": sha256(weights.read_bytes()), "data": data,
+        "file": "model.pt", "sha256": sha256(weights.read_bytes()), "data": data, "pretrained": None,
     }  # fmt: skip
     for broken in ("{", "[1]", json.dumps({"weights": {"sha256": "0"}, "data": data})):
         (tmp_path / CERTIFICATE).write_text(broken)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scans that weights were trained on, among those that are to measure them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .birth_certificate import data_of_birth, source_of_weights
+
+__all__ = ["find_seen_scans", "warn_of_seen_scans"]
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 5
+
+
+def find_seen_scans(scans: Sequence[Mapping[str, Any]], source: Mapping[str, Any] | None) -> list[str]:
+    """Find the scans that weights were trained on, they themselves or the weights that they started from.
+
+    Args:
+        scans: of a data set, see :func:`~models_genesis.training.handlers.birth_certificate.data_of_birth`.
+        source: what a birth certificate says of the weights: ``data``, and ``pretrained`` of the same kind; None where
+            there is none.
+
+    Returns:
+        A text for each scan that was trained on: its file, and whether the bytes or the patient's name are the same.
+
+    Example:
+        >>> trained = {"training": [{"patient": "P1", "image": {"file": "a.nii", "sha256": "1f"}}]}
+        >>> scans = [{"image": {"file": "x.nii", "sha256": "1f"}}, {"image": {"file": "y.nii", "sha256": "2e"}}]
+        >>> find_seen_scans(scans, {"data": trained, "pretrained": None})
+        ['x.nii (the file a.nii)']
+    """
+    trained = list(_trained_on(source))
+    files = {image["sha256"]: image["file"] for scan in trained for image in _images(scan) if image["sha256"]}
+    patients = {scan["patient"] for scan in trained if scan.get("patient")}
+    seen = []
+    for scan in scans:
+        same = [files[image["sha256"]] for image in _images(scan) if image["sha256"] in files]
+        name = ", ".join(image["file"] for image in _images(scan))
+        if same:
+            seen.append(f"{name} (the file {same[0]})")
+        elif scan.get("patient") in patients:
+            seen.append(f"{name} (patient {scan['patient']})")
+    return seen
+
+
+def _trained_on(source: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    while source:
+        yield from (source.get("data") or {}).get("training") or []
+        source = source.get("pretrained")
+
+
+def _images(scan: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    images = scan.get("image", ())
+    return (images,) if isinstance(images, Mapping) else tuple(images)
+
+
+def warn_of_seen_scans(
+    dataset: Any, use: str, source: Mapping[str, Any] | None = None, weights: str | Path | None = None
+) -> list[str]:
+    """Warn when a data set that measures weights has scans that they were trained on.
+
+    A birth certificate next to the weights knows them, by their bytes and by the names of patients. The files are
+    hashed only where there is one.
+
+    Args:
+        dataset: whose ``data`` are the entries of a data list, or a set of candidates with such.
+        use: what the data set is for, such as ``"validation"``.
+        source: what the certificate says, see :func:`find_seen_scans`; by default that of ``weights``.
+        weights: the file of the weights.
+
+    Returns:
+        The scans, as :func:`find_seen_scans` gives them.
+    """
+    if source is None and weights is not None:
+        source = source_of_weights(weights)
+    if source is None or next(_trained_on(source), None) is None:
+        return []
+    scans = data_of_birth(dataset)
+    seen = find_seen_scans(scans, source)
+    if seen:
+        shown = "; ".join(seen[:_SHOWN]) + ("; ..." if len(seen) > _SHOWN else "")
+        logger.warning(
+            "%s: %d of %d scans were trained on by %s or by what it started from, so that their scores say little of "
+            "new scans: %s",
+            use, len(seen), len(scans), source.get("file", "these weights"), shown,
+        )  # fmt: skip
+    return seen
