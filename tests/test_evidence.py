@@ -301,6 +301,21 @@ def test_25_people_without_flips():
         assert f"{difference} ({low} to {high})" in part, f"{row['arm']} - {row['against']}"
 
 
+def test_a_head_that_learns_faster():
+    heading, found = "### One cause of the collapses is the head", scores("hippocampus_head")
+    lines = lines_of(heading)[2:]
+    assert len(lines) == 4 and len(found) == 20
+    for start, rate, *cells, mean in lines:
+        values = [found[start + ("_head" if rate == "0.03" else ""), seed, "0.003"] for seed in range(20, 25)]
+        assert mean == f"{sum(values) / len(values):.3f}"
+        for value, cell in zip(values, cells, strict=True):
+            check(cell, value, value < 0.5)
+    part = part_of(heading).replace("95 % interval ", "")
+    for row in rows_of("hippocampus_head", "contrasts.csv"):
+        difference, low, high = (f"{float(row[key]):+.3f}" for key in ("difference", "low", "high"))
+        assert f"{difference} ({low} to {high})" in part, f"{row['arm']} - {row['against']}"
+
+
 def test_cubes_against_slices():
     heading = "## Cubes against slices on the hippocampus"
     found: dict[tuple[str, str, str, str], float] = {}
