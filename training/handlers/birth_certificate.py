@@ -149,33 +149,49 @@ def source_of_weights(weights: str | Path) -> dict[str, Any]:
     certificate = Path(weights).with_name(CERTIFICATE)
     if not certificate.is_file():
         return source
-    content: dict[str, Any] = {}
+    source |= {"data": None, "pretrained": None}
     try:
         content = json.loads(certificate.read_text(encoding="utf-8"))
         if content["weights"]["sha256"] != source["sha256"]:
-            content = {}
-        source["data"] = content["data"] if content else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("%s: expected a birth certificate, found %r; what these weights have seen is left out",
-                       certificate, error)  # fmt: skip
-        content, source["data"] = {}, None
-    return {**source, "pretrained": content.get("pretrained")}
+            raise ValueError(f"that of weights with sha256 {content['weights']['sha256']}")
+        _check_source(content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s: expected the birth certificate of %s, found %r; what these weights have seen is left out",
+                       certificate, source["file"], error)  # fmt: skip
+        return source
+    return {**source, "data": content["data"], "pretrained": content.get("pretrained")}
 
 
-def data_of_birth(dataset: Any) -> list[dict[str, Any]]:
+def _check_source(source: Mapping[str, Any]) -> None:
+    """Go through the scans that weights have seen, and those that they started from."""
+    for scans in (source["data"] or {}).values():
+        for scan in scans:
+            scan.get("patient")
+            for image in images_of(scan):
+                image["file"], image["sha256"]
+    if source.get("pretrained") and source["pretrained"].get("data"):
+        _check_source(source["pretrained"])
+
+
+def images_of(scan: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The images of a scan as :func:`data_of_birth` describes it, each with ``file`` and ``sha256``."""
+    images = scan.get("image", ())
+    return (images,) if isinstance(images, Mapping) else tuple(images)
+
+
+def data_of_birth(dataset: Any, keys: Sequence[str] = ("image", "label")) -> list[dict[str, Any]]:
     """List the scans of a data set with the SHA-256 of each file.
 
     Args:
         dataset: whose ``data`` are the entries of a data list, or a set of candidates with such.
+        keys: of the files in an entry that are hashed.
 
     Returns:
         For each scan its patient and licence, if the list says, and of each of its files the path below the folder that
         all have in common, and the SHA-256. Empty for a data set of anything else.
     """
     entries = entries_of(dataset) or []
-    files = {
-        os.path.abspath(name) for entry in entries for key in ("image", "label") for name in _file_names(entry.get(key))
-    }
+    files = {os.path.abspath(name) for entry in entries for key in keys for name in _file_names(entry.get(key))}
     if not files:
         return []
     try:
@@ -185,7 +201,7 @@ def data_of_birth(dataset: Any) -> list[dict[str, Any]]:
     logger.info("hashing %d files", len(files))
     hashes = _stored_hashes(entries)
     hashes |= {file: hash_of_files(file) for file in sorted(files - set(hashes))}
-    return [_scan(entry, root, hashes) for entry in entries]
+    return [_scan(entry, root, hashes, keys) for entry in entries]
 
 
 def _stored_hashes(entries: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
@@ -199,9 +215,9 @@ def _file_names(value: Any) -> list[str | os.PathLike[str]]:
     return [name for name in ensure_tuple(value) if isinstance(name, str | os.PathLike)]
 
 
-def _scan(entry: Mapping[str, Any], root: str, hashes: Mapping[str, str | None]) -> dict[str, Any]:
+def _scan(entry: Mapping[str, Any], root: str, hashes: Mapping[str, str | None], keys: Sequence[str]) -> dict[str, Any]:
     scan: dict[str, Any] = {key: entry[key] for key in ("patient", "licence") if entry.get(key)}
-    for key in ("image", "label"):
+    for key in keys:
         described = [
             {
                 "file": Path(os.path.relpath(name, root)).as_posix() if root else Path(name).name,

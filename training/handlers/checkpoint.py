@@ -199,9 +199,6 @@ class TrainingCheckpoint:
             self._load(engine)
         elif self.rank == 0 and (self.last_path.exists() or self.mid_epoch_path.exists()):
             logger.warning("%s of an earlier run will be overwritten; --resume True goes on from it", self.last_path)
-        if (pretrained := self.sources.get("pretrained")) is not None:
-            dataset = getattr(self.evaluator.data_loader, "dataset", None)
-            pretrained["trained_on_validation"] = warn_of_seen_scans(dataset, "validation", pretrained)
             for before in self._states_before():
                 before.unlink()  # a state of another run is nothing to fall back to
             self.mid_epoch_path.unlink(missing_ok=True)
@@ -211,6 +208,9 @@ class TrainingCheckpoint:
             if engine.state.iteration == 0 and self.best_path.with_name(CERTIFICATE).exists():
                 logger.warning("%s and its birth certificate will be overwritten by this training", self.best_path)
             self._sessions.append(session_of_now(engine.state.epoch + 1))
+        if (pretrained := self.sources.get("pretrained")) is not None:
+            dataset = getattr(self.evaluator.data_loader, "dataset", None)
+            pretrained["trained_on_validation"] = warn_of_seen_scans(dataset, "validation", pretrained)
 
     def save_best(self, evaluator: Engine) -> None:
         """Write ``model.pt`` if the validation that has just ended is the best so far.

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +12,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 __all__ = ["LayerRates", "layer_groups"]
-
-logger = logging.getLogger(__name__)
 
 SLOW = "slow"
 """Name of the parameter group of the parts that :class:`LayerRates` holds back."""
@@ -33,15 +30,14 @@ def layer_groups(
         network: the network, wrapped or not.
         slow_parts: names of its parts, such as ``["encoder"]`` or ``["encoder", "decoder"]``; each holds all
             parameters whose name begins with it.
-        head_learning_rate: learning rate of the part ``head`` of the network; None for that of all others. A network
-            without such a part learns at one rate, which is logged.
+        head_learning_rate: learning rate of the part ``head`` of the network; None for that of all others.
 
     Returns:
         Parameter groups for an optimizer, the others first; one group alone where there are no slow parts and no head
         with a rate of its own.
 
     Raises:
-        ValueError: when the network has no such slow part, or the head is one and has a rate of its own.
+        ValueError: when the network has no such part, or the head is slow and has a rate of its own.
 
     Example:
         >>> network = nn.ModuleDict({"encoder": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
@@ -64,7 +60,8 @@ def layer_groups(
             f"and head_learning_rate {head_learning_rate}"
         )
     if head_learning_rate is not None and not head:
-        logger.info("%s has no part named head: all its parts have one learning rate", type(bare).__name__)
+        found = [name for name, _ in bare.named_children()]
+        raise ValueError(f"head_learning_rate: expected {type(bare).__name__} to have a part head, found {found}")
     groups: list[dict[str, Any]] = [
         {"name": "others", "params": [value for name, value in parameters.items() if name not in slow | head]},
         {"name": SLOW, "params": [value for name, value in parameters.items() if name in slow]},

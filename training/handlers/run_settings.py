@@ -115,6 +115,8 @@ _ADDED = {
     "max_block_fraction": (0.1, "@max_block_fraction"),
     "accumulation_steps": (1, "@accumulation_steps"),
     "sync_batch_norm": (False,),
+    "head_learning_rate": (None,),
+    "compile": (False,),
 }
 """Keys that came later, most of them with the bundles' 2D forms, by the last part of their id: checkpoints without them
 had the first value; components then refer to it as the second. Those that ask for ``slice_axis`` itself did as for

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .birth_certificate import data_of_birth, source_of_weights
+from .birth_certificate import data_of_birth, images_of, source_of_weights
+from .run_settings import entries_of
 
 __all__ = ["find_seen_scans", "warn_of_seen_scans"]
 
@@ -26,7 +27,8 @@ def find_seen_scans(scans: Sequence[Mapping[str, Any]], source: Mapping[str, Any
             there is none.
 
     Returns:
-        A text for each scan that was trained on: its file, and whether the bytes or the patient's name are the same.
+        A text for each scan that was trained on: its file, and whether the bytes are the same, or a patient has the
+        same name, who may be another one where names are numbers.
 
     Example:
         >>> trained = {"training": [{"patient": "P1", "image": {"file": "a.nii", "sha256": "1f"}}]}
@@ -35,16 +37,16 @@ def find_seen_scans(scans: Sequence[Mapping[str, Any]], source: Mapping[str, Any
         ['x.nii (the file a.nii)']
     """
     trained = list(_trained_on(source))
-    files = {image["sha256"]: image["file"] for scan in trained for image in _images(scan) if image["sha256"]}
-    patients = {scan["patient"] for scan in trained if scan.get("patient")}
+    files = {image["sha256"]: image["file"] for scan in trained for image in images_of(scan) if image["sha256"]}
+    patients = {str(scan["patient"]) for scan in trained if scan.get("patient")}
     seen = []
     for scan in scans:
-        same = [files[image["sha256"]] for image in _images(scan) if image["sha256"] in files]
-        name = ", ".join(image["file"] for image in _images(scan))
+        same = [files[image["sha256"]] for image in images_of(scan) if image["sha256"] in files]
+        name = ", ".join(image["file"] for image in images_of(scan)) or "a scan"
         if same:
             seen.append(f"{name} (the file {same[0]})")
-        elif scan.get("patient") in patients:
-            seen.append(f"{name} (patient {scan['patient']})")
+        elif scan.get("patient") and str(scan["patient"]) in patients:
+            seen.append(f"{name} (a patient of the same name, {scan['patient']})")
     return seen
 
 
@@ -54,17 +56,12 @@ def _trained_on(source: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]
         source = source.get("pretrained")
 
 
-def _images(scan: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    images = scan.get("image", ())
-    return (images,) if isinstance(images, Mapping) else tuple(images)
-
-
 def warn_of_seen_scans(
     dataset: Any, use: str, source: Mapping[str, Any] | None = None, weights: str | Path | None = None
-) -> list[str]:
+) -> list[str] | None:
     """Warn when a data set that measures weights has scans that they were trained on.
 
-    A birth certificate next to the weights knows them, by their bytes and by the names of patients. The files are
+    A birth certificate next to the weights knows them, by their bytes and by the names of patients. The images are
     hashed only where there is one.
 
     Args:
@@ -74,19 +71,22 @@ def warn_of_seen_scans(
         weights: the file of the weights.
 
     Returns:
-        The scans, as :func:`find_seen_scans` gives them.
+        The scans, as :func:`find_seen_scans` gives them; None where nothing could be compared, which is logged.
     """
     if source is None and weights is not None:
         source = source_of_weights(weights)
-    if source is None or next(_trained_on(source), None) is None:
-        return []
-    scans = data_of_birth(dataset)
+    source = source or {}
+    name = source.get("file", "the weights")
+    if next(_trained_on(source), None) is None or not entries_of(dataset):
+        logger.info("%s: which scans %s was trained on is not known here, so none is looked for", use, name)
+        return None
+    scans = data_of_birth(dataset, ["image"])
     seen = find_seen_scans(scans, source)
     if seen:
         shown = "; ".join(seen[:_SHOWN]) + ("; ..." if len(seen) > _SHOWN else "")
         logger.warning(
             "%s: %d of %d scans were trained on by %s or by what it started from, so that their scores say little of "
             "new scans: %s",
-            use, len(seen), len(scans), source.get("file", "these weights"), shown,
+            use, len(seen), len(scans), name, shown,
         )  # fmt: skip
     return seen

@@ -27,12 +27,13 @@ class WeightLoader(CheckpointLoader):
     trained on, or those that they started from, are named in a warning.
 
     Args:
+        *args: the arguments of ``CheckpointLoader``.
         scored_dataset: the data set of an evaluation; None compares no scans.
-        **kwargs: the arguments of ``CheckpointLoader``.
+        **kwargs: those of ``CheckpointLoader``, by name.
     """
 
-    def __init__(self, *, scored_dataset: Any = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, *args: Any, scored_dataset: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.scored_dataset = scored_dataset
 
     def __call__(self, engine: Engine) -> None:

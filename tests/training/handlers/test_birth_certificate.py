@@ -170,7 +170,7 @@ def test_what_the_pretrained_weights_have_seen_comes_along_if_the_certificate_is
     for broken in ("{", "[1]", json.dumps({"weights": {"sha256": "0"}, "data": data})):
         (tmp_path / CERTIFICATE).write_text(broken)
         assert sources_within(tmp_path, given)["pretrained"]["data"] is None
-    assert "expected a birth certificate" in caplog.text
+    assert "expected the birth certificate of model.pt" in caplog.text
 
 
 def test_the_data_list_is_named_with_its_licence_and_not_where_it_lies(tmp_path):

@@ -131,10 +131,9 @@ def test_a_head_with_a_rate_of_its_own_moves_that_much_faster_and_follows_the_sc
     assert schedule.get_last_lr() == [0.0015, 0.015]
 
 
-def test_a_network_without_a_head_has_one_rate_and_says_so(caplog):
-    with caplog.at_level(logging.INFO):
-        (group,) = layer_groups(nn.Sequential(nn.Linear(1, 1)), head_learning_rate=0.03)
-    assert "lr" not in group and "Sequential has no part named head" in caplog.text
+def test_a_rate_for_a_head_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"expected Sequential to have a part head, found \['0'\]"):
+        layer_groups(nn.Sequential(nn.Linear(1, 1)), head_learning_rate=0.03)
 
 
 def test_a_head_is_not_slow_and_fast_at_once():

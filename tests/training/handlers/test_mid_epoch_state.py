@@ -338,15 +338,34 @@ def test_other_settings_go_on_from_the_last_whole_epoch(make, tmp_path, caplog):
         assert f"resumed from {run.checkpoint.last_path}: 1 epochs done" in caplog.text
 
 
-def test_a_new_training_leaves_no_state_of_the_old_one_behind(make, caplog):
+SOURCE = {"file": "pretrained.pt", "sha256": "1f", "data": {"training": [{"patient": "P"}]}, "pretrained": None}
+
+
+@pytest.mark.parametrize("pretrained", [None, SOURCE])
+def test_a_new_training_leaves_no_state_of_the_old_one_behind(make, caplog, pretrained):
     trainer, run = make()
     stop_in_step(trainer, 4)
-    again, _ = make(save_every_minutes=None)
+    again, after = make(save_every_minutes=None)
+    after.checkpoint.sources = {"pretrained": pretrained and dict(pretrained)}
     terminate_in_step(again, 1)
     with pytest.raises(SystemExit), caplog.at_level(logging.WARNING):
         again.run()
     assert "will be overwritten" in caplog.text
     assert not run.checkpoint.mid_epoch_path.exists()
+
+
+@pytest.mark.parametrize("pretrained", [None, SOURCE])
+def test_a_resumed_training_keeps_the_states_that_it_can_fall_back_to(make, pretrained):
+    trainer, run = make()
+    stop_in_step(trainer, STEPS + 4)
+    states = sorted(run.checkpoint.last_path.parent.glob("last_*.pt"))
+    assert len(states) >= 2
+    again, after = make(resume=True)
+    after.checkpoint.sources = {"pretrained": pretrained and dict(pretrained)}
+    there: list[list[bool]] = []
+    again.add_event_handler(Events.GET_BATCH_STARTED, lambda: there.append([path.exists() for path in states]))
+    again.run()
+    assert all(there[0])
 
 
 def test_a_validation_is_not_waited_for(make):

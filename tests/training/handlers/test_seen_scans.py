@@ -55,7 +55,7 @@ def test_bytes_and_patients_are_compared_through_all_starts(tmp_path, caplog):
     )
     with caplog.at_level(logging.WARNING):
         seen = warn_of_seen_scans(measured, "evaluation", weights=second)
-    assert seen == ["x.nii (the file a.nii)", "y.nii (the file b.nii)", "z.nii (patient P)"]
+    assert seen == ["x.nii (the file a.nii)", "y.nii (the file b.nii)", "z.nii (a patient of the same name, P)"]
     assert "evaluation: 3 of 5 scans were trained on by model.pt or by what it started from" in caplog.text
 
 
@@ -67,7 +67,9 @@ def test_what_chose_or_measured_the_weights_was_not_trained_on(tmp_path):
 
 
 @pytest.mark.parametrize("certificate", ["none", "of other weights", "damaged"])
-def test_without_a_certificate_of_these_weights_nothing_is_said_or_hashed(certificate, tmp_path, monkeypatch):
+def test_without_a_certificate_of_these_weights_nothing_is_hashed_and_it_says_so(
+    certificate, tmp_path, monkeypatch, caplog
+):
     trained = dataset(tmp_path / "scans", a=(b"a", "A"))
     weights = certified(tmp_path / "weights", trained)
     path = weights.with_name(CERTIFICATE)
@@ -79,7 +81,36 @@ def test_without_a_certificate_of_these_weights_nothing_is_said_or_hashed(certif
         content = json.loads(path.read_text())
         path.write_text(json.dumps(content | {"weights": {"sha256": "0" * 64}}))
     monkeypatch.setattr("models_genesis.training.handlers.seen_scans.data_of_birth", pytest.fail)
-    assert warn_of_seen_scans(trained, "evaluation", weights=weights) == []
+    with caplog.at_level(logging.INFO):
+        assert warn_of_seen_scans(trained, "evaluation", weights=weights) is None
+    assert "which scans model.pt was trained on is not known here" in caplog.text
+    assert ("expected the birth certificate of model.pt" in caplog.text) == (certificate != "none")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": [1]},
+        {"data": {"training": {"a": 1}}},
+        {"data": {"training": [{"image": "a.nii"}]}},
+        {"data": {"training": [{"image": None}]}},
+        {"data": {"training": [{"image": {"file": "a.nii"}}]}},
+        {"pretrained": "model.pt"},
+        {"pretrained": {"data": "all"}},
+    ],
+)
+def test_a_certificate_of_another_form_is_said_and_left_out(change, tmp_path, caplog):
+    trained = dataset(tmp_path / "scans", a=(b"a", "A"))
+    weights = certified(tmp_path / "weights", trained)
+    path = weights.with_name(CERTIFICATE)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert warn_of_seen_scans(trained, "evaluation", weights=weights) is None
+    assert "expected the birth certificate of model.pt" in caplog.text
+
+
+def test_numbers_and_texts_name_the_same_patient():
+    trained = {"data": {"training": [{"patient": "1"}]}, "pretrained": None}
+    assert find_seen_scans([{"patient": 1}, {"patient": 2}], trained) == ["a scan (a patient of the same name, 1)"]
 
 
 def test_an_evaluation_names_them_when_it_loads_its_weights(tmp_path, caplog):
