@@ -193,16 +193,18 @@ def write_probabilities(path: str | Path, table: CandidateTable, probabilities: 
         ValueError: When the table's file has changed since it was read.
     """
     values = _with_duplicates(table, probabilities)
-    rows = list(read_rows(table.path))
-    if len(rows) != len(table) + 1:
-        raise ValueError(f"{table.path}: expected {len(table)} rows as before, found {len(rows) - 1}: it has changed.")
     column = table.columns.index("probability") if "probability" in table.columns else len(table.columns)
+    rows = read_rows(table.path)
+    next(rows, None)
+    count = 0
     with _writer(path) as writer:
         writer.writerow([*table.columns[:column], "probability", *table.columns[column + 1 :]])
-        for (_, fields), value in zip(rows[1:], values, strict=True):
-            if len(fields) == len(table.columns):
-                fields = [*fields[:column], _text(value), *fields[column + 1 :]]
+        for count, (_, fields) in enumerate(rows, 1):
+            if count <= len(table) and len(fields) == len(table.columns):
+                fields = [*fields[:column], _text(values[count - 1]), *fields[column + 1 :]]
             writer.writerow(fields)
+        if count != len(table):
+            raise ValueError(f"{table.path}: expected {len(table)} rows as before, found {count}: it has changed.")
     return int((~np.isnan(values)).sum())
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TextIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,6 +40,9 @@ REASONS = (
 """Why a row is bad; ``""`` for a good one. :attr:`CandidateTable.reason` holds the index in this list."""
 
 OnBadRow = Literal["report", "raise"]
+
+BLOCK = 1024
+"""Lines of a table that are read at once."""
 
 
 class BadRowError(ValueError):
@@ -223,20 +227,13 @@ def read_candidates(path: str | Path, with_class: bool = True, on_bad_row: OnBad
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"{file}: expected a candidate table, found no such file.")
-    rows = read_rows(file)
-    columns = tuple(name.strip() for name in next(rows, (0, []))[1])
-    expected = REQUIRED + (("class",) if with_class else ())
-    missing = [name for name in expected if columns.count(name) != 1]
-    if missing:
-        raise ValueError(
-            f"{file}: expected each of the columns {', '.join(expected)} once, found {', '.join(columns)}."
-        )
-    reader = _Reader(columns, with_class)
-    for line, fields in rows:
-        reader.add(line, fields)
-    if not reader.lines:
+    with _open(file) as stream:
+        reader = _Reader(file, stream, with_class)
+        while lines := list(islice(stream, BLOCK)):
+            reader.add(lines)
+    if not reader.rows:
         raise ValueError(f"{file}: expected candidates, found a header alone.")
-    table = reader.table(file)
+    table = reader.table()
     table.check(on_bad_row)
     return table
 
@@ -250,13 +247,24 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     Yields:
         Line number from 1, and its fields.
     """
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+    with _open(path) as stream:
         for line, text in enumerate(stream, 1):
-            text = text.rstrip("\r\n")
-            if "\0" in text:  # no table has it, and Python 3.10 cannot write it: the line stays whole, a malformed row
-                yield line, [without_nul(text)]
-            elif text.strip():
-                yield line, _quoted_fields(text) if '"' in text else text.split(",")
+            if (fields := _fields(text)) is not None:
+                yield line, fields
+
+
+def _open(path: Path) -> TextIO:
+    return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _fields(text: str) -> list[str] | None:
+    """Split a line; None for a blank one."""
+    text = text.rstrip("\r\n")
+    if "\0" in text:  # no table has it, and Python 3.10 cannot write it: the line stays whole, a malformed row
+        return [without_nul(text)]
+    if not text.strip():
+        return None
+    return _quoted_fields(text) if '"' in text else text.split(",")
 
 
 def _quoted_fields(text: str) -> list[str]:
@@ -270,37 +278,94 @@ def _quoted_fields(text: str) -> list[str]:
 
 
 class _Reader:
-    """Columns that grow row by row."""
+    """Columns that grow block by block; a block in which any row is not plain or not good is read row by row.
 
-    def __init__(self, columns: Sequence[str], with_class: bool) -> None:
-        self.columns = tuple(columns)
+    Args:
+        path: the table.
+        stream: its lines, from which the header is taken.
+        with_class: whether a class is needed.
+
+    Raises:
+        ValueError: When a column is missing or named twice.
+    """
+
+    def __init__(self, path: Path, stream: Iterator[str], with_class: bool) -> None:
+        self.path = path
         self.with_class = with_class
-        column = {
-            name: columns.index(name) for name in (*REQUIRED, "class", "probability", "patient") if name in columns
-        }
+        self.lines, names = next(
+            ((line, fields) for line, text in enumerate(stream, 1) if (fields := _fields(text)) is not None), (0, [])
+        )
+        self.columns = tuple(name.strip() for name in names)
+        expected = REQUIRED + (("class",) if with_class else ())
+        if any(self.columns.count(name) != 1 for name in expected):
+            raise ValueError(
+                f"{path}: expected each of the columns {', '.join(expected)} once, found {', '.join(self.columns)}."
+            )
+        known = (*REQUIRED, "class", "probability", "patient")
+        column = {name: self.columns.index(name) for name in known if name in self.columns}
         self.series_column, *self.world_columns = (column[name] for name in REQUIRED)
         self.class_column, self.probability_column = column.get("class"), column.get("probability")
         self.patient_column = column.get("patient")
         self.series: dict[str, int] = {}
         self.patients: dict[str, int] = {}
-        self.lines: list[int] = []
-        self.codes: list[int] = []
-        self.patient_codes: list[int] = []
-        self.world: list[tuple[float, float, float]] = []
-        self.labels: list[int] = []
-        self.probabilities: list[float] = []
+        self.rows = 0
+        self.blocks: list[list[NDArray[Any]]] = []
         self.bad: dict[int, tuple[str, str]] = {}
 
-    def add(self, line: int, fields: list[str]) -> None:
-        """Take in a row."""
-        row = len(self.lines)
-        self.lines.append(line)
+    def add(self, texts: Sequence[str]) -> None:
+        """Take in the next lines of the file."""
+        lines: Sequence[int] = range(self.lines + 1, self.lines + len(texts) + 1)
+        values = self._good_columns(texts)
+        if values is None:
+            rows = [
+                (line, fields) for line, text in zip(lines, texts, strict=True) if (fields := _fields(text)) is not None
+            ]
+            lines = [line for line, _ in rows]
+            values = list(
+                zip(*(self._row(self.rows + row, fields) for row, (_, fields) in enumerate(rows)), strict=True)
+            )
+        if values:  # else all lines are blank
+            self.blocks.append([np.array(cells, kind) for cells, kind in zip((lines, *values), _KINDS, strict=True)])
+        self.lines += len(texts)
+        self.rows += len(lines)
+
+    def _good_columns(self, texts: Sequence[str]) -> Sequence[Any] | None:
+        """Read a block column by column, as :meth:`_row` would each row; None where a row is not plain or not good."""
+        number, text = len(self.columns), ",".join(texts)
+        if '"' in text or "\0" in text or any(line.count(",") != number - 1 for line in texts):
+            return None
+        # one list of all cells: a million small lists would keep the garbage collector busy for seconds
+        cells = text.split(",")
+        columns = [cells[column::number] for column in range(number)]
+        columns[-1] = [cell.rstrip("\r\n") for cell in columns[-1]]
+        names = list(map(str.strip, columns[self.series_column]))
+        if not all(names):
+            return None
+        try:
+            x, y, z = (np.fromiter(map(float, columns[column]), np.float64) for column in self.world_columns)
+        except ValueError:
+            return None
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not (np.abs(x + y + z) < np.inf).all():
+                return None
+
+        def optional(column: int | None, read: Callable[[str], float], absent: float) -> Sequence[float]:
+            return [absent] * len(texts) if column is None else list(map(read, columns[column]))
+
+        labels = optional(self.class_column, _label, -1)
+        if self.with_class and min(labels) < 0:
+            return None
+        probabilities = optional(self.probability_column, _number, np.nan)
+        patients = [""] if self.patient_column is None else list(map(str.strip, columns[self.patient_column]))
+        patient_codes = np.broadcast_to(_codes(patients, self.patients), len(texts))
+        return _codes(names, self.series), x, y, z, labels, probabilities, patient_codes
+
+    def _row(self, row: int, fields: list[str]) -> tuple[int, float, float, float, int, float, int]:
+        """Read a row, and note why it is bad."""
         if len(fields) != len(self.columns):
             self.bad[row] = ("malformed row", f"expected {len(self.columns)} fields, found {len(fields)}")
-            self._append(-1, (np.nan,) * 3, -1, np.nan, -1)
-            return
+            return -1, np.nan, np.nan, np.nan, -1, np.nan, -1
         name = fields[self.series_column].strip()
-        code = self.series.setdefault(name, len(self.series)) if name else -1
         if not name:
             self.bad[row] = ("malformed row", "expected a seriesuid, found none")
         x, y, z = (_number(fields[column]) for column in self.world_columns)
@@ -308,54 +373,64 @@ class _Reader:
         if not abs(x + y + z) < np.inf:
             found = ", ".join(fields[column] for column in self.world_columns)
             self.bad.setdefault(row, ("bad coordinate", f"expected three finite numbers in mm, found {found}"))
-        label = self._label(row, "" if self.class_column is None else fields[self.class_column])
-        probability = np.nan if self.probability_column is None else _number(fields[self.probability_column])
-        patient = "" if self.patient_column is None else fields[self.patient_column].strip()
-        patient_code = self.patients.setdefault(patient, len(self.patients)) if patient else -1
-        self._append(code, (x, y, z), label, probability, patient_code)
-
-    def _label(self, row: int, text: str) -> int:
-        label = _LABELS.get(text)
-        if label is None:
-            number = _number(text)
-            label = int(number) if number in (0, 1) else -1
+        text = "" if self.class_column is None else fields[self.class_column]
+        label = _label(text)
         if label < 0 and self.with_class:
             self.bad.setdefault(row, ("bad class", f"expected 0 or 1, found {text!r}"))
-        return label
+        probability = np.nan if self.probability_column is None else _number(fields[self.probability_column])
+        patient = "" if self.patient_column is None else fields[self.patient_column].strip()
+        return (
+            _codes([name], self.series)[0], x, y, z, label, probability, _codes([patient], self.patients)[0],
+        )  # fmt: skip
 
-    def _append(self, code: int, world: tuple[float, ...], label: int, probability: float, patient: int) -> None:
-        self.codes.append(code)
-        self.world.append((world[0], world[1], world[2]))
-        self.labels.append(label)
-        self.probabilities.append(probability)
-        self.patient_codes.append(patient)
-
-    def table(self, path: Path) -> CandidateTable:
+    def table(self) -> CandidateTable:
         """Make the table, with the rows that repeat a place marked."""
-        reason = np.zeros(len(self.lines), np.uint8)
+        line, codes, x, y, z, label, probability, patient_codes = map(np.concatenate, zip(*self.blocks, strict=True))
+        reason = np.zeros(self.rows, np.uint8)
         for row, (why, _) in self.bad.items():
             reason[row] = REASONS.index(why)
-        world, codes = np.array(self.world, np.float64), np.array(self.codes, np.int32)
+        self.blocks.clear()  # what follows takes as much again
+        world = np.stack([x, y, z], 1)
+        del x, y, z
         duplicate_of = _duplicates(codes, world, reason == 0)
         reason[duplicate_of >= 0] = REASONS.index("duplicate")
         return CandidateTable(
-            path=path,
+            path=self.path,
             columns=self.columns,
             series=tuple(self.series),
             series_code=codes,
             world=world,
-            label=np.array(self.labels, np.int8),
-            probability=np.array(self.probabilities, np.float64),
+            label=label,
+            probability=probability,
             patients=tuple(self.patients),
-            patient_code=np.array(self.patient_codes, np.int32),
-            line=np.array(self.lines, np.int64),
+            patient_code=patient_codes,
+            line=line,
             reason=reason,
             duplicate_of=duplicate_of,
             details={row: detail for row, (_, detail) in self.bad.items()},
         )
 
 
+_KINDS = (np.int64, np.int32, np.float64, np.float64, np.float64, np.int8, np.float64, np.int32)
+"""Types of a block's columns: line, series, x, y, z, class, probability, patient."""
+
 _LABELS = {"0": 0, "1": 1}
+
+
+def _codes(names: Sequence[str], known: dict[str, int]) -> list[int]:
+    """Number names in the order in which they first come, -1 for an empty one."""
+    for name in dict.fromkeys(names):
+        if name:
+            known.setdefault(name, len(known))
+    return [known.get(name, -1) for name in names]
+
+
+def _label(text: str) -> int:
+    label = _LABELS.get(text)
+    if label is None:
+        number = _number(text)
+        label = int(number) if number in (0, 1) else -1
+    return label
 
 
 def _number(text: str) -> float:

@@ -29,18 +29,18 @@ SMALL = 4096
 """Bytes of a file up to which it is read instead of mapped."""
 
 
-def scan_key(scan: str | Sequence[str], preprocessing: Any) -> str:
+def scan_key(scan: str | Sequence[str], settings: Any) -> str:
     """Name a prepared scan by what it is made of: its files with their sizes and times, and the preprocessing.
 
     Args:
         scan: path of the scan, or paths of its channels.
-        preprocessing: the transforms that prepare it.
+        settings: what :func:`describe` says of the transforms that prepare it.
 
     Returns:
         A name for files, the same in every process.
     """
     files = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in scan_files(scan)]
-    return json_hashing([VERSION, monai_version, scan, files, describe(preprocessing)]).decode()[:32]
+    return json_hashing([VERSION, monai_version, scan, files, settings]).decode()[:32]
 
 
 def describe(thing: Any) -> Any:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..io.root_cause import root_cause
 from ..io.scan_header import BadScanError
-from .mapped_scans import MappedScan, check_free_space, scan_key
+from .mapped_scans import MappedScan, check_free_space, describe, scan_key
 from .memory_budget import GIB, cache_budget
 from .prepare_scan import LeftOut, PrepareScan, has_starts
 from .stored_scans import StoredScan, StoreReader
@@ -161,7 +161,8 @@ class ScanCache:
             "%d scans go to disk, %s: %.2f GiB at 2 bytes a voxel, %.1f MB a scan, memory budget %.2f GiB.",
             len(data), self.cache_dir, sum(sizes) / GIB, sum(sizes) / len(sizes) / 1e6, budget / GIB,
         )  # fmt: skip
-        mapped = [self._mapped(entry) for entry in data]
+        settings = describe(getattr(self._prepare, "preprocessing", None))
+        mapped = [self._mapped(entry, settings) for entry in data]
         there = [scan is not None and scan.exists() for scan in mapped]
         check_free_space(self.cache_dir, sum(size for size, found in zip(sizes, there, strict=True) if not found))
 
@@ -195,14 +196,14 @@ class ScanCache:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _mapped(self, entry: Mapping[str, Any]) -> MappedScan | None:
+    def _mapped(self, entry: Mapping[str, Any], settings: Any) -> MappedScan | None:
         """Name the files of a prepared scan; ``None`` where the scan itself is missing."""
         if isinstance(self._prepare, StoreReader):
             return MappedScan(self.cache_dir, self._prepare.mapped_key(entry))
         # a label map that has changed must not be taken from the cache either
         files = [path for key in (self._prepare.image_key, "label") for path in ensure_tuple(entry.get(key) or ())]
         try:
-            return MappedScan(self.cache_dir, scan_key(files, self._prepare.preprocessing))
+            return MappedScan(self.cache_dir, scan_key(files, settings))
         except OSError:
             return None
 

@@ -172,3 +172,17 @@ def test_the_store_reads_little_and_is_small(run_quick: RunQuick) -> None:
     assert memory["scans"] == 12 and len(memory["mib_after_each_epoch"]) == 2
     assert all(0 < size < 1536 for sizes in memory["mib_after_each_epoch"] for size in sizes)
     assert "memory of the loader's processes" in printed
+
+
+def test_long_lists_are_measured_step_by_step(run_quick: RunQuick) -> None:
+    results, printed = run_quick("lists", python=real_python)
+    sizes, steps, workers = results["sizes"], results["steps"], results["workers"]
+    assert (sizes["scans"], sizes["rows"], sizes["series"]) == (160, 3000, 12)
+    assert len(steps) == 13 and all(costs["seconds"] > 0 for costs in steps.values())
+    assert all(costs["peak_mib"] >= costs["kept_mib"] - 1 for costs in steps.values())
+    assert {name.split(", ")[1] for name in workers} == {"fork", "spawn"}
+    for name, costs in workers.items():
+        # each scan once; of candidates 0.8 * 40 positives in the mean, and as many negatives
+        assert costs["indices"] == 160 if "`CubeDataset`" in name else 30 < costs["indices"] < 80
+        assert 0 < costs["pickled_mib"] < 1
+    assert all(step in printed for step in (*steps, *workers))

@@ -150,3 +150,16 @@ def test_rows_order_and_columns_are_kept_with_probabilities(tmp_path: Path) -> N
     assert (tmp_path / "out.csv").read_text().splitlines()[1] == 'a,1.50,2,3,"x, y",1,0.5'
     with pytest.raises(ValueError, match="expected a probability for each of 5 rows"):
         write_probabilities(tmp_path / "out.csv", again, np.zeros(2))
+
+
+def test_a_table_that_has_changed_is_not_written(tmp_path: Path) -> None:
+    text = "seriesuid,coordX,coordY,coordZ,class\na,1,2,3,1\na,2,2,3,0\n"
+    path, out = tmp_path / "c.csv", tmp_path / "out.csv"
+    path.write_text(text)
+    out.write_text("as before")
+    table = read_candidates(path)
+    for changed, rows in ((text + "a,3,2,3,0\n", 3), (text[: text.index("a,2")], 1), ("", 0)):
+        path.write_text(changed)
+        with pytest.raises(ValueError, match=rf"c\.csv: expected 2 rows as before, found {rows}: it has changed"):
+            write_probabilities(out, table, np.zeros(2))
+        assert out.read_text() == "as before" and {file.name for file in tmp_path.iterdir()} == {"c.csv", "out.csv"}

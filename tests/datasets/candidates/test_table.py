@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from models_genesis.datasets import BadRowError, read_candidates
+from models_genesis.datasets.candidates import table as table_module
 from models_genesis.datasets.candidates.table import inside, voxels_of
 
 HEADER = "seriesuid,coordX,coordY,coordZ,class\n"
@@ -162,3 +163,74 @@ def test_large_tables_are_read_in_seconds(tmp_path: Path) -> None:
     assert table.good.all()
     assert np.allclose(table.world, world, atol=1e-4)
     assert int(table.label.sum()) == len(range(0, 75_000, 485))
+
+
+MESSY_CELLS = (
+    "a",
+    " b ",
+    "",
+    "1",
+    "0",
+    "1.0",
+    "2",
+    "-1.5e2",
+    " 3 ",
+    "1_000",
+    "nan",
+    "inf",
+    "-inf",
+    "1e308",
+    '"q,r"',
+    '"',
+    "\0",
+    "\udcff",
+    "x",
+)
+"""What cells hold that are not plain numbers and names."""
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_blocks_are_read_as_their_rows_would_be(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of good, odd and bad rows, in blocks of all sizes, against the same rows one by one."""
+    rng = np.random.default_rng(seed)
+    columns = [*rng.permutation(["seriesuid", "coordX", "coordY", "coordZ", "class"])]
+    for extra in ("probability", "patient", "note"):
+        if rng.random() < 0.5:
+            columns.insert(int(rng.integers(len(columns) + 1)), extra)
+    odd = float(rng.choice([0.0, 0.002, 0.05]))
+
+    def row() -> str:
+        good = {"seriesuid": f"s{rng.integers(5)}", "class": str(rng.integers(2)), "patient": f"p{rng.integers(3)}"}
+        cells = [good.get(name, f"{rng.integers(-3, 3) / 2}") for name in columns]
+        cells = [str(rng.choice(MESSY_CELLS)) if rng.random() < odd else cell for cell in cells]
+        return "" if rng.random() < odd else ",".join(cells[: len(cells) - (rng.random() < odd)])
+
+    end = str(rng.choice(["\n", "\r\n", "\r"]))
+    text = (
+        end * int(rng.integers(2))
+        + end.join([",".join(columns), *(row() for _ in range(200))])
+        + end * int(rng.integers(2))
+    )
+    path = tmp_path / "c.csv"
+    path.write_bytes(text.encode("utf-8", errors="surrogateescape"))
+    with_class = bool(rng.integers(2))
+    monkeypatch.setattr(table_module, "BLOCK", int(rng.integers(1, 64)))
+    found = read_candidates(path, with_class)
+    monkeypatch.setattr(table_module._Reader, "_good_columns", lambda self, texts: None)
+    expected = read_candidates(path, with_class)
+    for name, value in vars(expected).items():
+        if isinstance(value, np.ndarray):
+            assert getattr(found, name).dtype == value.dtype
+            np.testing.assert_array_equal(getattr(found, name), value)
+        else:
+            assert getattr(found, name) == value
+    assert list(map(str, found.bad_rows())) == list(map(str, expected.bad_rows()))
+
+
+def test_plain_tables_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not row by row, or a table of LUNA16's size takes twice the time."""
+    path = write(tmp_path / "c.csv", HEADER + "a,1,2,3,0\nb,-1.5, 2e1,3,1\n")
+    monkeypatch.setattr(table_module._Reader, "_row", None)
+    assert read_candidates(path).good.all()
+    with pytest.raises(TypeError):
+        read_candidates(write(tmp_path / "d.csv", HEADER + "a,1,2,3,0\nb,1,x,3,1\n"))

@@ -239,7 +239,7 @@ def test_one_file_holds_the_channels_or_each_has_its_own(tools, tmp_path):
 def test_settings_tell_preprocessings_apart(tools, scan_folder):
     path = entries(scan_folder)[0]["image"]
     keys = [
-        scan_key(path, preprocessing)
+        scan_key(path, describe(preprocessing))
         for preprocessing in (
             Compose(tools.preprocessing()),
             Compose(tools.preprocessing()),
