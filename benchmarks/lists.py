@@ -238,10 +238,6 @@ class Lists:
         """Read both splits of the data list, as a pretraining does."""
         return [load_datalist(self.datalist, key=split) for split in SPLITS]
 
-    def looked_through(self) -> list[dict[str, Any]]:
-        """Look through the folder and read each header, as a pretraining without a data list does for each split."""
-        return load_datalist(None, self.scans, min_size=self.sizes.cube_size)
-
     def cubes(self, data: Sequence[dict[str, Any]] | None = None) -> CubeDataset:
         """Make the training set of all scans, which are prepared."""
         if data is None:
