@@ -263,7 +263,7 @@ def sweep_sizes(clock: Clock, results: Results, features: list[int], shapes: Any
     set_search(False)
     for shape in shapes:
         gflop = count_gflop(features, shape)
-        for batch_size in (1, 2) if quick else (1, 2, 6, 12, 24, 48, 96, 192):
+        for batch_size in (1, 2) if quick else (1, 2, 6, 12, 24, 48, 96, 192, 288, 384):
             try:
 
                 def make(shape: tuple[int, ...] = shape, batch_size: int = batch_size) -> Step:

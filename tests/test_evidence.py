@@ -302,7 +302,7 @@ def test_25_people_without_flips():
 
 
 def test_a_head_that_learns_faster():
-    heading, found = "### One cause of the collapses is the head", scores("hippocampus_head")
+    heading, found = "### A likely cause of the collapses: the head", scores("hippocampus_head")
     lines = lines_of(heading)[2:]
     assert len(lines) == 4 and len(found) == 20
     for start, rate, *cells, mean in lines:
@@ -311,7 +311,7 @@ def test_a_head_that_learns_faster():
         for value, cell in zip(values, cells, strict=True):
             check(cell, value, value < 0.5)
     part = part_of(heading).replace("95 % interval ", "")
-    for row in rows_of("hippocampus_head", "contrasts.csv"):
+    for row in rows_of("hippocampus_head", "contrasts.csv") + rows_of("nodules_head", "contrasts.csv"):
         difference, low, high = (f"{float(row[key]):+.3f}" for key in ("difference", "low", "high"))
         assert f"{difference} ({low} to {high})" in part, f"{row['arm']} - {row['against']}"
 
