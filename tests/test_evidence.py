@@ -210,6 +210,25 @@ def test_each_start_at_its_best_rate():
     check_differences(heading, rows_of(study, "contrasts.csv"))
 
 
+def test_the_task_of_the_pretraining():
+    study, heading = "candidates_proxies", "### Is it the task of the pretraining?"
+    folds: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows_of(study):
+        assert row["status"] == "done" and row["rate"] == "0.001"
+        folds.setdefault((row["arm"], row["seed"]), {})[row["fold"]] = float(row["score"])
+    lines = lines_of(heading)[2:]
+    assert len(lines) == len(folds) == 12
+    for run, *cells, mean in lines:
+        found = folds[tuple(run.split(", "))]  # type: ignore[index]
+        assert cells == [f"{found[fold]:.3f}" for fold in "01234"]
+        assert mean == f"{sum(found.values()) / 5:.3f}"
+    part = part_of(heading).replace("95 % interval ", "")
+    for row in rows_of(study, "contrasts.csv"):
+        difference, low, high = (f"{float(row[key]):+.3f}" for key in ("difference", "low", "high"))
+        assert f"{difference} ({low} to {high})" in part, f"{row['arm']} - {row['against']}"
+        assert row["primary"] != "True" or f"{difference} ({low} to {high})" in TEXT.split("## Lung nodules", 1)[0]
+
+
 def test_nodules_with_each_start_at_its_best_rate():
     study, heading = "nodules_rates", "## Lung nodules in crops"
     lines = {line[0]: line[1:] for line in lines_of(heading)}
