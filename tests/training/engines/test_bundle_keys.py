@@ -27,7 +27,7 @@ def defaults_of(bundle: Path, name: str) -> list[Any]:
     found = [content[name] for content in contents if name in content]
     parsers = [parser for parser in map(ConfigParser, contents) if "#" in name and parser.get(name.rpartition("#")[0])]
     moved = {key.id: key.default for key in MOVED_KEYS.values()}  # Python's default where the config says none
-    return found + [parser.get(name, moved[name]) for parser in parsers]
+    return found + [parser.get(name, moved.get(name)) for parser in parsers]
 
 
 def literal(words: str) -> Any:
