@@ -421,9 +421,8 @@ def time_training(
             given: dict[str, Any] = {"deform_on": plan.deform_on, "num_workers": plan.num_workers}
             given |= {"batch_size": plan.batch_size, "features": features, "cube_size": list(plan.shape)}
             given |= {"train#dataset#cache_gib": 0, "cache_dir": f"{cache}", "train#trainer#compile": plan.compiled}
-            iterations, warmup = (6, 2) if clock.device.type == "cpu" else (100, 30)
-            if plan.shape not in (SHAPES[0], (32, 32, 16)):
-                iterations, warmup = 25, 8
+            on_cpu, small = clock.device.type == "cpu", plan.shape == SHAPES[0]
+            iterations, warmup = (6, 2) if on_cpu else (100, 30) if small else (25, 8)
             seconds, busy = train_bundle(data, clock.device, iterations, warmup, plan.search, **given)
             row = {**asdict(plan), "ms": 1e3 * seconds, "cubes_per_s": plan.batch_size / seconds}
             row |= {"ms_step_alone": 1e3 * alone, "percent_of_step": 100 * alone / seconds, "busy_percent": busy}

@@ -203,7 +203,7 @@ class Lists:
         self.cubes(listed[:8])
         link_prepared(self.folder / "cache", listed, describe(self._steps(True)))
         data = [load_candidates(self.candidate_list, key=split).data for split in SPLITS]
-        first = [entry for entry in (*data[0], *data[1])]
+        first = [*data[0], *data[1]]
         settings = describe(self._steps(False))
         one_of_each = {Path(entry["image"]).stat().st_ino: entry for entry in first}
         CubeDataset(

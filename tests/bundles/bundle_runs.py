@@ -22,6 +22,11 @@ def history(folder: Path) -> list[tuple[str, str, str]]:
         return [(row["epoch"], row["train_loss"], row["val_metric"]) for row in csv.DictReader(file)]
 
 
+def losses(folder: Path) -> list[float]:
+    """Loss and metric of each epoch, one after another, of a training with those :func:`folders`."""
+    return [float(value) for _, *values in history(folder) for value in values]
+
+
 def assert_same_end(one: Path, other: Path) -> None:
     """Two trainings with those :func:`folders` have the same history and leave the same weights, bit by bit."""
     assert history(one) == history(other)

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
 from typing import Any
 
 import pytest
+from bundle_runs import losses
 
 BUNDLE = "genesis_chest_ct_pretraining"
 SMALL: dict[str, Any] = {
@@ -18,11 +17,6 @@ SMALL: dict[str, Any] = {
 
 TOLERANCE = 1e-4
 """Of losses, relative: sums of the same numbers in another order, through 18 steps of AdamW."""
-
-
-def losses(folder: Path) -> list[float]:
-    with (folder / "eval" / "history.csv").open() as file:
-        return [float(row[name]) for row in csv.DictReader(file) for name in ("train_loss", "val_metric")]
 
 
 def test_two_processes_have_the_loss_curve_of_one(run_bundle, run_two_processes, chest_scans, tmp_path):

@@ -134,18 +134,19 @@ def sources_of_run() -> dict[str, Any]:
     return found
 
 
-def source_of_weights(weights: str | Path) -> dict[str, Any]:
+def source_of_weights(weights: str | Path, sha256: str | None = None) -> dict[str, Any]:
     """Name a file of weights, and say what they have seen.
 
     Args:
         weights: the file.
+        sha256: of the file, where it has been hashed already.
 
     Returns:
         ``file`` and ``sha256``; where a birth certificate lies next to it, ``data``, the scans by use, and
         ``pretrained``, the same of the weights that these started from. Both are None where the certificate is of
         other weights, or cannot be read, which is logged.
     """
-    source: dict[str, Any] = {"file": Path(weights).name, "sha256": sha256_of(weights)}
+    source: dict[str, Any] = {"file": Path(weights).name, "sha256": sha256 or sha256_of(weights)}
     certificate = Path(weights).with_name(CERTIFICATE)
     if not certificate.is_file():
         return source

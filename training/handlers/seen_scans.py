@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from .birth_certificate import data_of_birth, images_of, source_of_weights
+from .birth_certificate import data_of_birth, images_of
 from .run_settings import entries_of
 
 __all__ = ["find_seen_scans", "warn_of_seen_scans"]
@@ -56,9 +55,7 @@ def _trained_on(source: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]
         source = source.get("pretrained")
 
 
-def warn_of_seen_scans(
-    dataset: Any, use: str, source: Mapping[str, Any] | None = None, weights: str | Path | None = None
-) -> list[str] | None:
+def warn_of_seen_scans(dataset: Any, use: str, source: Mapping[str, Any]) -> list[str] | None:
     """Warn when a data set that measures weights has scans that they were trained on.
 
     A birth certificate next to the weights knows them, by their bytes and by the names of patients. The images are
@@ -67,16 +64,12 @@ def warn_of_seen_scans(
     Args:
         dataset: whose ``data`` are the entries of a data list, or a set of candidates with such.
         use: what the data set is for, such as ``"validation"``.
-        source: what the certificate says, see :func:`find_seen_scans`; by default that of ``weights``.
-        weights: the file of the weights.
+        source: of the weights, see :func:`~models_genesis.training.handlers.birth_certificate.source_of_weights`.
 
     Returns:
         The scans, as :func:`find_seen_scans` gives them; None where nothing could be compared, which is logged.
     """
-    if source is None and weights is not None:
-        source = source_of_weights(weights)
-    source = source or {}
-    name = source.get("file", "the weights")
+    name = source["file"]
     if next(_trained_on(source), None) is None or not entries_of(dataset):
         logger.info("%s: which scans %s was trained on is not known here, so none is looked for", use, name)
         return None

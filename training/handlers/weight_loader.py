@@ -14,6 +14,7 @@ from ...networks import load_pretrained
 from ...networks.kernel_slices import DimensionsError
 from ...networks.weight_container import sha256_of
 from ..engines.pretrained import dimensions_error
+from .birth_certificate import source_of_weights
 from .seen_scans import warn_of_seen_scans
 
 __all__ = ["WeightLoader"]
@@ -57,4 +58,5 @@ class WeightLoader(CheckpointLoader):
         engine.state.weights_sha256 = sha256_of(self.load_path)  # reports say which weights they are about
         self.logger.info("loaded %s", self.load_path)
         if self.scored_dataset is not None and process_rank() == 0:
-            warn_of_seen_scans(self.scored_dataset, "evaluation", weights=self.load_path)
+            source = source_of_weights(self.load_path, engine.state.weights_sha256)
+            warn_of_seen_scans(self.scored_dataset, "evaluation", source)

@@ -54,7 +54,7 @@ def test_bytes_and_patients_are_compared_through_all_starts(tmp_path, caplog):
         tmp_path / "three", x=(b"a", None), y=(b"b", "Q"), z=(b"other", "P"), a=(b"new", None), n=(b"new 2", "N")
     )
     with caplog.at_level(logging.WARNING):
-        seen = warn_of_seen_scans(measured, "evaluation", weights=second)
+        seen = warn_of_seen_scans(measured, "evaluation", source_of_weights(second))
     assert seen == ["x.nii (the file a.nii)", "y.nii (the file b.nii)", "z.nii (a patient of the same name, P)"]
     assert "evaluation: 3 of 5 scans were trained on by model.pt or by what it started from" in caplog.text
 
@@ -82,7 +82,7 @@ def test_without_a_certificate_of_these_weights_nothing_is_hashed_and_it_says_so
         path.write_text(json.dumps(content | {"weights": {"sha256": "0" * 64}}))
     monkeypatch.setattr("models_genesis.training.handlers.seen_scans.data_of_birth", pytest.fail)
     with caplog.at_level(logging.INFO):
-        assert warn_of_seen_scans(trained, "evaluation", weights=weights) is None
+        assert warn_of_seen_scans(trained, "evaluation", source_of_weights(weights)) is None
     assert "which scans model.pt was trained on is not known here" in caplog.text
     assert ("expected the birth certificate of model.pt" in caplog.text) == (certificate != "none")
 
@@ -104,7 +104,7 @@ def test_a_certificate_of_another_form_is_said_and_left_out(change, tmp_path, ca
     weights = certified(tmp_path / "weights", trained)
     path = weights.with_name(CERTIFICATE)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert warn_of_seen_scans(trained, "evaluation", weights=weights) is None
+    assert warn_of_seen_scans(trained, "evaluation", source_of_weights(weights)) is None
     assert "expected the birth certificate of model.pt" in caplog.text
 
 
@@ -139,5 +139,5 @@ def test_the_enclosed_weights_know_their_scans(shared, caplog):
         entries = [{**entry, "image": str(folder / entry["image"])} for entry in listed[split]]
         for entry in entries:
             entry.pop("label", None)
-        seen = warn_of_seen_scans(SimpleNamespace(data=entries), split, weights=weights)
+        seen = warn_of_seen_scans(SimpleNamespace(data=entries), split, source_of_weights(weights))
         assert len(seen) == known * len(entries), split
