@@ -55,7 +55,7 @@ def count_memory(shapes: tuple[tuple[int, ...], ...]) -> list[dict[str, Any]]:
             images = cubes(size, shape, "cpu")
             deform = BatchGenesisDeform(**HOUNSFIELD)
             peak = peak_bytes(lambda deform=deform, images=images: deform(images))  # type: ignore[misc]
-            rows.append({"shape": shape, "batch": size, "peak_bytes": peak, "peak_bytes_per_sample": peak / size})
+            rows.append({"shape": shape, "batch_size": size, "peak_bytes": peak, "peak_bytes_per_sample": peak / size})
     return rows
 
 
@@ -79,7 +79,13 @@ def time_on_gpu(shapes: tuple[tuple[int, ...], ...], rounds: int) -> list[dict[s
             seconds = time_in_turn({"deform": run, "step of 6": step}, rounds)
             share = 100 * seconds["deform"] / size / (seconds["step of 6"] / 6)
             rows.append(
-                {"shape": shape, "batch": size, "ms": 1e3 * seconds["deform"], "percent_of_step": share, "bytes": peak}
+                {
+                    "shape": shape,
+                    "batch_size": size,
+                    "ms": 1e3 * seconds["deform"],
+                    "percent_of_step": share,
+                    "bytes": peak,
+                }
             )
     return rows
 
@@ -90,12 +96,14 @@ def main() -> None:
     torch.set_num_threads(1)
     shapes = SHAPES[:1] if arguments.quick else SHAPES
     results: dict[str, Any] = {"machine": print_machine(), "memory": count_memory(shapes), "gpu": None}
-    rows = [(str(row["shape"]), row["batch"], row["peak_bytes"] / 1e6, row["peak_bytes_per_sample"] / 1e6)
+    rows = [(str(row["shape"]), row["batch_size"], row["peak_bytes"] / 1e6, row["peak_bytes_per_sample"] / 1e6)
             for row in results["memory"]]  # fmt: skip
     print_table("memory, counted on the processor", ("cube", "batch", "MB at the peak", "MB a sample"), rows)
     if torch.cuda.is_available():
         results["gpu"] = time_on_gpu(shapes, 3 if arguments.quick else 10)
-        times = [(str(r["shape"]), r["batch"], r["ms"], r["percent_of_step"], r["bytes"] / 1e6) for r in results["gpu"]]
+        times = [
+            (str(r["shape"]), r["batch_size"], r["ms"], r["percent_of_step"], r["bytes"] / 1e6) for r in results["gpu"]
+        ]
         header = ("cube", "batch", "ms", "% of the training step of as many cubes", "MB at the peak")
         print_table(torch.cuda.get_device_name(), header, times)
     else:

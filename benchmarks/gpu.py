@@ -235,7 +235,7 @@ def compare_forms(
             set_search(arguments.pop("search"))
             make = partial(make_step, features, shape, batch_size, clock.device, **arguments)
             row = time_step(clock, gflop, batch_size, make, 2 if quick else 10)
-            results.add("forms", {"form": name, "features": features, "shape": shape, "batch": batch_size, **row})
+            results.add("forms", {"form": name, "features": features, "shape": shape, "batch_size": batch_size, **row})
 
 
 def profile_calls(clock: Clock, results: Results, features: list[int], shape: tuple[int, ...], size: int) -> None:
@@ -255,7 +255,7 @@ def profile_calls(clock: Clock, results: Results, features: list[int], shape: tu
             call()
             clock.synchronize()
         rows = where_time_goes(run, device, 24)
-        results.add("profile", {"what": name, "batch": size, "operations": rows})
+        results.add("profile", {"what": name, "batch_size": size, "operations": rows})
 
 
 def sweep_sizes(clock: Clock, results: Results, features: list[int], shapes: Any, quick: bool) -> None:
@@ -271,9 +271,9 @@ def sweep_sizes(clock: Clock, results: Results, features: list[int], shapes: Any
 
                 row = time_step(clock, gflop, batch_size, make, 2)
             except torch.OutOfMemoryError:
-                results.add("sizes", {"shape": shape, "batch": batch_size, "out_of_memory": True})
+                results.add("sizes", {"shape": shape, "batch_size": batch_size, "out_of_memory": True})
                 break
-            results.add("sizes", {"shape": shape, "batch": batch_size, "gflop_per_cube": gflop, **row})
+            results.add("sizes", {"shape": shape, "batch_size": batch_size, "gflop_per_cube": gflop, **row})
 
 
 def time_deformations(clock: Clock, results: Results, shapes: Any, quick: bool) -> None:
@@ -285,7 +285,7 @@ def time_deformations(clock: Clock, results: Results, shapes: Any, quick: bool) 
             with results.attempt(f"deform: {shape}, batch {batch_size}, {backend}"):
                 images = torch.randint(-1000, 1001, (batch_size, 1, *shape), dtype=torch.int16, device=device)
                 deform = BatchGenesisDeform(**HOUNSFIELD, device=device, backend=backend)
-                row: dict[str, Any] = {"shape": shape, "batch": batch_size, "backend": backend}
+                row: dict[str, Any] = {"shape": shape, "batch_size": batch_size, "backend": backend}
                 row["ms"] = 1e3 * clock.seconds(partial(deform, images), 2 if quick else 10)
                 if device.type == "cuda":
                     row["ms_graph"] = 1e3 * time_graph(clock, deform, images)

@@ -48,20 +48,21 @@ def layer_groups(
     """
     bare = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
     parameters = dict(bare.named_parameters())
-    for part in slow_parts:
-        if not any(name.startswith(f"{part}.") for name in parameters):
+
+    def names_in(part: str, key: str) -> set[str]:
+        names = {name for name in parameters if name.startswith(f"{part}.")}
+        if not names:
             found = [name for name, _ in bare.named_children()]
-            raise ValueError(f"slow_parts: expected parts of {type(bare).__name__}, such as {found}, found {part!r}")
-    slow = {name for name in parameters if any(name.startswith(f"{part}.") for part in slow_parts)}
-    head = {name for name in parameters if head_learning_rate is not None and name.startswith("head.")}
+            raise ValueError(f"{key}: expected a part of {type(bare).__name__}, such as {found}, found {part!r}")
+        return names
+
+    slow = {name for part in slow_parts for name in names_in(part, "slow_parts")}
+    head = set() if head_learning_rate is None else names_in("head", "head_learning_rate")
     if slow & head:
         raise ValueError(
             f"expected slow_parts without the head where it has a rate of its own, found slow_parts {list(slow_parts)} "
             f"and head_learning_rate {head_learning_rate}"
         )
-    if head_learning_rate is not None and not head:
-        found = [name for name, _ in bare.named_children()]
-        raise ValueError(f"head_learning_rate: expected {type(bare).__name__} to have a part head, found {found}")
     groups: list[dict[str, Any]] = [
         {"name": "others", "params": [value for name, value in parameters.items() if name not in slow | head]},
         {"name": SLOW, "params": [value for name, value in parameters.items() if name in slow]},
