@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line of transfer: ``python -m models_genesis.transfer run|report|power|permute|embed``."""
+"""Command line of transfer: ``python -m models_genesis.transfer run|report|power|permute|embed|probe``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .clock import STARTED
 from .workers import WorkerError
@@ -55,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     permute.add_argument("--out", type=Path, required=True)
     permute.set_defaults(command=_permute)
     _add_embed(commands.add_parser("embed", help="write the encoder's features of scans, for retrieval and probes"))
+    _add_probe(
+        commands.add_parser("probe", help="tell two classes of scans by frozen features, against random weights")
+    )
     return parser
 
 
@@ -81,8 +85,33 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per", choices=("scan", "region", "tile"), default="scan", help="what gets a vector")
     parser.add_argument("--levels", choices=("last", "all"), default="last", help="of the encoder")
     parser.add_argument("--split", nargs="+", default=["training"], help="lists of the data list")
-    parser.add_argument("--device", default="cuda:0" if _has_gpu() else "cpu")
     parser.add_argument("--skip_bad", action="store_true", help="leave out scans that cannot be read, and say which")
+    _add_preprocessing(parser)
+    parser.set_defaults(command=_embed)
+
+
+def _add_probe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        required=True,
+        nargs="+",
+        metavar="NAME=WEIGHTS",
+        help="as embed takes them; the first is compared to",
+    )
+    parser.add_argument("--images", type=Path, required=True, help="data list with a class, 0 or 1, and a patient each")
+    parser.add_argument("--out", type=Path, required=True, help="folder of probe.csv, cases.csv and probe.json")
+    parser.add_argument(
+        "--labels", type=_labels, nargs="+", default=["all"], help="labelled patients, such as 10 50 all"
+    )
+    parser.add_argument("--folds", type=int, default=5, help="into which patients are dealt out")
+    parser.add_argument("--seeds", type=int, default=5, help="draws of patients and of random weights")
+    parser.add_argument("--split", nargs="+", default=["training"], help="lists of the data list")
+    _add_preprocessing(parser)
+    parser.set_defaults(command=_probe)
+
+
+def _add_preprocessing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cuda:0" if _has_gpu() else "cpu")
     parser.add_argument("--modality", choices=("CT", "MR", "any"), help="default: CT where the weights are for HU")
     settings = parser.add_argument_group("preprocessing", "by default that of the weights (model.json, config.json)")
     settings.add_argument("--intensity_range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="becomes [0, 1]")
@@ -92,7 +121,12 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
     settings.add_argument("--cube_size", type=int, nargs="+", help="voxels of a tile; of a 2D network two sides")
     settings.add_argument("--slice_axis", type=int, choices=(0, 1, 2), help="axis across slices, of a 2D network")
     settings.add_argument("--allow_changed_settings", action="store_true", help="other settings than in the training")
-    parser.set_defaults(command=_embed)
+
+
+def _labels(text: str) -> int | str:
+    if text != "all" and not (text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a number of patients or all, found {text!r}")
+    return text if text == "all" else int(text)
 
 
 def _has_gpu() -> bool:
@@ -104,21 +138,16 @@ def _has_gpu() -> bool:
 def _embed(arguments: argparse.Namespace) -> int:
     from .embedding_files import embed_files
 
-    given = {
-        key: getattr(arguments, key)
-        for key in ("intensity_range", "normalise", "spacing", "axcodes", "cube_size", "slice_axis")
-        if getattr(arguments, key) is not None
-    }
     result = embed_files(
         arguments.weights,
         arguments.images,
         arguments.out,
-        settings=given,
+        settings=_given(arguments),
         allow_changed_settings=arguments.allow_changed_settings,
         splits=arguments.split,
         device=arguments.device,
         skip_bad=arguments.skip_bad,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=_say,
         per=arguments.per,
         levels=arguments.levels,
         modality=arguments.modality,
@@ -127,6 +156,37 @@ def _embed(arguments: argparse.Namespace) -> int:
         print(f"left out: {line}")
     print(f"written: {arguments.out}, {len(result.features)} vectors of {len(result.features[0])} features")
     return 0
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from .probe_files import probe_files
+
+    text = probe_files(
+        arguments.weights,
+        arguments.images,
+        arguments.out,
+        settings=_given(arguments),
+        allow_changed_settings=arguments.allow_changed_settings,
+        labels=arguments.labels,
+        folds=arguments.folds,
+        seeds=range(arguments.seeds),
+        splits=arguments.split,
+        device=arguments.device,
+        modality=arguments.modality,
+        progress=_say,
+    )
+    print(text)
+    return 0
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Give the preprocessing that the command line names."""
+    keys = ("intensity_range", "normalise", "spacing", "axcodes", "cube_size", "slice_axis")
+    return {key: getattr(arguments, key) for key in keys if getattr(arguments, key) is not None}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .contrast import Scores
+from .contrast import Scores, interval_of
 from .plan import Row, choose_rate, main_runs, rate_of, to_do
 from .results import Results, failures
 from .statistics import (
@@ -23,7 +23,6 @@ from .statistics import (
     smallest_difference,
     spread_ratio,
     two_level_bootstrap,
-    with_t_quantiles,
 )
 from .study import Contrast, Labels, RateKind, Study
 
@@ -126,10 +125,7 @@ class Analysis:
 
     def interval(self, scores: Scores, against: Scores | None = None) -> Interval:
         """Give a score or a difference with its interval."""
-        estimator = scores.estimator(against)
-        found = two_level_bootstrap(estimator, len(scores.seeds), scores.strata, self.num_resamples, self.seed)
-        df = degrees_of_freedom(estimator.by_patient, estimator.by_seed)
-        return with_t_quantiles(found, df, (0.0 if against is None else -1.0, 1.0))
+        return interval_of(scores, against, self.num_resamples, self.seed)
 
     @cached_property
     def score_table(self) -> list[dict[str, Any]]:

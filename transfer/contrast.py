@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from .statistics import FloatArray
+from .statistics import FloatArray, Interval, degrees_of_freedom, two_level_bootstrap, with_t_quantiles
 
 BLOCK = 2**24
 """Numbers that are held at once."""
@@ -199,3 +199,24 @@ def _wins(positives: FloatArray, negatives: FloatArray) -> FloatArray:
     """Tell which positives are ranked above which negatives, ties counting half: (S, positives, negatives)."""
     first, second = positives[:, :, None], negatives[:, None, :]
     return np.asarray((first > second) + 0.5 * (first == second), dtype=np.float64)
+
+
+def interval_of(scores: Scores, against: Scores | None = None, num_resamples: int = 9999, seed: int = 0) -> Interval:
+    """Give a score, or what it exceeds another one by, with its 95 % interval over patients and seeds.
+
+    Args:
+        scores: of one arm.
+        against: of the other, for the same seeds and cases.
+        num_resamples: bootstrap samples.
+        seed: of the samples.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        ValueError: when seeds, cases or classes of both differ.
+    """
+    estimator = scores.estimator(against)
+    found = two_level_bootstrap(estimator, len(scores.seeds), scores.strata, num_resamples, seed)
+    df = degrees_of_freedom(estimator.by_patient, estimator.by_seed)
+    return with_t_quantiles(found, df, (0.0 if against is None else -1.0, 1.0))

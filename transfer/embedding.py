@@ -151,7 +151,7 @@ def embed_scans(
     keys = ("image", "label") if per == "region" else ("image",)
     wanted = [{key: entry[key] for key in keys if key in entry} for entry in entries]
     result = Embedding()
-    prepare, side = preprocessing(settings, keys, modality), _tile_size(network, settings)
+    prepare, side = preprocessing(settings, keys, modality), tile_size(network, settings)
     axis = settings.get("slice_axis")
     for number, entry in enumerate(wanted):
         name = str(entry["image"])
@@ -174,7 +174,7 @@ def embed_scans(
     return result
 
 
-def _tile_size(network: nn.Module, settings: Mapping[str, Any]) -> tuple[int, ...]:
+def tile_size(network: nn.Module, settings: Mapping[str, Any]) -> tuple[int, ...]:
     """Give the training's cube or slice, each side but that across a slice a multiple of what the poolings halve."""
     flat, axis = isinstance(network.encoder.levels[0].conv1, nn.Conv2d), settings.get("slice_axis")  # type: ignore[union-attr,index]
     if settings.get("slice_axes") is not None:
@@ -213,9 +213,9 @@ def _rows(
     for start, tile, inside in _tiles(image.as_tensor().float(), side):
         masks = {value: inside for value in values}
         if label is not None:
-            part = _cut(label.float(), start, side)
+            part = cut_tile(label.float(), start, side)
             masks = {value: inside * (part == value) for value in values}
-        pooled = _pooled(network, tile, masks, levels, axis)
+        pooled = pooled_features(network, tile, masks, levels, axis)
         for value, (vector, weight) in pooled.items():
             if per == "tile":
                 centre = np.add(start, np.minimum(np.add(start, side), shape)) / 2 - 0.5
@@ -241,10 +241,10 @@ def _tiles(image: Tensor, side: Sequence[int]) -> Iterator[tuple[tuple[int, ...]
     for start in itertools.product(
         *(range(0, length, step) for length, step in zip(image.shape[1:], side, strict=True))
     ):
-        yield start, _cut(image, start, side), _cut(inside, start, side)
+        yield start, cut_tile(image, start, side), cut_tile(inside, start, side)
 
 
-def _cut(image: Tensor, start: Sequence[int], side: Sequence[int]) -> Tensor:
+def cut_tile(image: Tensor, start: Sequence[int], side: Sequence[int]) -> Tensor:
     """Cut one tile, padded with zeros as in sliding windows."""
     window = tuple(slice(first, first + length) for first, length in zip(start, side, strict=True))
     part = image[(slice(None), *window)]
@@ -253,7 +253,7 @@ def _cut(image: Tensor, start: Sequence[int], side: Sequence[int]) -> Tensor:
     return tile
 
 
-def _pooled(
+def pooled_features(
     network: nn.Module, tile: Tensor, masks: Mapping[int, Tensor], levels: Levels, axis: int | None
 ) -> dict[int, tuple[Tensor, float]]:
     """Average the feature maps of one tile over each mask; masks that are empty give nothing."""

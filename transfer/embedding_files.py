@@ -23,7 +23,7 @@ from ..networks.weight_files import atomic_save
 from ..training import check_model_settings
 from .embedding import Embedding, embed_scans
 
-__all__ = ["embed_files", "find_images", "save_embedding"]
+__all__ = ["embed_files", "find_images", "load_with_settings", "save_embedding"]
 
 _SUFFIXES = (".npz", ".csv")
 
@@ -60,14 +60,10 @@ def embed_files(
         ValueError: weights, settings or a scan cannot be used; nothing is written.
     """
     check_suffix(out)
-    network = load_network(weights)
-    recorded = dict(network.model_settings) or _published(network)
-    given = dict(settings or {})
-    check_model_settings(recorded, given, allow_changed_settings)
+    network, used = load_with_settings(weights, settings, allow_changed_settings)
     entries, bad = find_images(images, splits)
     if bad and not skip_bad:
         raise ValueError(f"{images}: {len(bad)} scans cannot be read: {'; '.join(bad[:5])}")
-    used = recorded | given
     result = embed_scans(network.to(device), entries, used, on_bad_scan="skip" if skip_bad else "raise", **options)
     result.skipped[:0] = bad
     about = {
@@ -77,6 +73,29 @@ def embed_files(
     }
     save_embedding(result, out, about)
     return result
+
+
+def load_with_settings(
+    weights: str | Path, settings: Mapping[str, Any] | None = None, allow_changed_settings: bool = False
+) -> tuple[Any, dict[str, Any]]:
+    """Load weights together with the preprocessing that they want.
+
+    Args:
+        weights: what :func:`~models_genesis.networks.load_network` takes.
+        settings: preprocessing that the weights do not tell.
+        allow_changed_settings: take ``settings`` also where the weights tell others.
+
+    Returns:
+        The network in evaluation mode, and the settings.
+
+    Raises:
+        FileNotFoundError: there are no such weights.
+        ValueError: weights or settings cannot be used.
+    """
+    network = load_network(weights)
+    recorded, given = dict(network.model_settings) or _published(network), dict(settings or {})
+    check_model_settings(recorded, given, allow_changed_settings)
+    return network, recorded | given
 
 
 def _published(network: Any) -> dict[str, Any]:

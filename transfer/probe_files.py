@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From weights and a data list to tables: what ``python -m models_genesis.transfer probe`` does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..datasets.io.atomic_write import atomic_text
+from ..datasets.io.csv_file import write_csv
+from ..networks.weight_container import sha256_of
+from .probe import Labels, Probe, ProbeRow, read_labelled_scans
+
+__all__ = ["named_weights", "probe_files", "table_text"]
+
+METHOD = (
+    "A logistic regression on the standardised means of the encoder's maps, of all levels, over a cube in the middle "
+    "of each scan; the penalty is chosen by cross-validation within the patients that it is fitted to. AUC: mean over "
+    "folds and seeds. 95 % intervals: two-level bootstrap of patients and seeds at Student's quantiles."
+)
+
+_PACKAGES = ("models-genesis", "torch", "monai", "numpy", "scikit-learn", "scipy")
+
+
+def probe_files(
+    weights: Sequence[str],
+    images: str | Path,
+    out: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    allow_changed_settings: bool = False,
+    labels: Sequence[Labels] = ("all",),
+    folds: int = 5,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    splits: Sequence[str] = ("training",),
+    **options: Any,
+) -> str:
+    """Compare weights by their frozen features, and write what was found: what the command line does.
+
+    Args:
+        weights: texts NAME=WEIGHTS, or what :func:`~models_genesis.networks.load_network` takes alone.
+        images: data list, see :func:`~models_genesis.transfer.probe.read_labelled_scans`.
+        out: folder of ``probe.csv``, a line for each comparison; ``cases.csv``, each scan's scores; and ``probe.json``,
+            the comparisons with all that they were made of.
+        settings: preprocessing that the weights do not tell.
+        allow_changed_settings: take ``settings`` also where the weights tell others.
+        labels: numbers of labelled patients, or ``"all"``.
+        folds: into which patients are dealt out.
+        seeds: draws of patients and of random weights.
+        splits: lists of the data list.
+        options: ``device``, ``modality`` and ``progress`` of :class:`~models_genesis.transfer.probe.Probe`.
+
+    Returns:
+        The comparisons as a table of Markdown.
+
+    Raises:
+        FileNotFoundError: weights or data list are not there.
+        ValueError: weights, settings, scans or numbers cannot be used; nothing is written.
+    """
+    files = named_weights(weights)
+    scans = read_labelled_scans(images, splits, folds)
+    probe = Probe(scans, seeds, **options)
+    for name, file in files.items():
+        probe.add(name, file, settings, allow_changed_settings)
+    rows = probe.rows(labels)
+    content: dict[str, Any] = {
+        "method": METHOD,
+        "datalist": {"file": Path(images).name, "sha256": sha256_of(images), "lists": list(splits)},
+        "scans": {
+            "patients": len(set(scans.patients)),
+            "class 0": int((scans.classes == 0).sum()),
+            "class 1": int((scans.classes == 1).sum()),
+        },
+        "folds": folds,
+        "seeds": list(seeds),
+        "weights": probe.sources,
+        "versions": {package: version(package) for package in _PACKAGES},
+        "comparisons": [row.flat for row in rows],
+    }
+    folder = Path(out)
+    cases = _cases(probe, rows)
+    write_csv(folder / "cases.csv", list(cases[0]), cases)
+    write_csv(folder / "probe.csv", list(content["comparisons"][0]), content["comparisons"])
+    with atomic_text(folder / "probe.json") as text:
+        text.write(json.dumps(content, indent=2) + "\n")
+    return table_text(rows)
+
+
+def named_weights(texts: Sequence[str]) -> dict[str, str]:
+    """Read NAME=WEIGHTS.
+
+    Args:
+        texts: as the command line has them; weights alone are their own name.
+
+    Returns:
+        Weights by name, in the order given.
+
+    Raises:
+        ValueError: a name is empty or there twice.
+
+    Example:
+        >>> named_weights(["ours=models/model.pt", "theirs.pt"])
+        {'ours': 'models/model.pt', 'theirs.pt': 'theirs.pt'}
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, weights = text.partition("=")
+        if not name or name in found or (equals and not weights):
+            raise ValueError(f"--weights: expected NAME=WEIGHTS, each name once, found {text!r}")
+        found[name] = weights or name
+    return found
+
+
+def table_text(rows: Sequence[ProbeRow]) -> str:
+    """Write comparisons as a table of Markdown.
+
+    Args:
+        rows: the comparisons.
+
+    Returns:
+        The table.
+    """
+    lines = ["| labelled patients | weights | AUC (95 % interval) | against | difference (95 % interval) |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    for row in rows:
+        area = _text(row.auc.value, row.auc.low, row.auc.high, "")
+        difference = row.difference
+        gain = "" if difference is None else _text(difference.value, difference.low, difference.high, "+")
+        lines.append(f"| {row.labels} | {row.weights} | {area} | {row.against} | {gain} |")
+    return "\n".join(lines)
+
+
+def _text(value: float, low: float | None, high: float | None, sign: str) -> str:
+    ends = "no interval" if low is None or high is None else f"{low:{sign}.3f} to {high:{sign}.3f}"
+    return f"{value:{sign}.3f} ({ends})"
+
+
+def _cases(probe: Probe, rows: Sequence[ProbeRow]) -> list[dict[str, Any]]:
+    """List the scores of each scan, a column a seed."""
+    table = []
+    for name, labels in dict.fromkeys((row.weights, row.labels) for row in rows):
+        scores = probe.scores(name, labels)
+        assert scores.labels is not None
+        columns = zip(scores.cases, scores.patients, scores.folds, scores.labels, scores.values.T, strict=True)
+        for case, patient, fold, own, values in columns:
+            row = {"weights": name, "labels": labels, "case": case, "patient": patient, "fold": int(fold)}
+            row |= {"class": int(own)}
+            table.append(row | {f"seed {seed}": float(value) for seed, value in zip(probe.seeds, values, strict=True)})
+    return table
