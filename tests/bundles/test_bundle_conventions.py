@@ -53,6 +53,14 @@ def test_has_the_files_of_a_zoo_bundle(name):
     assert [file for file in FILES if not (ROOT / "bundles" / name / file).is_file()] == []
 
 
+@pytest.mark.parametrize("stage", ["train", "inference"])
+def test_settings_come_before_what_is_made_of_them(name, stage):
+    """A key that a user sets is found at the top, not below the objects."""
+    keys = json.loads(Path(config(name, stage)).read_text())
+    below = list(keys)[list(keys).index("network_def") :]
+    assert [key for key in below if not isinstance(keys[key], dict | list)] == ["network"]
+
+
 def targets(value: Any) -> Iterator[str]:
     """Go through the names of classes and functions in a config, those of overrides (``a#b#_target_``) too."""
     if isinstance(value, dict):
