@@ -35,6 +35,8 @@ Labels = int | str
 _STRENGTHS = np.logspace(-4, 0, 5)
 """``C`` of the logistic regression that are tried."""
 _INNER_FOLDS = 5
+_SEEN_BY_NORMS = 64
+"""Cubes that set the running statistics of random weights; all features are computed with these."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ class Probe:
     """Compare weights by a linear classifier on their frozen features, with random weights as the baseline.
 
     Each scan is one vector: the means of the encoder's maps, of all levels, over a cube in its middle. Random weights
-    are drawn once for each seed and each architecture; their batch norm sees all cubes first.
+    are drawn once for each seed and each architecture; their batch norm sees up to 64 of the cubes first.
 
     Args:
         scans: what is to be told apart.
@@ -348,8 +350,9 @@ def _features(network: nn.Module, cubes: Cubes, axis: int | None) -> FloatArray:
 
 
 def _with_random_weights(network: nn.Module, cubes: Cubes, axis: int | None, seed: int) -> nn.Module:
-    drawn = copy.deepcopy(network)
+    drawn: Any = copy.deepcopy(network)
     device = next(network.parameters()).device
-    images = [(cube if axis is None else cube.squeeze(axis + 1))[None].to(device) for cube, _ in cubes]
-    with_random_weights(drawn, images, seed)
+    seen = [cube for cube, _ in cubes[:: -(-len(cubes) // _SEEN_BY_NORMS)]]
+    images = [(cube if axis is None else cube.squeeze(axis + 1))[None].to(device) for cube in seen]
+    with_random_weights(drawn.encoder, images, seed)
     return drawn.eval()
