@@ -355,22 +355,22 @@ def test_refuses_a_bundle_that_is_not_whole(build, tree, tmp_path, case):
     assert not (tmp_path / "out").exists()
 
 
-def test_command_line_says_what_is_wrong(tmp_path):
+def test_command_line_says_what_is_wrong(tmp_path, run_build):
+    out = str(tmp_path / "out")
     for words, message in [
-        (["no_such_bundle", "--out", "out"], "no such bundle; there are "),
+        (["no_such_bundle", "--out", out], "no such bundle; there are "),
         (
-            [PRETRAINING, "--out", "out", "--set", "feature=[1]"],
+            [PRETRAINING, "--out", out, "--set", "feature=[1]"],
             "none of the configs of genesis_chest_ct",
         ),
-        ([PRETRAINING, "--out", "out", "--set", "features=(1)"], "expected KEY=JSON"),
+        ([PRETRAINING, "--out", out, "--set", "features=(1)"], "expected KEY=JSON"),
         ([PRETRAINING], "--out DIR is needed"),
-        (["--out", "out"], "name the bundles to pack, or give --all"),
-        (["--all", "--out", "out", "--weights", "model.pt"], "--weights go with one bundle only"),
-        ([PRETRAINING, "--zoo", "zoo", "--out", "out"], "--zoo goes with neither --out nor --weights"),
+        (["--out", out], "name the bundles to pack, or give --all"),
+        (["--all", "--out", out, "--weights", "model.pt"], "--weights go with one bundle only"),
+        ([PRETRAINING, "--zoo", "zoo", "--out", out], "--zoo goes with neither --out nor --weights"),
     ]:
-        command = [sys.executable, str(BUNDLES / "build.py"), *words]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 2 and message in done.stderr, done.stderr
+        assert message in run_build(*words, status=2)
+    assert not Path(out).exists()
     assert not (tmp_path / "out").exists()
 
 

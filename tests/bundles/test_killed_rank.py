@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import csv
-import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,29 +24,26 @@ SMALL = {
 
 
 @pytest.fixture
-def start(bundle_command: Callable[..., list[str]], chest_scans: Path) -> Callable[[Path], list[subprocess.Popen]]:
+def start(bundle_command: Callable[..., list[str]], forked: Any, chest_scans: Path) -> Callable[[Path], list[Any]]:
     """Start the same training in two ranks, as ``torchrun`` does."""
 
-    def begin(folder: Path) -> list[subprocess.Popen[Any]]:
+    def begin(folder: Path) -> list[Any]:
         given = {**SMALL, "dataset_dir": chest_scans, "ckpt_dir": folder / "models", "output_dir": folder / "eval"}
         line = bundle_command(BUNDLE, ["train", "multi_gpu_train"], **given)
         folder.mkdir(exist_ok=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-        with (folder / "log").open("a") as log:
-            return [
-                subprocess.Popen(
-                    line,
-                    cwd=folder,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, **address, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
-                )
-                for rank in ("0", "1")
-            ]
+        return [forked.start(line, folder, 200, {**address, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
 
     return begin
+
+
+def finish(ranks: list[Any]) -> list[str]:
+    """Wait for ranks that must end well; gives what they said."""
+    done = [rank.wait() for rank in ranks]
+    assert [rank.returncode for rank in done] == [0, 0], [rank.stderr[-3000:] for rank in done]
+    return [rank.stdout + rank.stderr for rank in done]
 
 
 def result_of(folder: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
@@ -59,16 +54,15 @@ def result_of(folder: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
 
 def test_the_ranks_go_on_from_the_middle_of_the_epoch_to_the_same_result(start, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "killed"
-    assert [rank.wait(200) for rank in start(whole)] == [0, 0], (whole / "log").read_text()[-3000:]
+    finish(start(whole))
     ranks, state = start(folder), folder / "models" / "last_iteration.pt"
     deadline = time.monotonic() + 200
     while not state.exists():
-        assert ranks[0].poll() is None and time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
+        assert ranks[0].running() and time.monotonic() < deadline, ranks[0].wait().stderr[-3000:]
         time.sleep(0.02)
-    ranks[1].kill()
-    assert ranks[1].wait(60) == -signal.SIGKILL and ranks[0].wait(60) != 0
-    assert [rank.wait(200) for rank in start(folder)] == [0, 0], (folder / "log").read_text()[-3000:]
-    assert (folder / "log").read_text().count(f"resumed from {state}") == 2
+    ranks[1].send_signal(signal.SIGKILL)
+    assert ranks[1].wait().returncode == -signal.SIGKILL and ranks[0].wait().returncode != 0
+    assert all(said.count(f"resumed from {state}") == 1 for said in finish(start(folder)))
     (expected, losses), (found, found_losses) = result_of(whole), result_of(folder)
     assert found_losses == losses and len(losses) == 2
     for name, value in expected.items():

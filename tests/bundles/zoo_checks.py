@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model zoo's own checks in full mode, for unpacked bundles: ``python zoo_checks.py TASKS.json`` prints JSON.
 
-Runs in an environment that has what the bundles' metadata pin, and not this project. Each check has a process of its
+Runs in an environment that has what the bundles' metadata pin, and not this project. Each bundle has processes of its
 own, forked after MONAI was imported: all bundles call their code ``scripts``, and importing MONAI takes longest.
 """
 
@@ -97,43 +97,49 @@ def has_all_properties(stage: str) -> Callable[[Path, dict[str, Any]], None]:
 CHECKS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "make_weights": make_weights,
     "loads_from_another_directory": loads_from_another_directory,
-    "verify_as_the_zoo_does": verify_as_the_zoo_does,
-    "imports_every_module": imports_every_module,
     **{f"has_all_properties_{stage}": has_all_properties(stage) for stage in STAGES},
+    "imports_every_module": imports_every_module,
+    "verify_as_the_zoo_does": verify_as_the_zoo_does,
 }
+PROCESSES = (["make_weights"], ["loads_from_another_directory"], list(CHECKS)[2:])
+"""Checks that share a process: the last ones, of which only the very last changes the folder and the path."""
 
 
-def in_a_process_of_its_own(check: Callable[[Path, dict[str, Any]], None], root: Path, data: dict[str, Any]) -> str:
-    """Run a check in a fork.
+def in_a_process_of_its_own(names: list[str], root: Path, data: dict[str, Any]) -> dict[str, str]:
+    """Run checks in a fork.
 
     Returns:
-        What went wrong, "" where all is well.
+        What went wrong by check, "" where all is well.
     """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        found, talk = "", io.StringIO()
-        try:
-            with contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk):
-                check(root, data)
-        except BaseException:
-            found = traceback.format_exc()[-6000:] + talk.getvalue()[-2000:]
-        os.write(writing, found.encode())
+        os.write(writing, json.dumps({name: what_is_wrong(CHECKS[name], root, data) for name in names}).encode())
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         found = pipe.read().decode()
     _, status = os.waitpid(child, 0)
-    return found if status == 0 else f"{found}\nended with status {status}"
+    return json.loads(found) if status == 0 else dict.fromkeys(names, f"{found}\nended with status {status}")
+
+
+def what_is_wrong(check: Callable[[Path, dict[str, Any]], None], root: Path, data: dict[str, Any]) -> str:
+    talk = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk):
+            check(root, data)
+    except BaseException:
+        return traceback.format_exc()[-6000:] + talk.getvalue()[-2000:]
+    return ""
 
 
 def main() -> None:
     tasks = json.loads(Path(sys.argv[1]).read_text())
-    results = {
-        name: {check: in_a_process_of_its_own(run, Path(task["root"]), task["data"]) for check, run in CHECKS.items()}
-        for name, task in tasks.items()
-    }
+    results: dict[str, dict[str, str]] = {name: {} for name in tasks}
+    for name, task in tasks.items():
+        for checks in PROCESSES:
+            results[name] |= in_a_process_of_its_own(checks, Path(task["root"]), task["data"])
     print(json.dumps(results))
 
 
