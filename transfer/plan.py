@@ -156,8 +156,8 @@ def to_do(study: Study, rows: Mapping[str, Row], arms: Sequence[str] | None = No
         arms: only these arms; None for all.
 
     Returns:
-        Runs that choose learning rates first, then seed by seed, so that a study that ends early has
-        some of everything.
+        Runs that choose learning rates first, then those of the primary contrast, then all others, each seed by seed:
+        a study that ends early has its answer from some seeds, rather than part of everything.
     """
     known, waiting = set(), 0
     for arm in study.arms if arms is None else arms:
@@ -170,10 +170,12 @@ def to_do(study: Study, rows: Mapping[str, Row], arms: Sequence[str] | None = No
             else:
                 known.update(main_runs(study, arm, labels, best))
     names = list(study.arms)
+    first = _primary_runs(study, rows)
     left = [run for run in known if run.name not in rows]
     left.sort(
         key=lambda run: (
             run.stage != "tune",
+            run not in first,
             run.seed if run.stage == "main" else 0,
             run.fold,
             study.labels.index(run.labels),
@@ -182,6 +184,16 @@ def to_do(study: Study, rows: Mapping[str, Row], arms: Sequence[str] | None = No
         )
     )
     return Todo(left, len(known) + waiting, waiting)
+
+
+def _primary_runs(study: Study, rows: Mapping[str, Row]) -> set[Run]:
+    """List the runs of the primary contrast, as far as its rates are known."""
+    primary, runs = study.primary, set()
+    for arm in (primary.arm, primary.against):
+        for labels in primary.labels or study.labels:
+            rate = rate_of(study, primary.rate, arm, labels, rows)
+            runs.update([] if rate is None else main_runs(study, arm, labels, rate))
+    return runs
 
 
 def of_shard(runs: Sequence[Run], shard: tuple[int, int]) -> Iterator[Run]:
