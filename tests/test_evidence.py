@@ -359,3 +359,26 @@ def test_cubes_against_slices():
     for kind, dims in (("cubes", "3D"), ("slices", "2D")):
         times = [float(row["train_seconds"]) for row in runs if row["arm"].startswith(kind)]
         assert f"{sum(times) / len(times):.0f} s in {dims}" in part
+
+
+def test_frozen_features():
+    """Each area of the probe with its interval, and the differences that the text names."""
+    heading = "### Frozen, the features of the restoration"
+    lines = {line[0]: line[1:] for line in lines_of(heading)[2:]}
+    rows = rows_of("candidates_probe", "probe.csv")
+    columns = ("10", "25", "all")
+    for row in rows:
+        area = f"{float(row['auc']):.3f} ({float(row['low']):.3f} to {float(row['high']):.3f})"
+        if row["weights"] != "random, as enclosed":  # the same networks as for genesis
+            assert lines[row["weights"]][columns.index(row["labels"])] == area
+    differences = {(row["weights"], row["against"][:6], row["labels"]): row for row in rows if row["against"]}
+    part = part_of(heading)
+    for (weights, against, labels), row in differences.items():
+        value, low, high = (float(row[key]) for key in ("difference", "difference_low", "difference_high"))
+        text = f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
+        if (against, labels) == ("random", "all"):
+            assert lines[weights][3] == text
+        elif labels == "all" and weights != "enclosed":
+            assert text in part
+        elif labels != "all":
+            assert (low <= 0 <= high) == ((weights, against, labels) != ("masking", "random", "25"))
