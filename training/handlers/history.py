@@ -369,7 +369,11 @@ def draw_history(rows: list[dict[str, Any]], metric: str | None = None) -> Figur
     Returns:
         The figure.
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4))
+    # margins as they are needed: to find them, matplotlib would draw all of it twice, after each epoch
+    figure.subplots_adjust(
+        left=0.17 if metric is None else 0.14, right=0.97 if metric is None else 0.88, bottom=0.12, top=0.9
+    )
     axes = figure.subplots()
     axes.plot([int(row["epoch"]) for row in rows], [float(row["train_loss"]) for row in rows], label="training")
     validated = [row for row in rows if row["val_metric"]]
@@ -397,5 +401,5 @@ def draw_history(rows: list[dict[str, Any]], metric: str | None = None) -> Figur
         axes.set_yscale("linear")
         other.set(ylabel=f"validation {metric}", ylim=(0, 1))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=3)
+    figure.legend(loc="upper center", ncols=3)
     return figure
