@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the runs that are finished", file=sys.stderr)
+        goes_on = ": the same command goes on from the runs that are finished" if parsed.command is _run else ""
+        print(f"interrupted{goes_on}", file=sys.stderr)
         return 130
 
 
@@ -56,9 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     permute.add_argument("--out", type=Path, required=True)
     permute.set_defaults(command=_permute)
     _add_embed(commands.add_parser("embed", help="write the encoder's features of scans, for retrieval and probes"))
-    _add_probe(
-        commands.add_parser("probe", help="tell two classes of scans by frozen features, against random weights")
-    )
+    _add_probe(commands.add_parser("probe", help="tell two classes of scans apart from frozen features"))
     return parser
 
 
@@ -96,31 +95,55 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         metavar="NAME=WEIGHTS",
-        help="as embed takes them; the first is compared to",
+        help="as embed takes them; the others are also compared with the first",
     )
     parser.add_argument("--images", type=Path, required=True, help="data list with a class, 0 or 1, and a patient each")
-    parser.add_argument("--out", type=Path, required=True, help="folder of probe.csv, cases.csv and probe.json")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of probe.csv, cases.csv and probe.json, which are replaced"
+    )
     parser.add_argument(
         "--labels", type=_labels, nargs="+", default=["all"], help="labelled patients, such as 10 50 all"
     )
-    parser.add_argument("--folds", type=int, default=5, help="into which patients are dealt out")
-    parser.add_argument("--seeds", type=int, default=5, help="draws of patients and of random weights")
+    parser.add_argument("--folds", type=int, default=5, help="number of cross-validation folds, split by patient")
+    parser.add_argument("--seeds", type=int, default=5, help="number of draws of patients and of random weights")
+    parser.add_argument(
+        "--norm_statistics",
+        choices=("scans", "own"),
+        default="scans",
+        help="running statistics of batch norm: those of "
+        "these scans, as random weights have them, or those that the weights have",
+    )
     parser.add_argument("--split", nargs="+", default=["training"], help="lists of the data list")
     _add_preprocessing(parser)
     parser.set_defaults(command=_probe)
 
 
 def _add_preprocessing(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cuda:0" if _has_gpu() else "cpu")
+    parser.add_argument("--device", type=_device, default="cuda:0" if _has_gpu() else "cpu")
     parser.add_argument("--modality", choices=("CT", "MR", "any"), help="default: CT where the weights are for HU")
     settings = parser.add_argument_group("preprocessing", "by default that of the weights (model.json, config.json)")
     settings.add_argument("--intensity_range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="becomes [0, 1]")
     settings.add_argument("--normalise", choices=("none", "zscore", "minmax"))
     settings.add_argument("--spacing", type=float, nargs=3, help="mm")
     settings.add_argument("--axcodes", help="orientation, such as RAS")
-    settings.add_argument("--cube_size", type=int, nargs="+", help="voxels of a tile; of a 2D network two sides")
+    settings.add_argument(
+        "--cube_size",
+        type=int,
+        nargs="+",
+        help="voxels of a tile, for probe of the cube in the middle; of a 2D network two sides",
+    )
     settings.add_argument("--slice_axis", type=int, choices=(0, 1, 2), help="axis across slices, of a 2D network")
     settings.add_argument("--allow_changed_settings", action="store_true", help="other settings than in the training")
+
+
+def _device(text: str) -> str:
+    import torch
+
+    try:
+        torch.zeros(1, device=text)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"expected a device of this machine, found {text!r}: {error}") from None
+    return text
 
 
 def _labels(text: str) -> int | str:
@@ -171,6 +194,7 @@ def _probe(arguments: argparse.Namespace) -> int:
         folds=arguments.folds,
         seeds=range(arguments.seeds),
         splits=arguments.split,
+        norm_statistics=arguments.norm_statistics,
         device=arguments.device,
         modality=arguments.modality,
         progress=_say,

@@ -79,7 +79,7 @@ def preprocessing(
     Raises:
         ValueError: the settings tell no intensities.
     """
-    normalise, limits = _intensities(settings)
+    normalise, limits = intensities_of(settings)
     if modality is None and normalise == "none" and limits is not None and limits[0] < -50:
         modality = "CT"
     steps: list[Any] = [
@@ -96,7 +96,7 @@ def preprocessing(
     return Compose(steps)
 
 
-def _intensities(settings: Mapping[str, Any]) -> tuple[str, tuple[float, float] | None]:
+def intensities_of(settings: Mapping[str, Any]) -> tuple[str, tuple[float, float] | None]:
     """Tell how intensities are normalised, and which range becomes [0, 1] then."""
     normalise, limits = settings.get("normalise"), settings.get("intensity_range")
     facts = settings.get("task_facts")

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a linear classifier on frozen features tells two classes of scans, against random weights."""
+"""How well a linear classifier on frozen features tells two classes of scans apart, against random weights."""
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,14 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..datasets import CaseDataset, load_datalist
-from ..networks.pretrained_config import PREPROCESSING
 from ..networks.weight_container import sha256_of
 from ..training.engines.feature_maps import with_random_weights
 from ..training.handlers.birth_certificate import source_of_weights
 from ..training.handlers.seen_scans import warn_of_seen_scans
+from ..transforms import BadCaseError
 from .contrast import Scores, interval_of
-from .embedding import Modality, cut_tile, pooled_features, preprocessing, tile_size
-from .embedding_files import load_with_settings
+from .embedding import Modality, cut_tile, intensities_of, pooled_features, preprocessing, tile_size
 from .statistics import FloatArray, Interval
 from .subsets import digest, nested
 
@@ -32,11 +33,13 @@ __all__ = ["LabelledScans", "Probe", "ProbeRow", "read_labelled_scans", "score_f
 Labels = int | str
 """Number of patients that the classifier is fitted to, or ``"all"``."""
 
-_STRENGTHS = np.logspace(-4, 0, 5)
+NormStatistics = Literal["scans", "own"]
+
+_STRENGTHS = np.logspace(-4, 1, 6)
 """``C`` of the logistic regression that are tried."""
 _INNER_FOLDS = 5
 _SEEN_BY_NORMS = 64
-"""Cubes that set the running statistics of random weights; all features are computed with these."""
+"""Cubes that set the running statistics of batch norm."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,53 @@ class LabelledScans:
         """Names of the scans."""
         return tuple(str(entry["image"]) for entry in self.data)
 
+    @cached_property
+    def _classes_of(self) -> Mapping[str, set[int]]:
+        found: dict[str, set[int]] = {patient: set() for patient in self.patients}
+        for patient, own in zip(self.patients, self.classes.tolist(), strict=True):
+            found[patient].add(own)
+        return found
+
     def fitted_to(self, fold: int, labels: Labels, seed: int) -> NDArray[np.bool_]:
-        """Tell which scans the classifier of a fold is fitted to; subsets of one seed are nested."""
+        """Tell which scans the classifier of a fold is fitted to.
+
+        Subsets of one seed are nested. They begin with two patients of either class, so that few labels, too, can be
+        fitted to.
+
+        Args:
+            fold: the fold that is tested.
+            labels: number of patients of the other folds.
+            seed: draws them.
+
+        Returns:
+            (N,) whether each scan is fitted to.
+        """
         others = sorted({patient for patient, own in zip(self.patients, self.folds, strict=True) if own != fold})
-        chosen = set(others if labels == "all" else nested(others, seed, fold)[: int(labels)])
+        order = nested(others, seed, fold)
+        first = [patient for own in (1, 0) for patient in [p for p in order if own in self._classes_of[p]][:2]]
+        order = list(dict.fromkeys([*first, *order]))
+        chosen = set(order if labels == "all" else order[: int(labels)])
         return np.array([patient in chosen for patient in self.patients])
+
+    def check(self, labels: Labels, seed: int) -> None:
+        """Refuse numbers of patients that cannot be fitted to.
+
+        Args:
+            labels: number of labelled patients.
+            seed: draws them.
+
+        Raises:
+            ValueError: when a fold leaves fewer patients than ``labels``, or fewer than two with either class.
+        """
+        for fold in np.unique(self.folds).tolist():
+            fitted = self.fitted_to(fold, labels, seed)
+            names = np.asarray(self.patients)[fitted]
+            found = [len(set(names[self.classes[fitted] == value])) for value in (0, 1)]
+            if (labels != "all" and len(set(names)) < int(labels)) or min(found) < 2:
+                raise ValueError(
+                    f"labels {labels}, fold {fold}: expected as many patients outside of the fold, two or more with "
+                    f"each class, found {len(set(names))}, {found[0]} with class 0 and {found[1]} with class 1"
+                )
 
 
 def read_labelled_scans(datalist: str | Path, splits: Sequence[str] = ("training",), folds: int = 5) -> LabelledScans:
@@ -80,15 +125,21 @@ def read_labelled_scans(datalist: str | Path, splits: Sequence[str] = ("training
 
     Raises:
         FileNotFoundError: there is no such data list.
-        ValueError: an entry lacks a class or a patient, or a fold would be without one of the classes.
+        ValueError: an entry lacks a class or a patient, a scan is there twice, or a fold would lack one of the classes.
     """
     if folds < 2:
         raise ValueError(f"folds: expected 2 or more, found {folds}")
-    entries = [entry for split in splits for entry in load_datalist(datalist, key=split)]
+    entries = [entry for split in dict.fromkeys(splits) for entry in load_datalist(datalist, key=split)]
     for entry in entries:
-        if entry.get("class") not in (0, 1) or not entry.get("patient"):
+        own, patient = entry.get("class"), entry.get("patient")
+        if own not in (0, 1) or isinstance(own, bool) or not isinstance(patient, str | int) or patient == "":
             found = {key: entry.get(key) for key in ("class", "patient")}
-            raise ValueError(f"{datalist}: {entry['image']}: expected a class, 0 or 1, and a patient, found {found}")
+            raise ValueError(
+                f"{datalist}: {entry['image']}: expected as a class the number 0 or 1, and a patient, found {found}"
+            )
+    files = Counter(str(entry["image"]) for entry in entries)
+    if twice := [file for file, count in files.items() if count > 1]:
+        raise ValueError(f"{datalist}: expected each scan once, found {twice[0]} in {files[twice[0]]} entries")
     patients = [str(entry["patient"]) for entry in entries]
     counts: dict[str, list[int]] = {patient: [0, 0] for patient in patients}
     for patient, entry in zip(patients, entries, strict=True):
@@ -110,7 +161,9 @@ def read_labelled_scans(datalist: str | Path, splits: Sequence[str] = ("training
     return scans
 
 
-def score_features(features: FloatArray, scans: LabelledScans, labels: Labels, seed: int) -> FloatArray:
+def score_features(
+    features: FloatArray, scans: LabelledScans, labels: Labels, seed: int
+) -> tuple[FloatArray, list[float]]:
     """Score each scan by a classifier that was fitted to patients of the other folds.
 
     It is a logistic regression on standardised features; how strongly it is penalised is chosen by cross-validation
@@ -123,35 +176,30 @@ def score_features(features: FloatArray, scans: LabelledScans, labels: Labels, s
         seed: draws the patients, and deals them out where the penalty is chosen.
 
     Returns:
-        (N,) logits, to be compared within a fold only.
+        (N,) logits, to be compared within a fold only; and each fold's ``C``, the inverse of the penalty.
 
     Raises:
-        ValueError: when a fold has fewer patients than ``labels``, or fewer than two with either class among them.
+        ValueError: see :meth:`LabelledScans.check`.
     """
-    scores = np.full(len(scans.classes), np.nan)
+    scans.check(labels, seed)
+    scores, chosen = np.full(len(scans.classes), np.nan), []
     for fold in np.unique(scans.folds).tolist():
         fitted, tested = scans.fitted_to(fold, labels, seed), scans.folds == fold
-        names = np.asarray(scans.patients)[fitted]
-        found = {value: len(set(names[scans.classes[fitted] == value])) for value in (0, 1)}
-        if (labels != "all" and len(set(names)) < int(labels)) or min(found.values()) < 2:
-            raise ValueError(
-                f"{labels} labelled patients, seed {seed}, fold {fold}: expected as many, two or more with each class, "
-                f"found {len(set(names))}, {found[0]} with class 0 and {found[1]} with class 1"
-            )
-        classifier = _fit(features[fitted], scans.classes[fitted], names, min(_INNER_FOLDS, *found.values()), seed)
+        classifier, strength = _fit(features[fitted], scans.classes[fitted], np.asarray(scans.patients)[fitted], seed)
         scores[tested] = classifier.decision_function(features[tested])
-    return scores
+        chosen.append(strength)
+    return scores, chosen
 
 
-def _fit(features: FloatArray, classes: NDArray[np.int64], patients: NDArray[Any], inner: int, seed: int) -> Any:
+def _fit(features: FloatArray, classes: NDArray[np.int64], patients: NDArray[Any], seed: int) -> tuple[Any, float]:
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    split = StratifiedGroupKFold(inner, shuffle=True, random_state=seed)
-    parts = list(split.split(features, classes, patients))
+    inner = min(_INNER_FOLDS, *(len(set(patients[classes == value])) for value in (0, 1)))
+    parts = list(StratifiedGroupKFold(inner, shuffle=True, random_state=seed).split(features, classes, patients))
     if any(len(set(classes[part].tolist())) < 2 for part, _ in parts):
         raise ValueError(f"expected both classes wherever the penalty is chosen, found one in a part of {inner}")
     made = [make_pipeline(StandardScaler(), LogisticRegression(C=each, max_iter=2000)) for each in _STRENGTHS]
@@ -159,7 +207,8 @@ def _fit(features: FloatArray, classes: NDArray[np.int64], patients: NDArray[Any
         roc_auc_score(classes, cross_val_predict(each, features, classes, cv=parts, method="decision_function"))
         for each in made
     ]
-    return made[int(np.argmax(areas))].fit(features, classes)  # of equally good ones the most strongly penalised
+    best = int(np.argmax(areas))  # of equally good ones the most strongly penalised
+    return made[best].fit(features, classes), float(_STRENGTHS[best])
 
 
 @dataclass(frozen=True)
@@ -170,6 +219,7 @@ class ProbeRow:
         weights: their name.
         labels: number of labelled patients.
         auc: mean over folds and seeds, with its interval.
+        seeds: the lowest and the highest mean over folds of a seed.
         against: name of what the difference is to; empty for none.
         difference: to that, with its interval; None for none.
     """
@@ -177,6 +227,7 @@ class ProbeRow:
     weights: str
     labels: Labels
     auc: Interval
+    seeds: tuple[float, float]
     against: str = ""
     difference: Interval | None = None
 
@@ -185,7 +236,8 @@ class ProbeRow:
         """The line as a row of a table."""
         difference = asdict(self.difference) if self.difference else dict.fromkeys(("value", "low", "high"))
         row: dict[str, Any] = {"weights": self.weights, "labels": self.labels, "auc": self.auc.value}
-        row |= {"low": self.auc.low, "high": self.auc.high, "against": self.against}
+        row |= {"low": self.auc.low, "high": self.auc.high}
+        row |= {"lowest_seed": float(self.seeds[0]), "highest_seed": float(self.seeds[1]), "against": self.against}
         return row | {
             "difference": difference["value"],
             "difference_low": difference["low"],
@@ -196,80 +248,93 @@ class ProbeRow:
 class Probe:
     """Compare weights by a linear classifier on their frozen features, with random weights as the baseline.
 
-    Each scan is one vector: the means of the encoder's maps, of all levels, over a cube in its middle. Random weights
-    are drawn once for each seed and each architecture; their batch norm sees up to 64 of the cubes first.
+    Each scan is one vector: the means of the encoder's maps, of all levels, over a cube in its middle; for a 2D network
+    over a slice there. Random weights are drawn once for each seed and each architecture. They have no running
+    statistics of batch norm, so these come from up to 64 of the cubes. Where the others keep their own, of what they
+    were trained on, both sides are not treated alike, which can decide a comparison.
 
     Args:
         scans: what is to be told apart.
         seeds: one draw of patients and of random weights each.
+        norm_statistics: running statistics of batch norm: ``"scans"``, those of up to 64 of the cubes for all weights;
+            or ``"own"``, those of the weights, but for random ones.
         device: of the networks.
         modality: see :func:`~models_genesis.transfer.embedding.preprocessing`.
         progress: is told what is done.
 
     Attributes:
-        sources: file and SHA-256 of each name's weights.
+        sources: what each name's weights are: file, SHA-256, preprocessing, and which scans they were trained on, None
+            where that is not known.
+        penalties: the ``C`` that were chosen by name and number of labelled patients, one for each seed and fold.
+
+    Raises:
+        ValueError: when an argument is none of these.
     """
 
     def __init__(
         self,
         scans: LabelledScans,
         seeds: Sequence[int] = (0, 1, 2, 3, 4),
+        norm_statistics: NormStatistics = "scans",
         device: str | torch.device = "cpu",
         modality: Modality | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
         if not seeds or len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds: expected one or more, each once, found {list(seeds)}")
-        self.scans, self.seeds = scans, tuple(seeds)
+        if norm_statistics not in ("scans", "own"):
+            raise ValueError(f"norm_statistics: expected 'scans' or 'own', found {norm_statistics!r}")
+        self.scans, self.seeds, self.norm_statistics = scans, tuple(seeds), norm_statistics
         self.device, self.modality = torch.device(device), modality
         self.progress = progress or (lambda line: None)
         self.sources: dict[str, dict[str, Any]] = {}
+        self.penalties: dict[tuple[str, Labels], list[float]] = {}
         self._features: dict[str, list[FloatArray]] = {}  # of weights one array, of random ones one for each seed
-        self._baseline: dict[str, str] = {}
-        self._baselines: dict[str, str] = {}  # name of the random weights by architecture and preprocessing
-        self._side: tuple[int, ...] = ()
+        self._baselines: dict[str, str] = {}  # of each name
+        self._known: dict[str, str] = {}  # name of the random weights by encoder and preprocessing
+        self._cubes: dict[str, Cubes] = {}  # by preprocessing
         self._scores: dict[tuple[str, Labels], Scores] = {}
 
-    def add(
-        self, name: str, weights: str | Path, settings: Mapping[str, Any] | None = None, allow_changed: bool = False
-    ) -> None:
+    def add(self, name: str, network: Any, settings: Mapping[str, Any]) -> None:
         """Compute the features that weights give, and those of random weights where their network is a new one.
 
         Args:
             name: of the weights.
-            weights: what :func:`~models_genesis.networks.load_network` takes.
-            settings: preprocessing that the weights do not tell.
-            allow_changed: take ``settings`` also where the weights tell others.
+            network: what :func:`~models_genesis.networks.load_network` gives.
+            settings: preprocessing, see :func:`~models_genesis.transfer.embedding_files.load_with_settings`.
 
         Raises:
-            FileNotFoundError: there are no such weights.
-            ValueError: weights, settings or a scan cannot be used, or the cube is another than that of earlier weights.
+            BadCaseError: a scan cannot be read, or has other channels than the network takes.
+            ValueError: the name is taken, or one of random weights; or the settings cannot be used.
         """
-        if name in self._features:
-            raise ValueError(f"expected another name for each file of weights, found {name!r} twice")
-        network, used = load_with_settings(weights, settings, allow_changed)
-        network.to(self.device)
-        side, axis = tile_size(network, used), used.get("slice_axis")
-        if self._side and side != self._side:
+        if name in self._features or name.startswith("random"):
             raise ValueError(
-                f"{weights}: expected the cube of the weights before, {list(self._side)}, found {list(side)}: give "
-                "--cube_size, so that all see the same"
+                f"expected another name for each file of weights, none that begins with random, found {name!r}"
             )
-        self._side = side
-        path = network.weight_report.path
-        self.sources[name] = {"file": Path(path).name, "sha256": sha256_of(path)}
-        warn_of_seen_scans(self.scans, "probe", source_of_weights(path, self.sources[name]["sha256"]))
+        path, network = network.weight_report.path, network.to(self.device)
+        source = source_of_weights(path, sha256_of(path))
+        seen = warn_of_seen_scans(self.scans, "probe", source)
+        if seen is None:
+            self.progress(f"{name}: which scans these weights were trained on is not known")
+        prepared = _prepared(settings, tile_size(network, settings))
+        self.sources[name] = {"file": source["file"], "sha256": source["sha256"], **prepared, "trained_on": seen}
         self.progress(f"{name}: {len(self.scans.data)} scans")
-        cubes = _read_cubes(self.scans.data, preprocessing(used, modality=self.modality), side)
-        self._features[name] = [_features(network, cubes, axis)]
-        widths = [int(level.conv1.out_channels) for level in network.encoder.levels]
-        kind = repr((type(network).__name__, widths, sorted((key, used[key]) for key in PREPROCESSING if key in used)))
-        if kind not in self._baselines:
-            self._baselines[kind] = f"random, as {name}"
-            self.progress(f"{self._baselines[kind]}: {len(self.seeds)} draws")
+        key, axis = repr(prepared), settings.get("slice_axis")
+        if key not in self._cubes:
+            prepare = preprocessing(settings, modality=self.modality)
+            self._cubes[key] = _read_cubes(self.scans.data, prepare, prepared["cube_size"])
+        cubes = self._cubes[key]
+        _check_channels(network, self.scans.data, cubes)
+        encoder = f"{network.encoder}, {key}"
+        if encoder not in self._known:
+            self._known[encoder] = f"random, as {name}"
+            self.progress(f"{self._known[encoder]}: {len(self.seeds)} draws")
             drawn = (_with_random_weights(network, cubes, axis, seed) for seed in self.seeds)
-            self._features[self._baselines[kind]] = [_features(each, cubes, axis) for each in drawn]
-        self._baseline[name] = self._baselines[kind]
+            self._features[self._known[encoder]] = [_features(each, cubes, axis) for each in drawn]
+        self._baselines[name] = self._known[encoder]
+        if self.norm_statistics == "scans":
+            network = _with_statistics(network, cubes, axis)
+        self._features[name] = [_features(network, cubes, axis)]
 
     def scores(self, name: str, labels: Labels) -> Scores:
         """Give the scores of all scans, for each seed.
@@ -282,22 +347,23 @@ class Probe:
             The scores.
 
         Raises:
-            ValueError: see :func:`score_features`.
+            ValueError: see :meth:`LabelledScans.check`.
         """
         if (name, labels) not in self._scores:
             self.progress(f"{name}: {labels} labelled patients")
             own = self._features[name]
-            values = [
+            found = [
                 score_features(own[number % len(own)], self.scans, labels, seed)
                 for number, seed in enumerate(self.seeds)
             ]
+            self.penalties[name, labels] = [strength for _, chosen in found for strength in chosen]
             self._scores[name, labels] = Scores(
                 self.seeds,
                 self.scans.cases,
                 self.scans.patients,
                 self.scans.folds,
                 self.scans.classes,
-                np.stack(values),
+                np.stack([values for values, _ in found]),
             )
         return self._scores[name, labels]
 
@@ -311,7 +377,7 @@ class Probe:
             For each number of patients a line for each comparison, and one for each kind of random weights.
 
         Raises:
-            ValueError: see :func:`score_features`.
+            ValueError: see :meth:`LabelledScans.check`.
         """
         names = list(self.sources)
         table = []
@@ -319,7 +385,7 @@ class Probe:
             for random in dict.fromkeys(self._baselines.values()):
                 table.append(self._row(random, count))
             for name in names:
-                table.append(self._row(name, count, self._baseline[name]))
+                table.append(self._row(name, count, self._baselines[name]))
                 if name != names[0]:
                     table.append(self._row(name, count, names[0]))
         return table
@@ -327,11 +393,25 @@ class Probe:
     def _row(self, name: str, labels: Labels, against: str = "") -> ProbeRow:
         scores = self.scores(name, labels)
         difference = interval_of(scores, self.scores(against, labels)) if against else None
-        return ProbeRow(name, labels, interval_of(scores), against, difference)
+        by_seed = scores.estimator().by_seed
+        return ProbeRow(name, labels, interval_of(scores), (by_seed.min(), by_seed.max()), against, difference)
 
 
 Cubes = Sequence[tuple[Tensor, Tensor]]
 """Cubes (C, ...), and 1 where they are inside of their scan, 0 where padded."""
+
+
+def _prepared(settings: Mapping[str, Any], side: Sequence[int]) -> dict[str, Any]:
+    """Give the settings that say what a network sees of a scan, those that are left out too."""
+    normalise, limits = intensities_of(settings)
+    return {
+        "cube_size": list(side),
+        "axcodes": settings.get("axcodes") or "RAS",
+        "spacing": settings.get("spacing"),
+        "normalise": normalise,
+        "intensity_range": limits,
+        "slice_axis": settings.get("slice_axis"),
+    }
 
 
 def _read_cubes(entries: Sequence[Mapping[str, Any]], prepare: Compose, side: Sequence[int]) -> Cubes:
@@ -344,15 +424,40 @@ def _read_cubes(entries: Sequence[Mapping[str, Any]], prepare: Compose, side: Se
     return cubes
 
 
+def _check_channels(network: Any, entries: Sequence[Mapping[str, Any]], cubes: Cubes) -> None:
+    expected = int(network.encoder.levels[0].conv1.in_channels)
+    for entry, (cube, _) in zip(entries, cubes, strict=True):
+        if len(cube) != expected:
+            found = f"expected {expected} channels, found {len(cube)}"
+            raise BadCaseError(str(entry["image"]), "other channels", found)
+
+
 def _features(network: nn.Module, cubes: Cubes, axis: int | None) -> FloatArray:
     vectors = [pooled_features(network, cube, {0: inside}, "all", axis)[0][0] for cube, inside in cubes]
     return torch.stack(vectors).double().numpy()
 
 
-def _with_random_weights(network: nn.Module, cubes: Cubes, axis: int | None, seed: int) -> nn.Module:
-    drawn: Any = copy.deepcopy(network)
+def _shown_to_norms(network: nn.Module, cubes: Cubes, axis: int | None) -> list[Tensor]:
+    """Pick the cubes, evenly spaced, that set the running statistics of batch norm."""
     device = next(network.parameters()).device
     seen = [cube for cube, _ in cubes[:: -(-len(cubes) // _SEEN_BY_NORMS)]]
-    images = [(cube if axis is None else cube.squeeze(axis + 1))[None].to(device) for cube in seen]
-    with_random_weights(drawn.encoder, images, seed)
+    return [(cube if axis is None else cube.squeeze(axis + 1))[None].to(device) for cube in seen]
+
+
+def _with_random_weights(network: nn.Module, cubes: Cubes, axis: int | None, seed: int) -> nn.Module:
+    drawn: Any = copy.deepcopy(network)
+    with_random_weights(drawn.encoder, _shown_to_norms(network, cubes, axis), seed)
     return drawn.eval()
+
+
+def _with_statistics(network: nn.Module, cubes: Cubes, axis: int | None) -> nn.Module:
+    changed: Any = copy.deepcopy(network)
+    for module in changed.encoder.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # the mean over all batches
+            module.train()
+    with torch.no_grad():
+        for images in _shown_to_norms(network, cubes, axis):
+            changed.encoder(images)
+    return changed.eval()

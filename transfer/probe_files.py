@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,14 +13,18 @@ from typing import Any
 from ..datasets.io.atomic_write import atomic_text
 from ..datasets.io.csv_file import write_csv
 from ..networks.weight_container import sha256_of
+from .embedding import tile_size
+from .embedding_files import load_with_settings
 from .probe import Labels, Probe, ProbeRow, read_labelled_scans
 
-__all__ = ["named_weights", "probe_files", "table_text"]
+__all__ = ["check_cubes", "named_weights", "probe_files", "table_text"]
 
 METHOD = (
     "A logistic regression on the standardised means of the encoder's maps, of all levels, over a cube in the middle "
     "of each scan; the penalty is chosen by cross-validation within the patients that it is fitted to. AUC: mean over "
-    "folds and seeds. 95 % intervals: two-level bootstrap of patients and seeds at Student's quantiles."
+    "folds and seeds. 95 % intervals: two-level bootstrap of patients and seeds at Student's quantiles. Running "
+    "statistics of batch norm are of up to 64 of these cubes: those of random weights always, those of the others "
+    "where norm_statistics is scans, not where it is own."
 )
 
 _PACKAGES = ("models-genesis", "torch", "monai", "numpy", "scikit-learn", "scipy")
@@ -50,7 +55,8 @@ def probe_files(
         folds: into which patients are dealt out.
         seeds: draws of patients and of random weights.
         splits: lists of the data list.
-        options: ``device``, ``modality`` and ``progress`` of :class:`~models_genesis.transfer.probe.Probe`.
+        options: ``norm_statistics``, ``device``, ``modality`` and ``progress`` of
+            :class:`~models_genesis.transfer.probe.Probe`.
 
     Returns:
         The comparisons as a table of Markdown.
@@ -60,24 +66,43 @@ def probe_files(
         ValueError: weights, settings, scans or numbers cannot be used; nothing is written.
     """
     files = named_weights(weights)
+    if Path(out).exists() and not Path(out).is_dir():
+        raise ValueError(f"--out: expected a folder, found the file {out}")
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"--labels: expected each number once, found {list(labels)}")
     scans = read_labelled_scans(images, splits, folds)
     probe = Probe(scans, seeds, **options)
-    for name, file in files.items():
-        probe.add(name, file, settings, allow_changed_settings)
+    for count in labels:
+        for seed in seeds:
+            scans.check(count, seed)
+    loaded = {name: load_with_settings(file, settings, allow_changed_settings) for name, file in files.items()}
+    check_cubes({name: tile_size(*pair) for name, pair in loaded.items()})
+    for name, pair in loaded.items():
+        probe.add(name, *pair)
     rows = probe.rows(labels)
     content: dict[str, Any] = {
         "method": METHOD,
+        "norm_statistics": probe.norm_statistics,
         "datalist": {"file": Path(images).name, "sha256": sha256_of(images), "lists": list(splits)},
         "scans": {
             "patients": len(set(scans.patients)),
             "class 0": int((scans.classes == 0).sum()),
             "class 1": int((scans.classes == 1).sum()),
         },
+        "labels": list(labels),
         "folds": folds,
         "seeds": list(seeds),
         "weights": probe.sources,
         "versions": {package: version(package) for package in _PACKAGES},
         "comparisons": [row.flat for row in rows],
+        "penalties": [
+            {
+                "weights": name,
+                "labels": count,
+                "C": {f"{each:g}": times for each, times in sorted(Counter(own).items())},
+            }
+            for (name, count), own in probe.penalties.items()
+        ],
     }
     folder = Path(out)
     cases = _cases(probe, rows)
@@ -86,6 +111,20 @@ def probe_files(
     with atomic_text(folder / "probe.json") as text:
         text.write(json.dumps(content, indent=2) + "\n")
     return table_text(rows)
+
+
+def check_cubes(sides: Mapping[str, Sequence[int]]) -> None:
+    """Refuse weights that would see more or less of each scan than others do.
+
+    Args:
+        sides: size of the cube by the weights' name.
+
+    Raises:
+        ValueError: when sizes differ.
+    """
+    if len({tuple(side) for side in sides.values()}) > 1:
+        found = ", ".join(f"{name} {list(side)}" for name, side in sides.items())
+        raise ValueError(f"expected one size of cube for all weights, found {found}: give --cube_size")
 
 
 def named_weights(texts: Sequence[str]) -> dict[str, str]:
@@ -106,7 +145,7 @@ def named_weights(texts: Sequence[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for text in texts:
-        name, equals, weights = text.partition("=")
+        name, equals, weights = (text, "", "") if Path(text).exists() else text.partition("=")
         if not name or name in found or (equals and not weights):
             raise ValueError(f"--weights: expected NAME=WEIGHTS, each name once, found {text!r}")
         found[name] = weights or name
@@ -122,13 +161,14 @@ def table_text(rows: Sequence[ProbeRow]) -> str:
     Returns:
         The table.
     """
-    lines = ["| labelled patients | weights | AUC (95 % interval) | against | difference (95 % interval) |"]
-    lines.append("| --- | --- | --- | --- | --- |")
+    lines = ["| labelled patients | weights | AUC (95 % interval) | by seed | against | difference (95 % interval) |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
     for row in rows:
         area = _text(row.auc.value, row.auc.low, row.auc.high, "")
         difference = row.difference
         gain = "" if difference is None else _text(difference.value, difference.low, difference.high, "+")
-        lines.append(f"| {row.labels} | {row.weights} | {area} | {row.against} | {gain} |")
+        seeds = f"{row.seeds[0]:.3f} to {row.seeds[1]:.3f}"
+        lines.append(f"| {row.labels} | {row.weights} | {area} | {seeds} | {row.against} | {gain} |")
     return "\n".join(lines)
 
 

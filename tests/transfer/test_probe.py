@@ -19,7 +19,10 @@ from models_genesis.networks import GenesisUNet
 from models_genesis.training import save_trained_weights
 from models_genesis.training.handlers.birth_certificate import write_birth_certificate
 from models_genesis.transfer.__main__ import main
+from models_genesis.transfer.embedding_files import load_with_settings
 from models_genesis.transfer.probe import LabelledScans, Probe, read_labelled_scans, score_features
+from models_genesis.transfer.probe_files import named_weights
+from models_genesis.transforms import BadCaseError
 
 SETTINGS = {"features": [4, 8, 16], "cube_size": [16, 16, 8], "intensity_range": [-1000, 1000]}
 PATIENTS = 12
@@ -83,32 +86,45 @@ def test_no_patient_is_fitted_to_and_tested(scans: LabelledScans, labels: int | 
     assert any((scans.fitted_to(fold, 4, 1) != scans.fitted_to(fold, 4, 2)).any() for fold in range(3))
 
 
+def test_few_patients_are_of_both_classes() -> None:
+    """Each patient has one scan, one in five with the class 1: four labelled patients are two of each."""
+    patients = tuple(f"P{number}" for number in range(30))
+    classes, folds = np.arange(30) % 5 // 4, np.arange(30) % 3
+    scans = LabelledScans([{"image": patient} for patient in patients], classes, patients, folds)
+    for seed in range(20):
+        for fold in range(3):
+            few, more = (scans.fitted_to(fold, count, seed) for count in (4, 9))
+            assert sorted(classes[few].tolist()) == [0, 0, 1, 1] and not np.any(few & ~more) and more.sum() == 9
+            scans.check(4, seed)
+    with pytest.raises(ValueError, match=r"labels 3, fold 0: expected as many patients .* 1 with class 0 and 2 with"):
+        scans.check(3, 0)
+
+
 def test_features_that_tell_the_classes_are_found_and_those_of_the_patient_are_not(scans: LabelledScans) -> None:
     """One feature is the class, which orders all; who the patient is says nothing of other patients."""
     noise = np.random.default_rng(0).normal(size=(len(scans.patients), 3))
     told = np.column_stack([noise, 10.0 * scans.classes])
+    patient = (np.asarray(scans.patients)[:, None] == np.unique(scans.patients)).astype(np.float64)
     for fold in range(3):
         tested = scans.folds == fold
-        assert roc_auc_score(scans.classes[tested], score_features(told, scans, "all", 0)[tested]) == 1
-    patient = (np.asarray(scans.patients)[:, None] == np.unique(scans.patients)).astype(np.float64)
-    scores = score_features(patient, scans, "all", 0)
-    for name in set(scans.patients):  # both scans of a patient are the same to the classifier
-        assert np.ptp(scores[np.asarray(scans.patients) == name]) < 1e-12
+        for features, area in ((told, 1.0), (patient, 0.5)):
+            scores, _ = score_features(features, scans, "all", 0)
+            assert roc_auc_score(scans.classes[tested], scores[tested]) == area
 
 
 def test_scores_do_not_depend_on_the_classes_of_those_that_are_tested(scans: LabelledScans) -> None:
     features = np.random.default_rng(0).normal(size=(len(scans.patients), 5))
-    before = score_features(features, scans, "all", 0)
+    before, _ = score_features(features, scans, "all", 0)
     tested = scans.folds == 1
     changed = np.where(tested, 1 - scans.classes, scans.classes)
-    after = score_features(features, LabelledScans(scans.data, changed, scans.patients, scans.folds), "all", 0)
+    after, _ = score_features(features, LabelledScans(scans.data, changed, scans.patients, scans.folds), "all", 0)
     np.testing.assert_array_equal(before[tested], after[tested])
     assert (before[~tested] != after[~tested]).any()
 
 
 def test_a_vector_is_the_mean_of_the_maps_over_the_middle(scans: LabelledScans, weights: Path) -> None:
-    probe = Probe(scans, seeds=[0])
-    probe.add("a", weights)
+    probe = Probe(scans, seeds=[0], norm_statistics="own")
+    probe.add("a", *load_with_settings(weights))
     network = GenesisUNet.from_pretrained(weights).eval()
     middle = torch.from_numpy(make_scan(1, True)[2:18, :, 2:10]).float()
     # nibabel's identity affine is RAS, so nothing is turned
@@ -155,7 +171,10 @@ def test_the_tables_are_what_sklearn_makes_of_the_cases(
             assert float(row["difference_low"]) == float(row["difference_high"]) == 0
     content = json.loads((tmp_path / "out" / "probe.json").read_text())
     assert content["scans"] == {"patients": PATIENTS, "class 0": PATIENTS, "class 1": PATIENTS}
-    assert content["weights"]["one"] == content["weights"]["two"]
+    assert content["weights"]["one"] == content["weights"]["two"] and content["labels"] == [4, "all"]
+    assert content["weights"]["one"]["cube_size"] == [16, 16, 8] and content["norm_statistics"] == "scans"
+    assert content["weights"]["one"]["trained_on"] is None  # not known, without a birth certificate
+    assert all(sum(row["C"].values()) == 3 * 3 for row in content["penalties"])  # seeds and folds
     assert areas["one", "all"] > 0.9  # density is in the means of any network's maps
 
 
@@ -167,7 +186,7 @@ def test_random_weights_are_drawn_by_the_seed_alone(scans: LabelledScans, weight
     found = []
     for path in (weights, other):
         probe = Probe(scans, seeds=[3, 4])
-        probe.add("a", path)
+        probe.add("a", *load_with_settings(path))
         found.append(probe._features["random, as a"])
     np.testing.assert_array_equal(found[0], found[1])
     assert np.abs(found[0][0] - found[0][1]).max() > 0
@@ -182,16 +201,19 @@ def test_scans_that_the_weights_were_trained_on_are_named(
     write_birth_certificate(own, SETTINGS, {"datalist": None, "pretrained": None}, trained, {})
     (tmp_path / "model.json").write_text((weights.parent / "model.json").read_text())
     with caplog.at_level(logging.WARNING):
-        Probe(scans, seeds=[0]).add("a", own)
+        probe = Probe(scans, seeds=[0])
+        probe.add("a", *load_with_settings(own))
+    assert probe.sources["a"]["trained_on"] == [f"{n:02}.nii.gz (a patient of the same name, P3)" for n in (6, 7)]
     assert "probe: 2 of 24 scans were trained on by model.pt" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"class": None}, "expected a class, 0 or 1, and a patient, found"),
-        ({"class": 2}, "expected a class, 0 or 1, and a patient, found"),
-        ({"patient": None}, "expected a class, 0 or 1, and a patient, found"),
+        *(
+            (change, "expected as a class the number 0 or 1, and a patient, found")
+            for change in ({"class": None}, {"class": 2}, {"class": "1"}, {"class": True}, {"patient": None})
+        ),
         ({"image": "gone.nii.gz"}, "gone.nii.gz"),
     ],
 )
@@ -211,12 +233,13 @@ def test_an_entry_that_cannot_be_used_is_named_and_nothing_is_written(
     [
         (
             ["--labels", "9"],
-            "9 labelled patients, seed 0, fold 0: expected as many, two or more with each class, found 8",
+            "labels 9, fold 0: expected as many patients outside of the fold",
         ),
         (["--labels", "1"], "found 1, 1 with class 0 and 1 with class 1"),
         (["--folds", "1"], "folds: expected 2 or more, found 1"),
         (["--folds", "13"], "expected patients of both classes for each of 13 folds, found 12 patients"),
         (["--seeds", "0"], "seeds: expected one or more"),
+        (["--labels", "all", "4", "all"], "--labels: expected each number once, found ['all', 4, 'all']"),
         (["--cube_size", "8", "8", "8"], "--cube_size: trained with [16, 16, 8], given [8, 8, 8]"),
     ],
 )
@@ -230,17 +253,72 @@ def test_numbers_that_do_not_fit_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_of_other_cubes_are_not_compared(scans: LabelledScans, weights: Path, tmp_path: Path) -> None:
+def test_weights_of_other_cubes_are_not_compared(datalist: Path, weights: Path, tmp_path: Path, capsys: Any) -> None:
     """They would see more or less of each scan."""
     other = tmp_path / "model.pt"
-    network = GenesisUNet(features=(4, 8, 16))
-    save_trained_weights(network.state_dict(), other, SETTINGS | {"cube_size": [8, 8, 8]})
+    save_trained_weights(GenesisUNet(features=(4, 8, 16)).state_dict(), other, SETTINGS | {"cube_size": [8, 8, 8]})
+    words = ["probe", "--weights", f"a={weights}", f"b={other}", "--images", str(datalist), "--folds", "2"]
+    assert main([*words, "--device", "cpu", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "expected one size of cube for all weights, found a [16, 16, 8], b [8, 8, 8]" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_others_are_refused(scans: LabelledScans, weights: Path) -> None:
     probe = Probe(scans, seeds=[0])
-    probe.add("a", weights)
-    with pytest.raises(ValueError, match=r"expected the cube of the weights before, \[16, 16, 8\], found \[8, 8, 8\]"):
-        probe.add("b", other)
-    with pytest.raises(ValueError, match="'a' twice"):
-        probe.add("a", weights)
+    probe.add("a", *load_with_settings(weights))
+    for name in ("a", "random, as a"):
+        with pytest.raises(ValueError, match=f"none that begins with random, found '{name}'"):
+            probe.add(name, *load_with_settings(weights))
+
+
+def test_networks_that_differ_have_random_ones_of_their_own(
+    scans: LabelledScans, weights: Path, tmp_path: Path
+) -> None:
+    """Those that differ in nothing but settings that are spelled out share them."""
+    probe = Probe(scans, seeds=[0])
+    network, settings = load_with_settings(weights)
+    probe.add("a", network, settings)
+    probe.add("b", network, {**settings, "axcodes": "RAS", "normalise": "none", "spacing": None})
+    other = GenesisUNet(features=(4, 8, 16), norm="instance").eval()
+    other.weight_report = network.weight_report
+    probe.add("c", other, settings)
+    assert probe._baselines == {"a": "random, as a", "b": "random, as a", "c": "random, as c"}
+
+
+def test_statistics_of_the_scans_are_those_that_random_weights_have(scans: LabelledScans, weights: Path) -> None:
+    """Scaling what a batch norm gets changes nothing where the statistics are of the scans, and much where not."""
+    scaled, settings = load_with_settings(weights)
+    with torch.no_grad():
+        scaled.encoder.levels[0].conv1.weight *= 3
+        scaled.encoder.levels[0].conv1.bias *= 3
+    found = {}
+    for kind in ("scans", "own"):
+        probe = Probe(scans, seeds=[0], norm_statistics=kind)  # type: ignore[arg-type]
+        probe.add("a", *load_with_settings(weights))
+        probe.add("b", scaled, settings)
+        found[kind] = np.abs(probe._features["a"][0] - probe._features["b"][0]).max()
+    assert found["scans"] < 1e-3 and found["own"] > 0.01
+
+
+def test_scans_with_other_channels_are_refused(scans: LabelledScans, weights: Path) -> None:
+    network, settings = load_with_settings(weights)
+    other = GenesisUNet(in_channels=2, features=(4, 8, 16)).eval()
+    other.weight_report = network.weight_report
+    with pytest.raises(BadCaseError, match="expected 2 channels, found 1"):
+        Probe(scans, seeds=[0]).add("a", other, settings)
+
+
+def test_a_scan_that_is_there_twice_is_refused(datalist: Path, tmp_path: Path) -> None:
+    path = rewritten(datalist, tmp_path, 3, image=str(datalist.parent / "00.nii.gz"))
+    with pytest.raises(ValueError, match=r"expected each scan once, found .*00\.nii\.gz in 2 entries"):
+        read_labelled_scans(path, folds=2)
+    assert len(read_labelled_scans(datalist, ["training", "training"], folds=2).data) == 16
+
+
+def test_a_path_with_an_equals_sign_is_a_path(tmp_path: Path) -> None:
+    (tmp_path / "a=b").mkdir()
+    assert named_weights([f"{tmp_path}/a=b"]) == {f"{tmp_path}/a=b": f"{tmp_path}/a=b"}
 
 
 @pytest.mark.parametrize("texts", [["a=x", "a=y"], ["=x"], ["a="]])
