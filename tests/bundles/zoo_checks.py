@@ -101,8 +101,9 @@ CHECKS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "imports_every_module": imports_every_module,
     "verify_as_the_zoo_does": verify_as_the_zoo_does,
 }
-PROCESSES = (["make_weights"], ["loads_from_another_directory"], list(CHECKS)[2:])
-"""Checks that share a process: the last ones, of which only the very last changes the folder and the path."""
+PROPERTIES = [name for name in CHECKS if name.startswith("has_all_properties")]
+PROCESSES = [[name] if name not in PROPERTIES else PROPERTIES for name in CHECKS if name not in PROPERTIES[1:]]
+"""Checks that share a process: those that only initialise workflows. All others begin without the bundle's code."""
 
 
 def in_a_process_of_its_own(names: list[str], root: Path, data: dict[str, Any]) -> dict[str, str]:

@@ -37,7 +37,7 @@ def test_after_the_trials_comes_the_primary_contrast_seed_by_seed(make_study: Ca
     assert seeds == sorted(seeds) and {run.arm for run in left.runs[6:]} == set(ARMS)
 
 
-def test_a_primary_contrast_at_the_common_rate_does_not_wait_for_all_trials(make_study: Callable[..., Path]) -> None:
+def test_a_primary_contrast_at_the_common_rate_comes_before_other_arms(make_study: Callable[..., Path]) -> None:
     primary = {"arm": "pretrained", "against": "scratch", "labels": [2, 4], "rate": "common"}
     study = load_study(make_study(arms=ARMS, labels=[2, 4], seeds=[0, 1], primary=primary))
     runs = [run for run in to_do(study, {}).runs if run.stage == "main"]

@@ -325,3 +325,12 @@ def test_a_path_with_an_equals_sign_is_a_path(tmp_path: Path) -> None:
 def test_names_of_weights_are_checked(datalist: Path, tmp_path: Path, capsys: Any, texts: list[str]) -> None:
     assert main(["probe", "--weights", *texts, "--images", str(datalist), "--out", str(tmp_path)]) == 2
     assert "expected NAME=WEIGHTS, each name once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "gpu"])
+def test_a_device_that_is_not_there_is_refused(weights: Path, tmp_path: Path, capsys: Any, device: str) -> None:
+    words = ["--weights", str(weights), "--images", str(tmp_path), "--out", str(tmp_path / "out"), "--device", device]
+    for command in ("probe", "embed"):
+        with pytest.raises(SystemExit):
+            main([command, *words])
+        assert f"expected a device of this machine, found '{device}'" in capsys.readouterr().err

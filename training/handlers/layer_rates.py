@@ -49,15 +49,16 @@ def layer_groups(
     bare = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
     parameters = dict(bare.named_parameters())
 
-    def names_in(part: str, key: str) -> set[str]:
-        names = {name for name in parameters if name.startswith(f"{part}.")}
-        if not names:
-            found = [name for name, _ in bare.named_children()]
-            raise ValueError(f"{key}: expected a part of {type(bare).__name__}, such as {found}, found {part!r}")
-        return names
+    def names_in(part: str) -> set[str]:
+        return {name for name in parameters if name.startswith(f"{part}.")}
 
-    slow = {name for part in slow_parts for name in names_in(part, "slow_parts")}
-    head = set() if head_learning_rate is None else names_in("head", "head_learning_rate")
+    of_network = f"{type(bare).__name__}, which has {[name for name, _ in bare.named_children()]}"
+    if unknown := [part for part in slow_parts if not names_in(part)]:
+        raise ValueError(f"slow_parts: expected parts of {of_network}, found {unknown[0]!r}")
+    if head_learning_rate is not None and not names_in("head"):
+        raise ValueError(f"head_learning_rate: expected a part named head in {of_network}")
+    slow = {name for part in slow_parts for name in names_in(part)}
+    head = set() if head_learning_rate is None else names_in("head")
     if slow & head:
         raise ValueError(
             f"expected slow_parts without the head where it has a rate of its own, found slow_parts {list(slow_parts)} "

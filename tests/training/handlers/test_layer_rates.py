@@ -133,7 +133,7 @@ def test_a_head_with_a_rate_of_its_own_moves_that_much_faster_and_follows_the_sc
 
 def test_a_rate_for_a_head_that_is_not_there_is_refused():
     with pytest.raises(
-        ValueError, match=r"head_learning_rate: expected a part of Sequential, such as \['0'\], found 'head'"
+        ValueError, match=r"head_learning_rate: expected a part named head in Sequential, which has \['0'\]"
     ):
         layer_groups(nn.Sequential(nn.Linear(1, 1)), head_learning_rate=0.03)
 
