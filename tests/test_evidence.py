@@ -361,24 +361,49 @@ def test_cubes_against_slices():
         assert f"{sum(times) / len(times):.0f} s in {dims}" in part
 
 
+def test_few_labelled_patients():
+    """Means over folds by seed, and both differences of the primary contrast."""
+    heading, best = "### With 10 and 25 labelled patients", {"scratch": "0.0003", "rescaled": "0.003"}
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for row in rows_of("candidates_few"):
+        assert row["status"] == "done"
+        if row["stage"] == "main" and row["rate"] == best[row["arm"]]:
+            found.setdefault((row["labels"], row["arm"], row["seed"]), []).append(float(row["score"]))
+    for labels, start, *cells in lines_of(heading)[2:]:
+        arm = start.split(",")[0]
+        scores_of = [found[labels, arm, seed] for seed in ("15", "16", "17", "18")]
+        assert all(len(folds) == 5 for folds in scores_of)
+        means = [sum(folds) / 5 for folds in scores_of]
+        assert cells == [f"{value:.3f}" for value in (*means, sum(means) / 4)]
+    check_differences(heading, [row for row in rows_of("candidates_few", "contrasts.csv") if row["primary"] == "True"])
+
+
 def test_frozen_features():
     """Each area of the probe with its interval, and the differences that the text names."""
-    heading = "### Frozen, the features of the restoration"
+    heading = "### Frozen features: a difference"
     lines = {line[0]: line[1:] for line in lines_of(heading)[2:]}
-    rows = rows_of("candidates_probe", "probe.csv")
-    columns = ("10", "25", "all")
-    for row in rows:
-        area = f"{float(row['auc']):.3f} ({float(row['low']):.3f} to {float(row['high']):.3f})"
-        if row["weights"] != "random, as enclosed":  # the same networks as for genesis
-            assert lines[row["weights"]][columns.index(row["labels"])] == area
-    differences = {(row["weights"], row["against"][:6], row["labels"]): row for row in rows if row["against"]}
-    part = part_of(heading)
-    for (weights, against, labels), row in differences.items():
-        value, low, high = (float(row[key]) for key in ("difference", "difference_low", "difference_high"))
-        text = f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
-        if (against, labels) == ("random", "all"):
-            assert lines[weights][3] == text
-        elif labels == "all" and weights != "enclosed":
-            assert text in part
-        elif labels != "all":
-            assert (low <= 0 <= high) == ((weights, against, labels) != ("masking", "random", "25"))
+    tables = {name: rows_of("candidates_probe", f"{name}.csv") for name in ("own", "scans")}
+    columns = {("own", "all"): 0, ("scans", "all"): 1, ("scans", "10"): 3, ("scans", "25"): 4}
+    for name, rows in tables.items():
+        for row in rows:
+            area = f"{float(row['auc']):.3f} ({float(row['low']):.3f} to {float(row['high']):.3f})"
+            if name == "scans" or not row["weights"].startswith("random"):
+                assert lines[row["weights"]][columns[name, row["labels"]]] == area
+    differences = {
+        (name, row["weights"], row["against"][:6], row["labels"]): tuple(
+            float(row[key]) for key in ("difference", "difference_low", "difference_high")
+        )
+        for name, rows in tables.items()
+        for row in rows
+        if row["against"]
+    }
+    part = part_of(heading).replace("95 % interval ", "")
+    shown = [("own", "autoencoder"), ("scans", "autoencoder"), ("scans", "enclosed"), ("scans", "wide")]
+    for name, weights in shown:
+        assert "{:+.3f} ({:+.3f} to {:+.3f})".format(*differences[name, weights, "genesi", "all"]) in part
+    above = []
+    for weights in ("genesis", "autoencoder", "masking", "wide", "enclosed"):
+        value, low, high = differences["scans", weights, "random", "all"]
+        assert lines[weights][2] == f"{value:+.3f} ({low:+.3f} to {high:+.3f})" and 0.03 < value < 0.065
+        above.append(low > 0)
+    assert sum(above) == 4
