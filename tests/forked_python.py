@@ -109,10 +109,24 @@ class ForkedPython:
         """
         return self.start(line, cwd, timeout).wait()
 
-    def run_ranks(self, line: Sequence[str], cwd: Path, timeout: float) -> list[subprocess.CompletedProcess[str]]:
-        """Run a command line in two processes that find each other, as ``torchrun --nproc_per_node=2`` starts them.
+    def start_ranks(self, line: Sequence[str], cwd: Path, timeout: float) -> list[ForkedRun]:
+        """Start a command line in two processes that find each other, as ``torchrun --nproc_per_node=2`` starts them.
 
-        When one of them fails, the other is killed.
+        Args:
+            line: as :meth:`start` takes it.
+            cwd: folder to run it in.
+            timeout: seconds after which both are killed.
+
+        Returns:
+            The processes, by rank.
+        """
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        return [self.start(line, cwd, timeout, {**shared, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+
+    def run_ranks(self, line: Sequence[str], cwd: Path, timeout: float) -> list[subprocess.CompletedProcess[str]]:
+        """Run a command line as :meth:`start_ranks` starts it; when one of them fails, the other is killed.
 
         Args:
             line: as :meth:`start` takes it.
@@ -122,10 +136,7 @@ class ForkedPython:
         Returns:
             What :meth:`ForkedRun.wait` gives, by rank.
         """
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-        runs = [self.start(line, cwd, timeout, {**shared, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+        runs = self.start_ranks(line, cwd, timeout)
 
         def wait(run: ForkedRun, other: ForkedRun) -> subprocess.CompletedProcess[str]:
             done = run.wait()

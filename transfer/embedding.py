@@ -195,9 +195,7 @@ def _rows(
     """Give vector, centre and label of everything in one scan."""
     image: MetaTensor = item["image"]
     name, affine = str(item["case"]), np.asarray(image.affine, dtype=np.float64)
-    expected = int(network.encoder.levels[0].conv1.in_channels)  # type: ignore[union-attr,index]
-    if image.shape[0] != expected:
-        raise BadCaseError(name, "other channels", f"expected {expected} channels, found {image.shape[0]}")
+    check_channels(network, name, image)
     shape = image.shape[1:]
     values = [0]
     label = None
@@ -229,6 +227,13 @@ def _rows(
         else:
             centre = np.array([float(at.double().mean()) for at in torch.nonzero(label[0] == value, as_tuple=True)])
         yield (sums[value] / weights[value]).numpy(), _world(affine, centre), -1 if label is None else value
+
+
+def check_channels(network: nn.Module, name: str, image: Tensor) -> None:
+    """Refuse an image (C, ...) of other channels than the network takes."""
+    expected = int(network.encoder.levels[0].conv1.in_channels)  # type: ignore[union-attr,index]
+    if image.shape[0] != expected:
+        raise BadCaseError(name, "other channels", f"expected {expected} channels, found {image.shape[0]}")
 
 
 def _world(affine: np.ndarray, voxel: np.ndarray) -> np.ndarray:

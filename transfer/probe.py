@@ -19,14 +19,13 @@ from torch import Tensor, nn
 
 from ..datasets import CaseDataset, load_datalist
 from ..networks.weight_container import sha256_of
-from ..training.engines.feature_maps import with_random_weights
-from ..training.handlers.birth_certificate import source_of_weights
+from ..training.engines.feature_maps import with_random_weights, with_statistics_of
+from ..training.handlers.birth_certificate import data_of_birth, source_of_weights
 from ..training.handlers.seen_scans import warn_of_seen_scans
-from ..transforms import BadCaseError
 from .contrast import Scores, interval_of
-from .embedding import Modality, cut_tile, intensities_of, pooled_features, preprocessing, tile_size
+from .embedding import Modality, check_channels, cut_tile, intensities_of, pooled_features, preprocessing, tile_size
 from .statistics import FloatArray, Interval
-from .subsets import digest, nested
+from .subsets import deal_out, nested
 
 __all__ = ["LabelledScans", "Probe", "ProbeRow", "read_labelled_scans", "score_features"]
 
@@ -144,8 +143,7 @@ def read_labelled_scans(datalist: str | Path, splits: Sequence[str] = ("training
     counts: dict[str, list[int]] = {patient: [0, 0] for patient in patients}
     for patient, entry in zip(patients, entries, strict=True):
         counts[patient][int(entry["class"])] += 1
-    ordered = sorted(counts, key=lambda patient: (counts[patient], digest("fold", 0, patient)))
-    fold = {patient: number % folds for number, patient in enumerate(ordered)}
+    fold = deal_out(counts, folds, seed=0)
     scans = LabelledScans(
         entries,
         np.array([int(entry["class"]) for entry in entries]),
@@ -313,7 +311,8 @@ class Probe:
             )
         path, network = network.weight_report.path, network.to(self.device)
         source = source_of_weights(path, sha256_of(path))
-        seen = warn_of_seen_scans(self.scans, "probe", source)
+        described = self._described if source.get("data") or source.get("pretrained") else None
+        seen = warn_of_seen_scans(self.scans, "probe", source, described)
         if seen is None:
             self.progress(f"{name}: which scans these weights were trained on is not known")
         prepared = _prepared(settings, tile_size(network, settings))
@@ -324,7 +323,8 @@ class Probe:
             prepare = preprocessing(settings, modality=self.modality)
             self._cubes[key] = _read_cubes(self.scans.data, prepare, prepared["cube_size"])
         cubes = self._cubes[key]
-        _check_channels(network, self.scans.data, cubes)
+        for case, (cube, _) in zip(self.scans.cases, cubes, strict=True):
+            check_channels(network, case, cube)
         encoder = f"{network.encoder}, {key}"
         if encoder not in self._known:
             self._known[encoder] = f"random, as {name}"
@@ -335,6 +335,11 @@ class Probe:
         if self.norm_statistics == "scans":
             network = _with_statistics(network, cubes, axis)
         self._features[name] = [_features(network, cubes, axis)]
+
+    @cached_property
+    def _described(self) -> list[dict[str, Any]]:
+        """The scans with their hashes, for all weights that know what they were trained on."""
+        return data_of_birth(self.scans, ["image"])
 
     def scores(self, name: str, labels: Labels) -> Scores:
         """Give the scores of all scans, for each seed.
@@ -383,18 +388,19 @@ class Probe:
         table = []
         for count in labels:
             for random in dict.fromkeys(self._baselines.values()):
-                table.append(self._row(random, count))
+                table += self._rows(random, count, [""])
             for name in names:
-                table.append(self._row(name, count, self._baselines[name]))
-                if name != names[0]:
-                    table.append(self._row(name, count, names[0]))
+                table += self._rows(name, count, [self._baselines[name], *(names[:1] if name != names[0] else [])])
         return table
 
-    def _row(self, name: str, labels: Labels, against: str = "") -> ProbeRow:
+    def _rows(self, name: str, labels: Labels, others: Sequence[str]) -> list[ProbeRow]:
         scores = self.scores(name, labels)
-        difference = interval_of(scores, self.scores(against, labels)) if against else None
-        by_seed = scores.estimator().by_seed
-        return ProbeRow(name, labels, interval_of(scores), (by_seed.min(), by_seed.max()), against, difference)
+        area, by_seed = interval_of(scores), scores.estimator().by_seed
+        differences = [interval_of(scores, self.scores(other, labels)) if other else None for other in others]
+        return [
+            ProbeRow(name, labels, area, (by_seed.min(), by_seed.max()), other, difference)
+            for other, difference in zip(others, differences, strict=True)
+        ]
 
 
 Cubes = Sequence[tuple[Tensor, Tensor]]
@@ -424,14 +430,6 @@ def _read_cubes(entries: Sequence[Mapping[str, Any]], prepare: Compose, side: Se
     return cubes
 
 
-def _check_channels(network: Any, entries: Sequence[Mapping[str, Any]], cubes: Cubes) -> None:
-    expected = int(network.encoder.levels[0].conv1.in_channels)
-    for entry, (cube, _) in zip(entries, cubes, strict=True):
-        if len(cube) != expected:
-            found = f"expected {expected} channels, found {len(cube)}"
-            raise BadCaseError(str(entry["image"]), "other channels", found)
-
-
 def _features(network: nn.Module, cubes: Cubes, axis: int | None) -> FloatArray:
     vectors = [pooled_features(network, cube, {0: inside}, "all", axis)[0][0] for cube, inside in cubes]
     return torch.stack(vectors).double().numpy()
@@ -452,12 +450,5 @@ def _with_random_weights(network: nn.Module, cubes: Cubes, axis: int | None, see
 
 def _with_statistics(network: nn.Module, cubes: Cubes, axis: int | None) -> nn.Module:
     changed: Any = copy.deepcopy(network)
-    for module in changed.encoder.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.reset_running_stats()
-            module.momentum = None  # the mean over all batches
-            module.train()
-    with torch.no_grad():
-        for images in _shown_to_norms(network, cubes, axis):
-            changed.encoder(images)
+    with_statistics_of(changed.encoder, _shown_to_norms(network, cubes, axis))
     return changed.eval()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from ..networks.weight_container import sha256_of
 from .embedding import tile_size
 from .embedding_files import load_with_settings
 from .probe import Labels, Probe, ProbeRow, read_labelled_scans
+from .results import installed
 
 __all__ = ["check_cubes", "named_weights", "probe_files", "table_text"]
 
@@ -93,7 +93,7 @@ def probe_files(
         "folds": folds,
         "seeds": list(seeds),
         "weights": probe.sources,
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": {package: installed(package) for package in _PACKAGES},
         "comparisons": [row.flat for row in rows],
         "penalties": [
             {

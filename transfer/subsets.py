@@ -79,14 +79,29 @@ def read_cohort(study: Study) -> Cohort:
     fold: dict[str, int] = {}
     if study.folds > 1:
         # patients with equally many entries are dealt out together, so that folds are of one size
-        ordered = sorted(train, key=lambda patient: (len(train[patient]), digest("fold", study.fold_seed, patient)))
-        fold = {patient: number % study.folds for number, patient in enumerate(ordered)}
+        sizes = {patient: len(entries) for patient, entries in train.items()}
+        fold = deal_out(sizes, study.folds, study.fold_seed)
     header = {key: value for key, value in content.items() if not isinstance(value, list)}
     cohort = Cohort(header, train, test, fold)
     least = min(len(cohort.training_patients(number)) for number in range(study.folds))
     if too_many := [count for count in study.labels if count != "all" and count > least]:
         raise StudyError(f"{study.path}: labels: expected at most the {least} patients to train on, found {too_many}")
     return cohort
+
+
+def deal_out(sizes: Mapping[str, Any], folds: int, seed: int) -> dict[str, int]:
+    """Deal patients out to folds, those of one size together, so that each fold gets as many of them.
+
+    Args:
+        sizes: of the patients, to be ordered, such as the number of their scans.
+        folds: number of folds.
+        seed: of the order within a size.
+
+    Returns:
+        The fold of each patient.
+    """
+    ordered = sorted(sizes, key=lambda patient: (sizes[patient], digest("fold", seed, patient)))
+    return {patient: number % folds for number, patient in enumerate(ordered)}
 
 
 def digest(*parts: Any) -> str:

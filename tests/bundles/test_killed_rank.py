@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,10 +30,7 @@ def start(bundle_command: Callable[..., list[str]], forked: Any, chest_scans: Pa
         given = {**SMALL, "dataset_dir": chest_scans, "ckpt_dir": folder / "models", "output_dir": folder / "eval"}
         line = bundle_command(BUNDLE, ["train", "multi_gpu_train"], **given)
         folder.mkdir(exist_ok=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-        return [forked.start(line, folder, 200, {**address, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+        return forked.start_ranks(line, folder, 200)
 
     return begin
 

@@ -12,7 +12,7 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-__all__ = ["feature_maps", "undisturbed", "with_random_weights"]
+__all__ = ["feature_maps", "undisturbed", "with_random_weights", "with_statistics_of"]
 
 
 @contextmanager
@@ -102,7 +102,20 @@ def with_random_weights(network: nn.Module, images: list[Tensor], seed: int) -> 
                 module.reset_parameters()
             elif next(module.parameters(recurse=False), None) is not None:
                 raise ValueError(f"{name} ({type(module).__name__}): expected a method reset_parameters, found none")
+        with_statistics_of(network, images)
+
+
+def with_statistics_of(network: nn.Module, images: list[Tensor]) -> None:
+    """Take the running statistics of batch norm from some images; nothing else is changed.
+
+    Args:
+        network: changed in place; hand a copy. Random states stay as they are.
+        images: batches, on the network's device.
+    """
+    with undisturbed(network):
+        for module in network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.reset_running_stats()
                 module.momentum = None  # the mean over all batches
                 module.train()
         for batch in images:

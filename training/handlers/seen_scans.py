@@ -55,7 +55,9 @@ def _trained_on(source: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]
         source = source.get("pretrained")
 
 
-def warn_of_seen_scans(dataset: Any, use: str, source: Mapping[str, Any]) -> list[str] | None:
+def warn_of_seen_scans(
+    dataset: Any, use: str, source: Mapping[str, Any], scans: Sequence[Mapping[str, Any]] | None = None
+) -> list[str] | None:
     """Warn when a data set that measures weights has scans that they were trained on.
 
     A birth certificate next to the weights knows them, by their bytes and by the names of patients. The images are
@@ -65,6 +67,7 @@ def warn_of_seen_scans(dataset: Any, use: str, source: Mapping[str, Any]) -> lis
         dataset: whose ``data`` are the entries of a data list, or a set of candidates with such.
         use: what the data set is for, such as ``"validation"``.
         source: of the weights, see :func:`~models_genesis.training.handlers.birth_certificate.source_of_weights`.
+        scans: of the data set, where they have been hashed already, see :func:`find_seen_scans`.
 
     Returns:
         The scans, as :func:`find_seen_scans` gives them; None where nothing could be compared, which is logged.
@@ -73,7 +76,8 @@ def warn_of_seen_scans(dataset: Any, use: str, source: Mapping[str, Any]) -> lis
     if next(_trained_on(source), None) is None or not entries_of(dataset):
         logger.info("%s: which scans %s was trained on is not known here, so none is looked for", use, name)
         return None
-    scans = data_of_birth(dataset, ["image"])
+    if scans is None:
+        scans = data_of_birth(dataset, ["image"])
     seen = find_seen_scans(scans, source)
     if seen:
         shown = "; ".join(seen[:_SHOWN]) + ("; ..." if len(seen) > _SHOWN else "")
