@@ -20,7 +20,7 @@ STYLE = """
 :root { --ink: #1b1f24; --soft: #5a6472; --line: #dde2e8; --tint: #f4f7fa; --accent: #0b6fa4; }
 * { box-sizing: border-box; }
 body { margin: 0; color: var(--ink); background: #fff; font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 1.2rem 1rem 4rem; }
+main { max-width: 76rem; margin: 0 auto; padding: 1.2rem 1rem 4rem; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: .4rem 0; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
 .answer { background: var(--tint); border-left: 4px solid var(--accent); padding: .8rem 1rem; margin: 1rem 0;
@@ -29,8 +29,7 @@ p { overflow-wrap: anywhere; }
 .answer p { margin: .35rem 0; }
 .note { color: var(--soft); font-size: .88rem; }
 .warn { background: #fff6e5; border-left: 4px solid #d08700; padding: .6rem 1rem; margin: 1rem 0; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); gap: 1rem; }
-.figures.pictures { grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(27rem, 100%), 1fr)); gap: 1rem; }
 figure { margin: 0; }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { font-size: .85rem; color: var(--soft); }
@@ -258,7 +257,7 @@ def _pictures(analysis: Analysis) -> str:
         figures.append(_figure(embed(draw_slices(chosen, regions), "png"), caption))
     if not figures:
         return ""
-    return f'<h2>Worst, median and best case</h2><div class="figures pictures">{"".join(figures)}</div>'
+    return f'<h2>Worst, median and best case</h2><div class="figures">{"".join(figures)}</div>'
 
 
 def _dose(study: Study, summary: Mapping[str, Any]) -> str:
