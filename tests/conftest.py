@@ -102,7 +102,7 @@ def bare_environment(
             return True
 
         def download(folder: Path) -> None:
-            package_index.pip("install", "--no-deps", "--only-binary=:all:", "--target", str(folder), *pins)
+            package_index.pip("install", "--no-deps", "--no-compile", "--only-binary=:all:", "--target", str(folder), *pins)
 
         try:
             packages = made_once(hashlib.sha256(" ".join(sorted(pins)).encode()).hexdigest(), download)

@@ -44,5 +44,5 @@ def pip(*arguments: str, site: Path | None = None) -> str:
 
 def newer_pip(folder: Path) -> Path:
     """Install the pip of :data:`PIP` to a folder, for :func:`pip`."""
-    pip("install", "--no-deps", "--target", str(folder), PIP)
+    pip("install", "--no-deps", "--no-compile", "--target", str(folder), PIP)
     return folder
