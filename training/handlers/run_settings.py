@@ -114,7 +114,6 @@ _ADDED = {
     "num_blocks": (10_000, "@num_blocks"),
     "max_block_fraction": (0.1, "@max_block_fraction"),
     "accumulation_steps": (1, "@accumulation_steps"),
-    "sync_batch_norm": (False,),
     "head_learning_rate": (None,),
     "compile": (False,),
 }
@@ -161,8 +160,11 @@ Changes = dict[str, tuple[Any, Any]]
 
 _ABSENT = "(none)"
 
-_DEFAULTS = {moved.id: moved.default for moved in MOVED_KEYS.values() if moved.default is not WRITTEN_IN_CONFIG}
-"""What moved keys are where the config does not say it."""
+_DEFAULTS = {
+    **{moved.id: moved.default for moved in MOVED_KEYS.values() if moved.default is not WRITTEN_IN_CONFIG},
+    "sync_batch_norm": False,
+}
+"""What moved keys are where the config does not say it, and those of the config for several processes without it."""
 
 
 class ChangedSettingsError(ValueError):

@@ -168,6 +168,7 @@ def test_a_training_from_before_gradients_were_accumulated_goes_on(epochs):
     trainer = {"amp": True, "accumulation_steps": "@accumulation_steps"}
     new = {"lr_scheduler": written(steps), "train": {"trainer": trainer}, "accumulation_steps": 1}
     assert changed_settings(old, new) == changed_settings(old, {**new, "sync_batch_norm": False}) == {}
+    assert changed_settings({**new, "sync_batch_norm": False}, new) == {}  # two processes, then one
     other = {**new, "accumulation_steps": 2, "sync_batch_norm": True}
     assert list(changed_settings(old, other)) == ["accumulation_steps", "sync_batch_norm"]
 
