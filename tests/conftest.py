@@ -102,7 +102,8 @@ def bare_environment(
             return True
 
         def download(folder: Path) -> None:
-            package_index.pip("install", "--no-deps", "--no-compile", "--only-binary=:all:", "--target", str(folder), *pins)
+            options = ("--no-deps", "--no-compile", "--only-binary=:all:")
+            package_index.pip("install", *options, "--target", str(folder), *pins)
 
         try:
             packages = made_once(hashlib.sha256(" ".join(sorted(pins)).encode()).hexdigest(), download)
