@@ -55,13 +55,22 @@ class ScanWriter(NibabelWriter):
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
         """Take the metadata, see MONAI's, and note which scan the voxels are of.
 
+        Without resampling the voxels and their affine are taken as they are. MONAI's own resamples them onto themselves
+        and takes the third axis for channels then, so that scans whose first two axes do not span the first two of the
+        patient, as those of sagittal and coronal ones, could not be written, or got other voxels by rounding.
+
         Args:
             meta_dict: metadata of the image.
             resample: whether to resample to the original affine.
             options: passed on to MONAI's.
         """
         self.source = str((meta_dict or {}).get(ImageMetaKey.FILENAME_OR_OBJ, ""))
-        super().set_metadata(meta_dict, resample, **options)
+        if resample:
+            super().set_metadata(meta_dict, resample, **options)
+            return
+        self.affine = self.get_meta_info(meta_dict)[1]
+        if self.output_dtype is None and self.data_obj is not None:
+            self.output_dtype = convert_data_type(self.data_obj, np.ndarray)[0].dtype
 
     def write(self, filename: PathLike, verbose: bool = False, **obj_kwargs: Any) -> None:
         """Write the image that was given to the writer.

@@ -312,6 +312,30 @@ def test_a_prediction_lies_on_its_scan_for_nibabel_and_for_itk(kind, tmp_path):
         np.testing.assert_allclose(by_itk(written), by_itk(path), atol=1e-4)
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-17, 6e-17, 1e-8])
+@pytest.mark.parametrize("axes", [*itertools.permutations(range(3))])
+def test_a_prediction_keeps_the_voxels_of_scans_along_any_axes(axes, noise, tmp_path):
+    """Sagittal and coronal scans too, exactly along the patient's axes and by as little off as sines of 180 degrees."""
+    random = np.random.default_rng(list(axes))
+    for number, signs in enumerate(itertools.product((1, -1), repeat=3)):
+        affine = np.eye(4)
+        affine[:3, :3] = np.eye(3)[:, list(axes)] * signs * [1, 1.5, 2] + noise * random.standard_normal((3, 3))
+        affine[:3, 3] = 30, -20, 10
+        header = nib.Nifti1Header()
+        header["pixdim"][1:4] = 1, 1.5, 2
+        picture = nib.Nifti1Image(VOXELS, None, header)
+        picture.set_sform(affine, code=1)
+        nib.save(picture, tmp_path / f"scan{number}.nii.gz")
+        image = LoadImage(reader=ScanReader, dtype=None, ensure_channel_first=True)(tmp_path / f"scan{number}.nii.gz")
+        save = SaveImage(
+            tmp_path, "seg", output_dtype=np.uint8, writer=ScanWriter, resample=False, separate_folder=False
+        )
+        save(image)
+        written = nib.load(tmp_path / f"scan{number}_seg.nii.gz")
+        np.testing.assert_array_equal(written.dataobj, VOXELS)
+        np.testing.assert_array_equal(written.affine, nib.load(tmp_path / f"scan{number}.nii.gz").affine)
+
+
 @pytest.mark.parametrize("affine", [PLAIN, TURNED])
 def test_a_prediction_on_another_format_lies_there_for_both(affine, tmp_path):
     picture = itk.image_from_array(np.ascontiguousarray(VOXELS.T))
