@@ -46,6 +46,9 @@ _GONE = {
 }
 """Keys that trainings had, and what stands for them: in a config file of the user's own they would change nothing."""
 
+_WRITTEN_FOLDERS = frozenset({"bundle_root", "output_dir", "ckpt_dir", "cache_dir"})
+"""Keys of folders that a run makes where there are none, so that a changed name would not be noticed."""
+
 _LARGEST_CONFIG = 2**20
 """Bytes of a config at most; a data list may lie in the same folder."""
 
@@ -259,13 +262,15 @@ def _convert(path: tuple[str, ...], value: Any, files: Sequence[Any], raw: str |
     """Convert one value by the defaults that the bundle's configs have for it, or refuse it."""
     key = "#".join(path)
     defaults = [found for file in files if (found := _at(file, path)) is not _MISSING]
+    typed = [default for default in defaults if kind_like(default) is not None]
+    if len(path) == 1 and raw is not None:
+        kind = OPTION_KINDS.get(key) or next(map(kind_like, typed), None)
+        value = _as_written(key, value, raw) if kind is not None and "a text" in kind.expected else value
+    if key in _WRITTEN_FOLDERS and "::" in str(value) and not is_expression(value):
+        _refuse_number_sign(key, str(value))
     if any(type(value) is type(default) and value == default for default in defaults) or is_expression(value):
         return value
     if len(path) == 1:
-        kind = OPTION_KINDS.get(key)
-        if kind is not None and kind.expected == "a text" and isinstance(value, float) and raw is not None:
-            return raw  # 1.10 is a name here, and would have become 1.1
-        typed = [default for default in defaults if kind_like(default) is not None]
         return _first(key, value, typed or [None])
     if key in OPTION_KINDS:
         return OPTION_KINDS[key].convert(key, value)
@@ -279,6 +284,34 @@ def _convert(path: tuple[str, ...], value: Any, files: Sequence[Any], raw: str |
         except OptionTypeError as error:
             errors.append(error)
     raise errors[0]
+
+
+def _as_written(key: str, value: Any, raw: str) -> Any:
+    """Take a name as it was written, of which fire makes Python: 1.1 of ``1.10``, one number of ``2024_11_28``.
+
+    Args:
+        key: what the message calls it.
+        value: what fire made of it.
+        raw: the text on the command line.
+
+    Raises:
+        OptionTypeError: when the name has a ``#``, which neither fire nor MONAI keeps.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or is_expression(value):
+        return value
+    if "#" in raw:
+        _refuse_number_sign(key, raw)
+    try:
+        return value if isinstance(ast.literal_eval(raw), str) else raw  # a name in quotes of its own
+    except (ValueError, SyntaxError):
+        return raw
+
+
+def _refuse_number_sign(key: str, name: str) -> None:
+    raise OptionTypeError(
+        f"--{key}: expected a name without #, found {name!r}: fire takes it for a comment, MONAI writes :: for it, "
+        "so that another folder or file would be taken. Rename it, or give a link to it"
+    )
 
 
 def _first(key: str, value: Any, defaults: Sequence[Any]) -> Any:

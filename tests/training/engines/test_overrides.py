@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigWorkflow
 
 from models_genesis.training import OptionTypeError, UnknownOverrideError, refuse_unknown_overrides
@@ -326,9 +327,40 @@ def test_none_which_monai_drops_is_set_or_refused():
         convert_settings(workflow(LITS), {"epochs": "None"})
 
 
-def test_a_name_that_looks_like_a_number_stays_as_it_was_written():
-    checked = workflow("genesis_luna16_nodule_ct_classification", "inference", output_dir=1.1)
-    assert convert_settings(checked, {"output_dir": "1.10"}) == {"output_dir": "1.10"}
+@pytest.mark.parametrize("key", ["output_dir", "dataset_dir", "ckpt_dir", "candidates", "calibrate", "split", "store"])
+@pytest.mark.parametrize(
+    "written", ["1.10", "2024_11_28", "1_0", "0x10", "(old)", "1e3", "2024", "run", "run 3", "../2024_11_28"]
+)
+def test_a_name_stays_as_it_was_written_whatever_fire_makes_of_it(key, written):
+    """Fire reads Python, where 2024_11_28 is a number."""
+    stages = ("train", "evaluate")
+    checked = workflow("genesis_luna16_nodule_ct_classification", *stages, **{key: DefaultParseValue(written)})
+    convert_settings(checked, {key: written})
+    assert checked.parser[key] == written
+
+
+@pytest.mark.parametrize("key", ["output_dir", "dataset_dir", "ckpt_dir", "candidates", "split", "store"])
+@pytest.mark.parametrize("written", ["run #3", "fold#1", "testing #2", "/data/fold#1"])
+def test_a_name_with_a_number_sign_is_refused_since_nothing_keeps_it(key, written):
+    """Fire takes it for a comment's begin, MONAI for the separator of its ids."""
+    stages = ("train", "evaluate")
+    checked = workflow("genesis_luna16_nodule_ct_classification", *stages, **{key: DefaultParseValue(written)})
+    with pytest.raises(OptionTypeError, match=f"--{key}: expected a name without #, found '{written}'"):
+        convert_settings(checked, {key: written})
+
+
+@pytest.mark.parametrize("key", ["output_dir", "ckpt_dir", "cache_dir"])
+def test_so_it_is_in_python_where_the_folder_would_be_made_under_another_name(key):
+    checked = workflow(LITS, **{key: "/data/fold#1"})
+    checked.initialize()
+    with pytest.raises(OptionTypeError, match=f"--{key}: expected a name without #"):
+        convert_settings(checked)
+
+
+def test_a_name_in_quotes_of_its_own_is_what_they_enclose_and_numbers_stay_numbers():
+    checked = workflow(LITS, "inference", output_dir="0x10", overlap=0.5, seed=2024)
+    convert_settings(checked, {"output_dir": "'0x10'", "overlap": "5e-1", "seed": "2_024"})
+    assert [checked.parser[key] for key in ("output_dir", "overlap", "seed")] == ["0x10", 0.5, 2024]
 
 
 def test_conversion_comes_before_anything_uses_the_value():
