@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..transforms.brats_regions import check_brats_convention
 from .datalist import NAME_EXCLUDED, DatasetSummary, read_datalist, resolve_paths
 from .io.json_file import read_json
-from .layouts.brats import MODALITIES, brats_images, list_brats
+from .layouts.brats import MODALITIES, NAMES, brats_images, list_brats
 from .layouts.image_folder import list_folder
 from .layouts.label_maps import MOST_VALUES
 from .layouts.lits import list_lits
@@ -21,6 +21,9 @@ from .layouts.nnunet_raw import is_nnunet_dataset, list_nnunet, nnunet_images, r
 from .loading.stored_scans import load_stored_entries
 
 logger = logging.getLogger(__name__)
+
+UNNAMED_SEQUENCES = {"mr", "mri"}
+"""What a list calls channels without telling which sequences they are."""
 
 Layout = Literal["lits", "lidc", "brats", "msd"]
 
@@ -224,13 +227,39 @@ def _list_scans(
 def _choose_channels(
     source: str | Path, cases: list[dict[str, Any]], content: Mapping[str, Any], channels: Sequence[str] | None
 ) -> list[dict[str, Any]]:
-    """Take the files of some channels, in the given order, where each channel has its own file."""
-    if channels is None or not all(isinstance(case["image"], list) for case in cases):
+    """Take the files of some channels, in the given order; of an image of one file its channels must be these."""
+    if channels is None:
         return cases
-    listed = list(content.get("modality", {}).values())
+    modality = content.get("modality", {})
+    if not isinstance(modality, Mapping) or not all(str(number).isdecimal() for number in modality):
+        raise ValueError(f"{source}: expected 'modality' as names of the channels by number, found {modality!r}")
+    listed = [str(modality[number]) for number in sorted(modality, key=int)]
+    return [{**case, "image": _with_channels(source, case["image"], listed, channels)} for case in cases]
+
+
+def _with_channels(
+    source: str | Path, image: str | list[str], listed: Sequence[str], channels: Sequence[str]
+) -> str | list[str]:
+    """Choose from a file of each channel by name, and compare the names of the channels of one file."""
+    if isinstance(image, str):
+        told = [] if {name.casefold() for name in listed} <= UNNAMED_SEQUENCES else listed
+        if told and list(map(_sequence, told)) != list(map(_sequence, channels)):
+            raise ValueError(
+                f"{source}: expected the channels {list(channels)} in this order, for {image} holds all in one file, "
+                f"found {list(listed)} as its 'modality'"
+            )
+        return image
     if missing := [name for name in channels if name not in listed]:
-        raise ValueError(f"{source}: expected the channels {list(channels)}, found {listed} without {missing}")
-    return [{**case, "image": [case["image"][listed.index(name)] for name in channels]} for case in cases]
+        raise ValueError(f"{source}: expected the channels {list(channels)}, found {list(listed)} without {missing}")
+    if len(image) != len(listed):
+        raise ValueError(f"{source}: expected a file for each of {list(listed)}, found {len(image)} for {image[0]}")
+    return [image[listed.index(name)] for name in channels]
+
+
+def _sequence(name: str) -> str:
+    """Name a sequence of MR as BraTS does, whose names changed over the years; the Decathlon has others still."""
+    name = name.casefold()
+    return {"t1w": "t1", "t1gd": "t1ce", **NAMES}.get(name, name)
 
 
 def _compare(source: str | Path, content: Mapping[str, Any], expected: Mapping[str, Any] | None) -> None:

@@ -78,6 +78,44 @@ def test_channels_are_chosen_by_name_with_a_list_or_without(brats, channels):
         load_labelled_cases("brats", brats / "list.json", brats, channels=["pet"])
 
 
+@pytest.mark.parametrize(
+    ("modality", "channels", "fits"),
+    [
+        (["t1", "flair"], ["flair", "t1"], False),
+        (["flair", "t1"], ["flair", "t1"], True),
+        (["t1", "flair"], ["t2", "t1ce"], False),
+        (["T1"], ["flair"], False),
+        (["FLAIR", "T1w", "t1gd", "T2w"], ["flair", "t1", "t1ce", "t2"], True),  # as the Decathlon calls them
+        (["t1gd", "FLAIR", "T1w", "T2w"], ["flair", "t1", "t1ce", "t2"], False),
+        (["MRI"], ["flair"], True),  # which sequence it is the list does not say
+        ([], ["flair"], True),
+    ],
+)
+def test_channels_of_one_file_must_be_those_of_the_bundle(lits, modality, channels, fits):
+    """Nothing in the file tells them apart, so that others would be learned, or predicted from, without a word."""
+    entries = [{"image": "volume-0.nii", "label": "segmentation-0.nii"}, {"image": "volume-1.nii"}]
+    numbered = dict(reversed([(str(number), name) for number, name in enumerate(modality)]))
+    (lits / "list.json").write_text(json.dumps({"modality": numbered, "training": entries[:1], "testing": entries}))
+    for load, key in ((load_labelled_cases, "training"), (load_cases, "testing")):
+        if fits:
+            assert load("brats", lits / "list.json", lits, key, channels=channels)[0]["image"].endswith("volume-0.nii")
+            continue
+        with pytest.raises(ValueError, match=r"list\.json: expected the channels .* in this order"):
+            load("brats", lits / "list.json", lits, key, channels=channels)
+
+
+def test_files_of_channels_go_by_number_and_none_may_lack(brats):
+    files = [f"P0/P0_{name}.nii.gz" for name in ("t1", "flair")]
+    listed = {"modality": {"1": "flair", "0": "t1"}, "testing": [{"image": files}]}
+    (brats / "list.json").write_text(json.dumps(listed))
+    assert load_cases("brats", brats / "list.json", brats, channels=["flair"])[0]["image"][0].endswith(
+        "P0_flair.nii.gz"
+    )
+    (brats / "list.json").write_text(json.dumps({**listed, "testing": [{"image": files[:1]}]}))
+    with pytest.raises(ValueError, match="expected a file for each"):
+        load_cases("brats", brats / "list.json", brats, channels=["t1"])
+
+
 def test_lidc_needs_its_cubes_first(tmp_path):
     with pytest.raises(ValueError, match="datasets lidc"):
         load_labelled_cases("lidc", None, tmp_path)
