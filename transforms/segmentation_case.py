@@ -20,6 +20,12 @@ CT_LOW_HU = -50.0
 CT_LOW_SHARE = 0.005
 """Least share of a CT's voxels below :data:`CT_LOW_HU`, and the share that an MR never reaches."""
 
+CT_PADDING_HU = -1500.0
+"""Below lies no tissue and no air, whatever its noise: what scanners write outside of their field of view."""
+
+CT_PADDING_SPREAD = 0.05
+"""Share of a CT's voxels that may lie below :data:`CT_PADDING_HU` with another value than the padding's."""
+
 
 class BadCaseError(ValueError):
     """A case that cannot be used; the message names it, what was expected and what was found.
@@ -94,6 +100,7 @@ def check_case(
     Whether an image is a CT is guessed from its values: HU have fat and air, at least 0.5 % of the voxels of any scan
     of a patient are below -50; MR intensities are not negative but for the undershoot of a resampling. What is not
     stored in HU (no air, minimum 0) is refused as CT, too. A crop without fat and air needs ``modality=None``.
+    Values below -1500 are padding: they are no air, and noise among them means that HU were shifted down once more.
 
     Args:
         item: the case as ``LoadImaged(..., ensure_channel_first=True)`` gives it, before any other transform.
@@ -219,16 +226,32 @@ def check_intensities(name: str, image: np.ndarray, modality: Modality | None) -
         )
     if modality is None:
         return
-    share = float(np.mean(image < CT_LOW_HU))
-    if (share >= CT_LOW_SHARE) == (modality == "CT"):
-        return
-    expected = (
-        f"a CT, fat and air below {CT_LOW_HU:g} HU in at least {CT_LOW_SHARE:.1%} of the voxels"
-        if modality == "CT"
-        else f"an MR, less than {CT_LOW_SHARE:.1%} of the voxels below {CT_LOW_HU:g}"
-    )
-    found = f"{share:.2%} of the voxels there, values {image.min():g} to {image.max():g}"
-    raise BadCaseError(name, f"not {modality}", f"expected {expected}, found {found}")
+    low, padding = (float(np.mean(image < limit)) for limit in (CT_LOW_HU, CT_PADDING_HU))
+    share = low - padding if modality == "CT" else low
+    if (share >= CT_LOW_SHARE) != (modality == "CT"):
+        expected = (
+            f"a CT, fat and air below {CT_LOW_HU:g} HU in at least {CT_LOW_SHARE:.1%} of the voxels"
+            if modality == "CT"
+            else f"an MR, less than {CT_LOW_SHARE:.1%} of the voxels below {CT_LOW_HU:g}"
+        )
+        found = f"{share:.2%} of the voxels there, values {image.min():g} to {image.max():g}"
+        found += f", {padding:.2%} of them padding" if modality == "CT" and padding else ""
+        raise BadCaseError(name, f"not {modality}", f"expected {expected}, found {found}")
+    if modality == "CT" and padding > CT_PADDING_SPREAD:
+        _check_padding(name, image)
+
+
+def _check_padding(name: str, image: np.ndarray) -> None:
+    """Refuse a CT with noise where only padding can be, which is what air becomes if -1024 is added twice."""
+    values = image[image < CT_PADDING_HU].astype(np.float32)
+    others = float(np.count_nonzero(np.abs(values - np.median(values)) > 1)) / image.size
+    if others > CT_PADDING_SPREAD:
+        raise BadCaseError(
+            name,
+            "not CT",
+            f"expected a CT, padding of one value below {CT_PADDING_HU:g} HU, found {others:.2%} of the voxels there "
+            f"with others, {values.min():g} to {values.max():g}: was the rescale intercept added twice?",
+        )
 
 
 def _some(values: list[Any]) -> str:

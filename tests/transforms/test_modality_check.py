@@ -32,6 +32,43 @@ def test_what_is_no_ct_in_hu_is_refused_by_name(values):
     CheckModalityd("image", "MR")({"image": values})
 
 
+def scanned(padding: float | None = None) -> np.ndarray:
+    """Noisy air and tissue, 100 voxels wide, within a circle where there is padding."""
+    ct = np.random.default_rng(0).normal(-995, 25, (1, 100, 100, 4)).round()
+    ct[:, 30:70, 30:70] += 1035
+    x, y = np.indices((100, 100)) - 49.5
+    if padding is not None:
+        ct[:, np.hypot(x, y) > 50] = padding
+    return ct.astype(np.int16)
+
+
+@pytest.mark.parametrize("padding", [None, -1024, -2000, -2048, -3024, -32768])
+def test_padding_does_not_matter_to_a_ct(padding):
+    for values in (scanned(padding), scanned(padding).astype(np.float32) + 0.25):
+        CheckModalityd("image", "CT")({"image": values})
+
+
+@pytest.mark.parametrize("padding", [-2000, -2048, -3024])
+def test_padding_is_no_air(padding):
+    """Stored values, of which the rescale was forgotten, have padding below zero and their air above."""
+    stored = scanned(padding)
+    stored[stored > -1500] += 1024
+    with pytest.raises(
+        BadCaseError, match=r"not CT: expected a CT, fat and air .* found 0\.\d+% .* 21\.\d+% of them padding"
+    ):
+        CheckModalityd("image", "CT")({"image": stored})
+    with pytest.raises(BadCaseError, match="not MR"):
+        CheckModalityd("image", "MR")({"image": stored})
+
+
+@pytest.mark.parametrize("padding", [None, -1024, -2000])
+def test_an_intercept_that_was_added_twice_is_refused(padding):
+    """Air is at -2024 then, with its noise, and water is taken for air."""
+    for values in (scanned(padding) - 1024, scanned(padding).astype(np.float64) - 1024):
+        with pytest.raises(BadCaseError, match="was the rescale intercept added twice"):
+            CheckModalityd("image", "CT")({"image": values})
+
+
 def test_values_that_are_not_finite_are_refused_for_any_modality():
     with pytest.raises(BadCaseError, match="not finite"):
         CheckModalityd("image", None)({"image": np.full((1, 2, 2, 2), np.nan), "patient": "P7"})
