@@ -53,7 +53,7 @@ from .run_settings import (
     take_over_schedule,
 )
 from .schedule_step import steps_within_epoch
-from .seen_scans import warn_of_seen_scans
+from .seen_scans import warn_of_seen_scans, warn_of_shared_scans
 
 __all__ = ["TrainingCheckpoint"]
 
@@ -208,8 +208,10 @@ class TrainingCheckpoint:
             if engine.state.iteration == 0 and self.best_path.with_name(CERTIFICATE).exists():
                 logger.warning("%s and its birth certificate will be overwritten by this training", self.best_path)
             self._sessions.append(session_of_now(engine.state.epoch + 1))
+        dataset = getattr(getattr(self.evaluator, "data_loader", None), "dataset", None)
+        if self.rank == 0:
+            warn_of_shared_scans(getattr(getattr(engine, "data_loader", None), "dataset", None), dataset)
         if (pretrained := self.sources.get("pretrained")) is not None:
-            dataset = getattr(self.evaluator.data_loader, "dataset", None)
             pretrained["trained_on_validation"] = warn_of_seen_scans(dataset, "validation", pretrained)
 
     def save_best(self, evaluator: Engine) -> None:

@@ -4,17 +4,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import zlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
+
+from monai.utils import ensure_tuple
 
 from .birth_certificate import data_of_birth, images_of
 from .run_settings import entries_of
 
-__all__ = ["find_seen_scans", "warn_of_seen_scans"]
+__all__ = ["find_seen_scans", "warn_of_seen_scans", "warn_of_shared_scans"]
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 5
+
+_GLIMPSE = 65536
+"""Bytes from the middle of a file that tell most scans of one size apart; at their begin lies air."""
 
 
 def find_seen_scans(scans: Sequence[Mapping[str, Any]], source: Mapping[str, Any] | None) -> list[str]:
@@ -80,10 +88,69 @@ def warn_of_seen_scans(
         scans = data_of_birth(dataset, ["image"])
     seen = find_seen_scans(scans, source)
     if seen:
-        shown = "; ".join(seen[:_SHOWN]) + ("; ..." if len(seen) > _SHOWN else "")
         logger.warning(
             "%s: %d of %d scans were trained on by %s or by what it started from, so that their scores say little of "
             "new scans: %s",
-            use, len(seen), len(scans), name, shown,
+            use, len(seen), len(scans), name, _shown(seen),
         )  # fmt: skip
     return seen
+
+
+def warn_of_shared_scans(training: Any, validation: Any) -> list[str]:
+    """Warn when a training validates on scans that it trains on too: the same files, copies of them, or patients.
+
+    Whole files are read only where two of the parts have one size and the same bytes in their middle. Of DICOM series
+    paths and patients are compared.
+
+    Args:
+        training: the data set, whose ``data`` are the entries of a data list, or a set of candidates with such.
+        validation: the same of the validation.
+
+    Returns:
+        A text for each scan of the validation that is in the training, see :func:`find_seen_scans`.
+    """
+    trained, measured = (list(entries_of(dataset) or ()) for dataset in (training, validation))
+    sizes = [{size for entry in entries for size in _sizes(entry)} for entries in (trained, measured)]
+    keys = [[_keys(entry, sizes[0] & sizes[1]) for entry in entries] for entries in (trained, measured)]
+    common = set().union(*keys[0]) & set().union(*keys[1])
+    suspects = [
+        SimpleNamespace(data=[entry for entry, own in zip(entries, each, strict=True) if own & common])
+        for entries, each in zip((trained, measured), keys, strict=True)
+    ]
+    if not common:
+        return []
+    data = {"training": data_of_birth(suspects[0], ["image"])}
+    shared = find_seen_scans(data_of_birth(suspects[1], ["image"]), {"data": data, "pretrained": None})
+    if shared:
+        logger.warning(
+            "validation: %d of %d scans are trained on too, so that the scores by which the weights are chosen say "
+            "little of new scans: %s",
+            len(shared), len(measured), _shown(shared),
+        )  # fmt: skip
+    return shared
+
+
+def _shown(scans: Sequence[str]) -> str:
+    return "; ".join(scans[:_SHOWN]) + ("; ..." if len(scans) > _SHOWN else "")
+
+
+def _files(entry: Mapping[str, Any]) -> list[str]:
+    return [os.path.abspath(name) for name in ensure_tuple(entry["image"]) if isinstance(name, str | os.PathLike)]
+
+
+def _sizes(entry: Mapping[str, Any]) -> set[int]:
+    return {os.path.getsize(file) for file in _files(entry) if os.path.isfile(file)}
+
+
+def _keys(entry: Mapping[str, Any], sizes: set[int]) -> set[Hashable]:
+    """What a copy of the scan, or another scan of the patient, has in common with it."""
+    stored = entry.get("stored")  # of a store of prepared scans, which knows the files by their hashes
+    keys: set[Hashable] = {stored["sha256"]} if isinstance(stored, Mapping) and stored.get("sha256") else set()
+    keys |= {("patient", str(entry["patient"]))} if entry.get("patient") else set()
+    for file in _files(entry):
+        keys.add(file)
+        if os.path.isfile(file) and (size := os.path.getsize(file)) in sizes:
+            with open(file, "rb") as stream:
+                stream.seek(max(size - _GLIMPSE, 0) // 2)
+                keys.add((size, zlib.crc32(stream.read(_GLIMPSE))))
+    return keys

@@ -23,7 +23,7 @@ from models_genesis.training.handlers.birth_certificate import (
     source_of_weights,
     write_birth_certificate,
 )
-from models_genesis.training.handlers.seen_scans import find_seen_scans, warn_of_seen_scans
+from models_genesis.training.handlers.seen_scans import find_seen_scans, warn_of_seen_scans, warn_of_shared_scans
 
 
 def dataset(folder: Path, **scans: tuple[bytes, str | None]) -> SimpleNamespace:
@@ -64,6 +64,46 @@ def test_what_chose_or_measured_the_weights_was_not_trained_on(tmp_path):
     assert find_seen_scans(scans, {"data": {"training": [], "validation": scans}, "pretrained": None}) == []
     assert find_seen_scans(scans, {"data": {"training": scans, "validation": []}, "pretrained": None}) != []
     assert find_seen_scans(scans, {"data": None, "pretrained": None}) == find_seen_scans(scans, None) == []
+
+
+def test_a_training_names_what_it_validates_on_too(tmp_path, caplog, monkeypatch):
+    """The same file, a copy under another name and patient, another scan of a patient; sizes alone are no reason."""
+    noise = [bytes([number]) * 200_000 for number in range(6)]
+    trained = dataset(tmp_path / "one", a=(noise[0], "A"), b=(noise[1], "B"), c=(noise[2], "C"), d=(noise[3], None))
+    copied = dataset(tmp_path / "two", x=(noise[1], "X"), y=(noise[4] + b"y", "C"), z=(noise[5], "Z"), w=(b"w", None))
+    copied.data.append(dict(trained.data[3]))
+    hashed = []
+    read = data_of_birth
+    monkeypatch.setattr(
+        "models_genesis.training.handlers.seen_scans.data_of_birth",
+        lambda part, keys: hashed.extend(entry["image"] for entry in part.data) or read(part, keys),
+    )
+    with caplog.at_level(logging.WARNING):
+        shared = warn_of_shared_scans(trained, copied)
+    assert [text.split("/")[-1] for text in shared] == [
+        "x.nii (the file b.nii)", "y.nii (a patient of the same name, C)", "d.nii (the file d.nii)"
+    ]  # fmt: skip
+    assert "validation: 3 of 5 scans are trained on too" in caplog.text
+    assert sorted(Path(file).name for file in hashed) == ["b.nii", "c.nii", "d.nii", "d.nii", "x.nii", "y.nii"]
+
+
+def test_other_scans_of_a_training_are_not_read_and_not_named(tmp_path, caplog, monkeypatch):
+    trained = dataset(tmp_path / "one", a=(b"a" * 10, "A"), b=(b"b" * 10, None))
+    measured = dataset(tmp_path / "two", a=(b"c" * 10, "B"), b=(b"d" * 10, None))
+    monkeypatch.setattr("models_genesis.training.handlers.seen_scans.data_of_birth", pytest.fail)
+    assert warn_of_shared_scans(trained, measured) == warn_of_shared_scans(trained, SimpleNamespace(data=None)) == []
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_copies_among_channels_and_in_a_store_are_named_too(channels, tmp_path):
+    (one,) = dataset(tmp_path / "one", a=(b"a", None)).data
+    (two,) = dataset(tmp_path / "two", t2=(b"a", None)).data
+    several = {"image": [str(tmp_path / "one" / "a.nii"), two["image"]][-channels:]}
+    (tmp_path / "one" / "a.nii").write_bytes(b"a")
+    assert len(warn_of_shared_scans(SimpleNamespace(data=[one]), SimpleNamespace(data=[several]))) == 1
+    gone = [{"image": str(tmp_path / name), "stored": {"sha256": "1f"}} for name in ("gone.nii", "too.nii")]
+    assert len(warn_of_shared_scans(*(SimpleNamespace(data=[entry]) for entry in gone))) == 1
 
 
 @pytest.mark.parametrize("certificate", ["none", "of other weights", "damaged"])
