@@ -43,7 +43,7 @@ def load_datalist(
             and splits it, see :func:`build_datalist`.
         dataset_dir: folder that relative paths start from, by default the JSON file's own.
         key: the split, ``"training"``, ``"validation"`` or ``"testing"``, or another list of the file.
-        with_label: whether to leave out the entries without a ``label``, which is logged.
+        with_label: whether to leave out the entries without a ``label``, which a warning names.
         store: path or URL of a store of prepared scans, whose scans are given instead, whether or not their files are
             here; ``datalist`` says which list, if the store was made of several.
         rules: how ``dataset_dir`` is looked through, see :class:`~models_genesis.datasets.FolderRules`.

@@ -212,7 +212,7 @@ def read_datalist(
         datalist: JSON file in the layout of the Medical Segmentation Decathlon.
         dataset_dir: folder that relative paths start from, by default the JSON file's own.
         key: the split, ``"training"``, ``"validation"`` or ``"testing"``, or another list of the file.
-        with_label: whether to leave out the entries without a ``label``, which is logged.
+        with_label: whether to leave out the entries without a ``label``, which a warning names.
 
     Returns:
         The entries, each a dictionary with the absolute path (or paths) of its ``image``, and of its ``label`` if it
@@ -234,13 +234,24 @@ def read_datalist(
         if not _has_image(entry):
             raise ValueError(f"{path}: expected an 'image' in entry {number} of {key!r}, found {str(entry)[:80]}.")
     if with_label:
-        labelled = [entry for entry in entries if entry.get("label")]
-        if len(labelled) < len(entries):
-            logger.info("%s (%s): %d of %d entries have a label.", path, key, len(labelled), len(entries))
-        if entries and not labelled:
-            raise ValueError(f"{path}: expected labels in {key!r}, found none in {len(entries)} entries.")
-        entries = labelled
+        entries = _labelled(entries, f"{path} ({key})")
     return resolve_paths(entries, Path(dataset_dir) if dataset_dir is not None else path.parent, f"{path} ({key})")
+
+
+def _labelled(entries: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Leave out the entries without a label, and name them: a key may be misspelt."""
+    labelled = [entry for entry in entries if entry.get("label")]
+    if entries and not labelled:
+        raise ValueError(f"{name}: expected labels, found none in {len(entries)} entries.")
+    if len(labelled) < len(entries):
+        others = [entry for entry in entries if not entry.get("label")]
+        shown = [f"{_as_list(entry['image'])[0]}, whose keys are {', '.join(map(str, entry))}" for entry in others[:5]]
+        shown += [f"and {len(others) - 5} more"] if len(others) > 5 else []
+        logger.warning(
+            "%s: %d of %d entries have no 'label' and are left out:\n  %s",
+            name, len(others), len(entries), printable("\n  ".join(shown)),
+        )  # fmt: skip
+    return labelled
 
 
 def read_all_splits(datalist: str | Path, dataset_dir: str | Path | None = None) -> dict[str, list[dict[str, Any]]]:

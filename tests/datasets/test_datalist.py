@@ -78,6 +78,22 @@ def test_bare_paths_and_lists_of_channels(scan_folder):
     assert load_datalist(scan_folder / "list.json") == [{"image": channels}]
 
 
+def test_entries_without_a_label_are_named_where_labels_are_needed(tmp_path, caplog):
+    """A misspelt key would make a measurement of fewer cases, which nothing else tells."""
+    (tmp_path / "a.nii").write_bytes(b"")
+    entry = {"image": "a.nii", "label": "a.nii"}
+    others = [{"image": f"{number}.nii", "lable": "a.nii", "patient": str(number)} for number in range(7)]
+    (tmp_path / "list.json").write_text(json.dumps({"testing": [entry, *others, {"image": "7.nii", "label": ""}]}))
+    assert len(load_datalist(tmp_path / "list.json", key="testing", with_label=True)) == 1
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "8 of 9 entries have no 'label' and are left out" in record.message
+    assert "4.nii, whose keys are image, lable, patient" in record.message
+    assert "and 3 more" in record.message
+    assert "5.nii" not in record.message
+    with pytest.raises(FileNotFoundError):  # as images they count
+        load_datalist(tmp_path / "list.json", key="testing")
+
+
 @pytest.mark.parametrize("name", ["a" * 300, "a" * 5000, "a\0b", "\ud800.nii"])
 def test_names_that_no_file_can_have_are_missing(tmp_path, name):
     path = tmp_path / "list.json"
