@@ -19,6 +19,7 @@ from .layouts.luna16 import FOLDS, find_subsets, list_luna16
 from .layouts.msd import list_msd
 from .layouts.nnunet_raw import is_nnunet_dataset, list_nnunet, nnunet_images, read_nnunet_dataset
 from .loading.stored_scans import load_stored_entries
+from .splits import SPLITS
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def build_datalist(
 
     Raises:
         FileNotFoundError: When the folder is missing.
-        ValueError: When it holds nothing to train on.
+        ValueError: When it holds nothing to train on, or LUNA16 is given the rules of a folder.
     """
     subsets = find_subsets(Path(dataset_dir))
     if layout == "auto":
@@ -91,6 +92,11 @@ def build_datalist(
         if layout == "folder" and subsets:
             # a part of LUNA16: its folders are folds, not patients
             rules = {"patient_pattern": r"([^/]+)\.mhd$", **rules}
+    if layout == "luna16" and (others := sorted(set(rules) - {*SPLITS, "min_size"})):
+        raise ValueError(
+            f"{dataset_dir}: LUNA16 is split by its folds: expected {', '.join(SPLITS)} or min_size, found"
+            f" {', '.join(others)}; layout 'folder' takes the rules of a folder."
+        )
     summary = list_luna16(dataset_dir, **rules) if layout == "luna16" else list_folder(dataset_dir, **rules)
     for line in summary.table().splitlines():
         logger.info(line)

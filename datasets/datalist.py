@@ -38,6 +38,26 @@ def made_by() -> str:
     return f"models-genesis {version('models-genesis')}" if installed else "models-genesis, packed in a bundle"
 
 
+def smaller_than(shape: Sequence[int], least: Sequence[int]) -> str:
+    """Say what is wrong with a scan that is too small for a cube.
+
+    Args:
+        shape: its voxels along each axis.
+        least: how many are needed.
+
+    Returns:
+        What was expected and what was found; empty where it is large enough.
+
+    Example:
+        >>> smaller_than((512, 512, 20), (64, 64, 32)), smaller_than((64, 64, 32), (64, 64, 32))
+        ('expected at least 64 x 64 x 32 voxels, found 512 x 512 x 20', '')
+    """
+    if all(size >= needed for size, needed in zip(shape, least, strict=True)):
+        return ""
+    expected, found = (" x ".join(map(str, sizes)) for sizes in (least, shape))
+    return f"expected at least {expected} voxels, found {found}"
+
+
 @dataclass(frozen=True)
 class ScanRecord:
     """One scan that was found, and its status.

@@ -30,7 +30,6 @@ def scan_names(root: Path, image: str) -> set[str]:
     path = root / split_series(image)[0]
     if path.is_dir():
         found = list_series(str(path))
-        # data lists of earlier versions put details behind the identifier
         names |= {name for name in [series_name(found, series)] if name} if series else set(found)
     return names - {""}
 

@@ -136,28 +136,25 @@ def list_series(folder: str) -> dict[str, list[str]]:
 
 
 def series_name(found: Iterable[str], wanted: str) -> str | None:
-    """Find the series that a name means: its identifier, or that with ITK's details behind it.
+    """Find the series that a name means.
 
-    Data lists written before this version, and MONAI's ``ITKReader``, put details of the series behind its identifier.
+    Identifiers often begin alike (``1.2.3.1`` and ``1.2.3.12``), so only the whole one counts.
 
     Args:
         found: the identifiers of a folder.
-        wanted: the name; ``""`` for the only one.
+        wanted: the identifier; ``""`` for the only one.
 
     Returns:
         The identifier, ``None`` where there is none, or several and no name.
 
     Example:
-        >>> series_name(["1.2", "1.2.3"], "1.2.3.45120200101"), series_name(["1.2", "1.2.3"], "")
-        ('1.2.3', None)
+        >>> series_name(["1.2.1", "1.2.12"], "1.2.12"), series_name(["1.2.1"], "1.2.12"), series_name(["1.2"], "")
+        ('1.2.12', None, '1.2')
     """
     names = list(found)
     if not wanted:
         return names[0] if len(names) == 1 else None
-    if wanted in names:
-        return wanted
-    longer = [name for name in names if wanted.startswith(f"{name}.") or (wanted.startswith(name) and len(name) > 20)]
-    return max(longer, key=len, default=None)
+    return wanted if wanted in names else None
 
 
 def chosen_slices(scan: str) -> list[DicomSlice]:

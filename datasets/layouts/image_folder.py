@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..datalist import NAME_EXCLUDED, DatasetSummary, ScanRecord
+from ..datalist import NAME_EXCLUDED, DatasetSummary, ScanRecord, smaller_than
 from ..io.find_scans import find_pictures, find_scans, without_suffix
 from ..io.picture_file import PICTURE_SUFFIXES
 from ..io.radiograph import RADIOGRAPHS
@@ -106,7 +106,8 @@ def list_folder(root: str | Path, progress: bool = False, **rules: Any) -> Datas
         raise ValueError(f"{folder}: expected scans ({expected} or DICOM), found none{hint}.")
     checked = [_check(folder, image, settings) for image in tqdm(images, "headers", disable=None if progress else True)]
     kept = [image for image, _, scan in checked if not scan.reason]
-    patients = _patients(kept, {image: header.patient for image, header, _ in checked if header}, settings)
+    identifiers = {image: header.patient for image, header, _ in checked if header}
+    patients, by_file = _patients(folder, kept, identifiers, settings)
     splits = split_patients(patients.values(), settings.validation_fraction, settings.test_fraction, settings.seed)
     scans = [
         ScanRecord(**{**vars(scan), "patient": patients[image], "split": splits[patients[image]]})
@@ -123,7 +124,7 @@ def list_folder(root: str | Path, progress: bool = False, **rules: Any) -> Datas
         "validation_fraction": settings.validation_fraction,
         "test_fraction": settings.test_fraction,
     }
-    return DatasetSummary(folder, scans, _notes(scans), header)
+    return DatasetSummary(folder, scans, _notes(scans, by_file), header)
 
 
 def _check(root: Path, image: str, rules: FolderRules) -> tuple[str, ScanHeader | None, ScanRecord]:
@@ -143,30 +144,37 @@ def _check(root: Path, image: str, rules: FolderRules) -> tuple[str, ScanHeader 
         reason, detail = "other modality", f"expected {rules.modality}, found {header.modality}"
     elif rules.spatial_dims == 3 and shape[2] < rules.least[2]:
         reason, detail = "too few slices", f"expected at least {rules.least[2]}, found {shape[2]}"
-    elif any(size < least for size, least in zip(shape, rules.least, strict=True)):
-        expected, found = (" x ".join(map(str, sizes)) for sizes in (rules.least, shape))
-        reason, detail = "too small", f"expected at least {expected} voxels, found {found}"
+    elif small := smaller_than(shape, rules.least):
+        reason, detail = "too small", small
     return image, header, ScanRecord(image, reason=reason, detail=detail, **geometry)
 
 
-def _patients(images: Sequence[str], identifiers: dict[str, str], rules: FolderRules) -> dict[str, str]:
-    """Name the patient of each scan: by pattern, by DICOM identifier, by folder or by file name, in this order."""
+def _patients(
+    root: Path, images: Sequence[str], identifiers: dict[str, str], rules: FolderRules
+) -> tuple[dict[str, str], int]:
+    """Name the patient of each scan: by pattern, by DICOM identifier, by folder or by file name, in this order.
+
+    Returns:
+        The names, and of how many scans they are names of files.
+    """
     folders = [image.split(SERIES_SEPARATOR)[0] for image in images]
     common = os.path.commonpath([os.path.dirname(folder) or "." for folder in folders]) if folders else "."
-    patients = {}
+    patients, by_file = {}, 0
     for image, folder in zip(images, folders, strict=True):
         if rules.patient_pattern:
             patients[image] = patient_by_pattern(image, rules.patient_pattern)
         elif identifiers[image]:
             patients[image] = identifiers[image]
         else:
-            below = Path(os.path.relpath(folder, common)).parts
-            patients[image] = below[0] if len(below) > 1 else without_suffix(below[0])
-    return patients
+            below = Path(os.path.relpath(folder, common)).parts or (root.resolve().name,)  # the root is the series
+            alone = len(below) == 1 and not (root / folder).is_dir()
+            patients[image] = without_suffix(below[0]) if alone else below[0]
+            by_file += alone
+    return patients, by_file
 
 
-def _notes(scans: Sequence[ScanRecord]) -> list[str]:
-    """Point out a split that is probably not what was meant."""
+def _notes(scans: Sequence[ScanRecord], by_file: int) -> list[str]:
+    """Point out a split that is probably not what was meant; ``by_file`` scans have no patient but their file."""
     patients = Counter(scan.patient for scan in scans if scan.split)
     notes = []
     if len(patients) == 1:
@@ -174,7 +182,13 @@ def _notes(scans: Sequence[ScanRecord]) -> list[str]:
     elif patients and patients.most_common(1)[0][1] > max(sum(patients.values()) / 2, 2):
         name, number = patients.most_common(1)[0]
         notes.append(f"{number} of {sum(patients.values())} scans count as one patient ({name});")
-    return [f"{note} name patients with --patient-pattern if they differ" for note in notes]
+    notes = [f"{note} name patients with --patient-pattern if they differ" for note in notes]
+    if by_file > 1:
+        notes.append(
+            f"{by_file} scans count as a patient each, named by their files; name patients with --patient-pattern if"
+            " some have several scans, which else may train and validate"
+        )
+    return notes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

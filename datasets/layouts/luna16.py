@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..datalist import DatasetSummary, ScanRecord
+from ..datalist import DatasetSummary, ScanRecord, smaller_than
 from ..io.file_walk import find_files, walk_folders
 from ..io.scan_header import BadScanError, read_scan_header
 from .fold_column import parse_fold_names
@@ -45,6 +45,7 @@ def list_luna16(
     training: Sequence[int] = FOLDS["training"],
     validation: Sequence[int] = FOLDS["validation"],
     testing: Sequence[int] = FOLDS["testing"],
+    min_size: Sequence[int] = (1, 1, 1),
     progress: bool = False,
 ) -> DatasetSummary:
     """Find the scans of LUNA16, read their headers, and split them by fold.
@@ -54,6 +55,7 @@ def list_luna16(
         training: folds to train on.
         validation: folds to validate on.
         testing: folds kept for testing.
+        min_size: least voxels to the right, forward and upward.
         progress: whether to show a progress bar.
 
     Returns:
@@ -76,7 +78,8 @@ def list_luna16(
     if not subsets:
         raise FileNotFoundError(f"{folder}: expected the folders subset0 to subset9 of LUNA16, found none of them.")
     images = [(path, split_of[fold]) for fold in sorted(split_of) if fold in subsets for path in _images(subsets[fold])]
-    scans = [_check(folder, path, split) for path, split in tqdm(images, "headers", disable=None if progress else True)]
+    shown = tqdm(images, "headers", disable=None if progress else True)
+    scans = [_check(folder, path, split, min_size) for path, split in shown]
     missing = [str(fold) for fold in sorted(split_of) if fold not in subsets]
     notes = [f"subsets missing below {folder}: {', '.join(missing)}"] if missing else []
     notes += [
@@ -97,12 +100,14 @@ def _images(subset: Path) -> list[Path]:
     return find_files(subset, ".mhd")
 
 
-def _check(root: Path, path: Path, split: str) -> ScanRecord:
+def _check(root: Path, path: Path, split: str, min_size: Sequence[int]) -> ScanRecord:
     image = path.relative_to(root).as_posix()
     try:
         header = read_scan_header(str(path))
     except BadScanError as error:
         return ScanRecord(image, path.stem, reason=error.reason, detail=error.detail)
+    if detail := smaller_than(header.ras_shape, min_size):
+        return ScanRecord(image, path.stem, reason="too small", detail=detail, **ScanRecord.geometry(header))
     return ScanRecord(image, path.stem, split, **ScanRecord.geometry(header))
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import itk
 import numpy as np
@@ -424,18 +425,13 @@ def test_a_single_slice_needs_a_thickness(thickness, message, scan, tmp_path, to
         assert header.shape == (24, 20, 1) and header.spacing == (2, 2, 5)
 
 
-def test_names_of_earlier_data_lists_are_understood(scan, tmp_path, tools):
-    for prefix in ("a", "b"):
-        tools.write_series(tmp_path / "s", scan, prefix, edit=everywhere(SeriesNumber=7))
-    generator = itk.GDCMSeriesFileNames.New()
-    generator.SetUseSeriesDetails(True)
-    generator.AddSeriesRestriction("0008|0021")
-    generator.SetDirectory(str(tmp_path / "s"))
-    names = list(list_series(str(tmp_path / "s")))
-    assert len(generator.GetSeriesUIDs()) == 2
-    for old in generator.GetSeriesUIDs():
-        assert series_name(names, old) in names and old.startswith(series_name(names, old))
-        assert read_scan_header(f"{tmp_path / 's'}::{old}").series == series_name(names, old)
+@pytest.mark.parametrize("tail", ["2", ".2", ".20200101", "20200101512512"])
+def test_a_series_that_is_gone_is_not_replaced_by_one_whose_name_begins_alike(scan, tmp_path, tools, tail):
+    tools.write_series(tmp_path / "s", scan)
+    (there,) = list_series(str(tmp_path / "s"))
+    with pytest.raises(BadScanError, match=f"expected the DICOM series {re.escape(there + tail)}, found 1 series"):
+        read_scan_header(f"{tmp_path / 's'}::{there}{tail}")
+    assert series_name([there], there + tail) is None
 
 
 def test_a_changed_file_is_read_again(scan, tmp_path, tools):

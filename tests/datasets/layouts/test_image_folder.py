@@ -217,3 +217,34 @@ def test_pictures_among_scans_need_to_be_asked_for(picture_folder, scan_folder):
     assert not any(scan.image.endswith(".png") for scan in list_folder(scan_folder, **SMALL).scans)
     with pytest.raises(ValueError, match=r"min_size: expected 2 sizes, found \[8, 8, 4\]"):
         list_folder(picture_folder, spatial_dims=2, **SMALL)
+
+
+@pytest.mark.parametrize("series", [1, 2])
+def test_a_folder_that_is_a_series_without_a_patient_is_a_patient(tmp_path, tools, series):
+    """As an anonymised study is: its files lie in the folder that is listed."""
+    for number in range(series):
+        tools.write_series(tmp_path / "study", tools.make_scan(number), f"s{number}_", edit=without_patient)
+    summary = list_folder(tmp_path / "study", validation_fraction=0, **SMALL)
+    assert [scan.patient for scan in summary.scans] == ["study"] * series
+    assert len(load_datalist(None, tmp_path / "study", validation_fraction=0, **SMALL)) == series
+
+
+def without_patient(dataset, number):
+    dataset.PatientID = ""
+
+
+def test_patients_that_are_named_by_files_are_pointed_out(tmp_path, tools):
+    """Two scans of a patient would else train and validate without a word."""
+    for patient in range(2):
+        for visit in range(2):
+            tools.write_nifti(tmp_path / f"P{patient}_t{visit}.nii.gz", tools.make_scan(visit))
+    (note,) = list_folder(tmp_path, **SMALL).notes
+    assert note.startswith(
+        "4 scans count as a patient each, named by their files; name patients with --patient-pattern"
+    )
+    assert list_folder(tmp_path, patient_pattern=r"(P\d)", **SMALL).notes == []
+    for patient in range(2):
+        (tmp_path / f"in/P{patient}").mkdir(parents=True)
+        for path in list(tmp_path.glob(f"P{patient}_*")):
+            path.rename(tmp_path / f"in/P{patient}/{path.name}")
+    assert list_folder(tmp_path, **SMALL).notes == []

@@ -49,6 +49,27 @@ def test_luna16_by_fold(tmp_path, tools, capsys):
     assert (part["numTraining"], part["numValidation"]) == (1, 1)
 
 
+def test_without_a_data_list_the_whole_of_luna16_is_read_by_fold_as_the_bundles_ask(tmp_path, tools):
+    luna16_tree(tmp_path, tools)
+    for split, scans in (("training", 10), ("validation", 4)):
+        assert len(load_datalist(None, tmp_path, split, **SMALL)) == scans
+    header = tmp_path / "subset2" / "1.2.2.0.mhd"
+    header.write_text(header.read_text().replace("24 20 16", "24 20 3"))
+    header.with_suffix(".raw").write_bytes(bytes(24 * 20 * 3 * 2))
+    (left_out,) = [scan for scan in list_luna16(tmp_path, **SMALL).scans if scan.reason]
+    assert (left_out.image, left_out.detail) == (
+        "subset2/1.2.2.0.mhd", "expected at least 8 x 8 x 4 voxels, found 24 x 20 x 3",
+    )  # fmt: skip
+    assert len(load_datalist(None, tmp_path, **SMALL)) == 9 and not [s for s in list_luna16(tmp_path).scans if s.reason]
+
+
+def test_rules_of_a_folder_are_refused_for_luna16(tmp_path, tools):
+    luna16_tree(tmp_path, tools)
+    with pytest.raises(ValueError, match=r"expected training, validation, testing or min_size, found exclude, seed"):
+        build_datalist(tmp_path, seed=1, exclude="x")
+    assert build_datalist(tmp_path, layout="folder", seed=1, patient_pattern=r"([^/]+)\.mhd$", **SMALL)["seed"] == 1
+
+
 def test_luna16_reports_missing_subsets_and_selects_folds(shared, tmp_path, capsys):
     root = shared / "data/luna16"
     arguments = ["luna16", "--root", str(root), "--out", str(tmp_path / "list.json")]
