@@ -108,7 +108,7 @@ def read_config(files: PretrainedFiles, weights: WeightFile, networks: Mapping[s
     network, shape = found
     described = _described(files, weights)
     settings = settings_of_weights(files.weights)
-    for place, content in (*described.items(), (str(settings_path(files.weights)), settings)):
+    for place, content in (*described.items(), (str(settings_path(files.weights)), _of_the_network(settings))):
         _compare(place, content, {_NETWORK: network, **shape}, weights.path)
     known = arguments_of(networks[network])
     arguments: dict[str, Any] = {}
@@ -144,6 +144,13 @@ def _described(files: PretrainedFiles, weights: WeightFile) -> dict[str, dict[st
         (one, first), (two, second) = described.items()
         _compare(one, first, second, Path(two))
     return described
+
+
+def _of_the_network(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the settings of a training as its network has them: slices along several axes are its channels."""
+    channels, axes = settings.get("in_channels"), settings.get("slice_axes")
+    stacked = isinstance(channels, int) and isinstance(axes, list)
+    return {**settings, "in_channels": channels * len(axes)} if stacked else dict(settings)
 
 
 def _compare(place: str, content: Mapping[str, Any], truth: Mapping[str, Any], weights: Path) -> None:

@@ -77,6 +77,18 @@ def bundle(tmp_path: Path) -> Path:
 # files and folders
 
 
+def test_slices_along_three_axes_are_channels_of_the_network_not_of_the_scan(tmp_path):
+    """Weights of ``2.5d.json``: settings have the scan's one channel, the network three."""
+    network = classifier(spatial_dims=2, in_channels=3)
+    settings = {"features": [4, 8], "in_channels": 1, "slice_axes": [2, 1, 0]}
+    save_trained_weights(network.state_dict(), tmp_path / "model.pt", settings)
+    loaded = GenesisClassifier.from_pretrained(tmp_path / "model.pt")
+    assert loaded.architecture["in_channels"] == 3 and same(loaded, network)
+    save_trained_weights(network.state_dict(), tmp_path / "other.pt", {**settings, "in_channels": 2})
+    with pytest.raises(ValueError, match=r"in_channels is 6, but .* has 3"):
+        GenesisClassifier.from_pretrained(tmp_path / "other.pt")
+
+
 @pytest.mark.parametrize(
     "source",
     [

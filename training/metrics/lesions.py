@@ -116,12 +116,18 @@ def match_detections(data: CandidateSet, scores: ArrayLike) -> tuple[list[str], 
 
     Returns:
         Names of the scans and what their candidates count for. Scans that could not be read are left out.
+
+    Raises:
+        ValueError: when candidates name lesions that the annotations do not, or annotations none; the lesions would
+            count as missed.
     """
     values = np.asarray(scores, dtype=np.float64)
     rule = hit_rule(data)
     lesions = read_lesions(data.annotations) if data.annotations is not None else None
     excluded = read_lesions(data.annotations_excluded) if data.annotations_excluded is not None else None
     names = _lesion_names(data.table) if rule == "lesion" else None
+    if names is not None and lesions is not None:
+        _check_names(data, names, lesions)
     unread = set(data.scan[data.table.reason == REASONS.index("scan cannot be read")].tolist())
     series, detections = [], []
     for number, (entry, rows) in enumerate(zip(data.data, data.rows, strict=True)):
@@ -141,6 +147,27 @@ def match_detections(data: CandidateSet, scores: ArrayLike) -> tuple[list[str], 
     return series, detections
 
 
+def _check_names(data: CandidateSet, names: Sequence[str], lesions: Lesions) -> None:
+    """Refuse names of lesions that the annotations do not have, such as the ``1.0`` that a table program made of ``1``.
+
+    A positive candidate without a name stays a lesion of its own.
+    """
+    for entry, rows in zip(data.data, data.rows, strict=True):
+        seriesuid = str(entry["seriesuid"])
+        listed = lesions.of(seriesuid)[2]
+        if "" in listed or len(set(listed)) < len(listed):
+            raise ValueError(
+                f"{data.annotations}: expected a name of its own for each lesion of {seriesuid} in the column"
+                f" {LESION_COLUMN}, since {data.table.path} has that column; found {listed}"
+            )
+        for row in rows[data.table.label[rows] == 1].tolist():
+            if names[row] not in (*listed, _own_name(row)):
+                raise ValueError(
+                    f"{data.table.path}: expected each positive candidate of {seriesuid} to name one of the lesions of"
+                    f" {data.annotations}, {listed}; found {names[row]!r}"
+                )
+
+
 def _match_by_name(scores: FloatArray, labels: NDArray, groups: Sequence[str], listed: Sequence[str]) -> ScanDetections:
     found = dict.fromkeys(listed, -math.inf)
     positive = labels == 1
@@ -158,4 +185,8 @@ def _lesion_names(table: CandidateTable) -> list[str]:
     next(lines)
     column = table.columns.index(LESION_COLUMN)
     names = [fields[column].strip() if len(fields) == len(table.columns) else "" for _, fields in lines]
-    return [name or f"row {row}" for row, name in enumerate(names)]
+    return [name or _own_name(row) for row, name in enumerate(names)]
+
+
+def _own_name(row: int) -> str:
+    return f"row {row}"

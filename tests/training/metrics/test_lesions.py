@@ -37,6 +37,26 @@ def test_hits_by_name(make_candidates, logits):
     assert detections[1].false_positives.tolist() == [0.0]
 
 
+PLACED = "coordX,coordY,coordZ,diameter_mm"
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        (f"lesion,{PLACED}\na,1.0,0,0,0,2\n", r"to name one of the lesions of .*\['1\.0'\]; found '1'"),
+        (f"{PLACED}\na,0,0,0,2\n", r"expected a name of its own for each lesion of a .* found \[''\]"),
+        (f"lesion,{PLACED}\na,1,0,0,0,2\na,1,9,0,0,2\n", r"found \['1', '1'\]"),
+        (f"lesion,{PLACED}\nb,1,0,0,0,2\n", r"positive candidate of a .*, \[\]; found '1'"),
+    ],
+)
+def test_names_that_do_not_meet_are_refused(listed, message, make_candidates, logits):
+    """They counted as lesions that were missed, and as others that were found."""
+    rows = ["a,0,0,1,1,1", "a,9,0,2,1,1", "a,80,0,0,0,", "b,0,1,0,0,", "b,3,1,0,0,", "b,99,0,0,0,"]
+    data = make_candidates(rows, f"{HEADER},lesion", f"seriesuid,{listed}")
+    with pytest.raises(ValueError, match=message):
+        match_detections(data, logits)
+
+
 def test_without_annotations_each_positive_is_a_lesion(make_candidates, logits):
     data = make_candidates(annotations=None)
     assert hit_rule(data) == "candidate"
