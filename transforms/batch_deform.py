@@ -224,12 +224,15 @@ class BatchGenesisDeform:
             deformed.copy_(target if shuffled is images else self._to_output(self._to_unit(shuffled)))
         if moved is not None:
             kinds.masked_fill_(moved, SHUFFLED)
-        if self.rates["paint_prob"] > 0:
+        # all places before any noise: so samples of another number of channels have the same ones for the same seed
+        painted = self._draw_noise_mask(size, shape) if self.rates["paint_prob"] > 0 else None
+        masked = self._draw_masked(size, shape) if self.rates["mask_prob"] > 0 else None
+        if painted is not None:
             noise = self._to_output(draw_uniform(self.generator, *images.shape))
-            painted = self._draw_noise_mask(size, shape)
             torch.where(painted.unsqueeze(1), noise, deformed, out=deformed)
             kinds.masked_fill_(painted, PAINTED)
-        self._mask(shape, deformed, kinds)
+        if masked is not None:
+            self._mask(masked, deformed, kinds)
         return kinds
 
     def _by_kernels(self, batch: Tensor, sides: Sequence[int]) -> bool:
@@ -267,14 +270,12 @@ class BatchGenesisDeform:
             self.kinds = torch.empty((len(batch), 1, *shape), dtype=torch.uint8, device=batch.device)
         with torch.cuda.device(batch.device) if batch.is_cuda else nullcontext():
             deform_batch(batch, self.generator, settings, tuple(sides), deformed, target, self.kinds)
-        flat = deformed.view(*batch.shape[:2], -1)
-        self._mask(shape, flat, None if self.kinds is None else self.kinds.view(len(batch), -1))
+        if self.rates["mask_prob"] > 0:
+            kinds = None if self.kinds is None else self.kinds.view(len(batch), -1)
+            self._mask(self._draw_masked(len(batch), shape), deformed.view(*batch.shape[:2], -1), kinds)
 
-    def _mask(self, shape: Sequence[int], deformed: Tensor, kinds: Tensor | None) -> None:
-        """Hide patches of (B, C, voxels)."""
-        if self.rates["mask_prob"] == 0:
-            return
-        masked = self._draw_masked(len(deformed), shape)
+    def _mask(self, masked: Tensor, deformed: Tensor, kinds: Tensor | None) -> None:
+        """Hide patches, (B, voxels), of (B, C, voxels)."""
         if self.mask_value is None:
             noise = self._to_output(draw_uniform(self.generator, *deformed.shape))
             torch.where(masked.unsqueeze(1), noise, deformed, out=deformed)

@@ -26,7 +26,7 @@ class RandGenesisDeformOnDeviced(RandomizableTransform, MapTransform):
     :class:`RandGenesisDeformd` for the same random state, though their distribution is.
 
     Args:
-        keys: keys of the images, tensors (C, x[, y[, z]]); put ``EnsureTyped(device=...)`` before.
+        keys: keys of the images, tensors (C, x[, y[, z]]) of one spatial shape; put ``EnsureTyped(device=...)`` before.
         target_keys: keys of the targets, one for each image.
         allow_missing_keys: whether a missing key is passed over.
         kinds_key: key under which the item gets the map of what was done to each voxel, see
@@ -53,6 +53,8 @@ class RandGenesisDeformOnDeviced(RandomizableTransform, MapTransform):
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, 1.0)
         self.target_keys = ensure_tuple_rep(target_keys, len(self.keys))
+        if len(set(self.target_keys)) != len(self.keys):
+            raise ValueError(f"target_keys: expected one key for each of {self.keys}, found {self.target_keys}")
         self.kinds_key = kinds_key
         self.arguments = {**deform, "record_kinds": kinds_key is not None}
         self.deform = BatchGenesisDeform(**self.arguments)
@@ -67,8 +69,13 @@ class RandGenesisDeformOnDeviced(RandomizableTransform, MapTransform):
         """Return a copy of the item with deformed images and their targets; all keys share the parameters."""
         d = dict(data)
         self.randomize()
+        first = self.first_key(d)
         for key, target_key in self.key_iterator(d, self.target_keys):
             image: Tensor = d[key]
+            if image.shape[1:] != (shape := d[first].shape[1:]):
+                raise ValueError(
+                    f"{key}: expected the spatial shape of {first}, {tuple(shape)}, found {tuple(image.shape[1:])}"
+                )
             if self.deform.generator.device != image.device:
                 self.deform = BatchGenesisDeform(**self.arguments, device=image.device)
             self.deform.generator.manual_seed(self.seed)

@@ -438,6 +438,26 @@ def test_loader_transform_is_the_batch_of_one() -> None:
     assert not torch.equal(twin({"a": image, "b": image})["a"], result["a"])
 
 
+@pytest.mark.parametrize("arguments", [{}, {"mask_prob": 1.0, "mask_patch": 4}])
+@pytest.mark.parametrize("seed", range(4))
+def test_images_of_other_channels_are_deformed_at_the_same_places(seed: int, arguments: dict[str, Any]) -> None:
+    """CT and PET of one patient, say: the voxels that are mapped, shuffled, painted and masked are the same."""
+    one, two = torch.zeros(1, 20, 24, 28), torch.rand(3, 20, 24, 28)
+    kinds = []
+    for item in ({"a": one, "b": two}, {"b": two, "a": one}):
+        deform = RandGenesisDeformOnDeviced(list(item), ["ta", "tb"], kinds_key="kinds", num_blocks=50, **arguments)
+        kinds.append(deform.set_random_state(seed)(item)["kinds"])  # of the last key
+    assert torch.equal(*kinds)
+
+
+def test_keys_that_cannot_share_a_deformation_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"target_keys: expected one key for each of .*'a', 'b'"):
+        RandGenesisDeformOnDeviced(["a", "b"])
+    images = {"a": torch.zeros(1, 20, 20, 20), "b": torch.zeros(1, 20, 20, 21)}
+    with pytest.raises(ValueError, match=r"b: expected the spatial shape of a, \(20, 20, 20\), found \(20, 20, 21\)"):
+        RandGenesisDeformOnDeviced(["a", "b"], ["ta", "tb"])(images)
+
+
 def test_a_seed_for_each_item() -> None:
     transform = RandDeformSeedd("s").set_random_state(0)
     seeds = [int(transform({"image": 1})["s"]) for _ in range(1000)]
