@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 
-__all__ = ["flip_probabilities", "flip_probability"]
+__all__ = ["axes_between", "flip_probabilities", "flip_probability"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,17 +43,33 @@ def flip_probabilities(names: Iterable[str], prob: float = 0.5) -> float | list[
         >>> flip_probabilities(["lung_upper_lobe_left", "lung_lower_lobe_left", "lung_upper_lobe_right"])
         [0.0, 0.5, 0.0]
     """
-    named = {name: tuple(word.lower() for word in WORDS.findall(name)) for name in names}
-    told = [_opposite_names(set(named.values()), *words) for words in OPPOSITES]
-    if not any(told):
+    told = axes_between(names)
+    if not told:
         return prob
-    for axis, pairs in enumerate(told):
-        if pairs:
-            found = " and ".join(sorted(name for name, words in named.items() if words in pairs[0]))
-            logger.warning(
-                "no flips along axis %d in training: it tells %s apart (--flip_prob sets another)", axis, found
-            )
-    return [0.0 if pairs else prob for pairs in told]
+    for axis, found in told.items():
+        logger.warning("no flips along axis %d in training: it tells %s apart (--flip_prob sets another)", axis, found)
+    return [0.0 if axis in told else prob for axis in range(len(OPPOSITES))]
+
+
+def axes_between(names: Iterable[str]) -> dict[int, str]:
+    """Find the axes that tell classes apart, by their names.
+
+    Args:
+        names: the classes' names.
+
+    Returns:
+        Two classes for each such axis of a scan in RAS.
+
+    Example:
+        >>> axes_between(["Anterior", "Posterior"]), axes_between({"liver": [1]})
+        ({1: 'Anterior and Posterior'}, {})
+    """
+    named = {name: tuple(word.lower() for word in WORDS.findall(name)) for name in names}
+    told = {}
+    for axis, words in enumerate(OPPOSITES):
+        if pairs := _opposite_names(set(named.values()), *words):
+            told[axis] = " and ".join(sorted(name for name, parts in named.items() if parts in pairs[0]))
+    return told
 
 
 def _opposite_names(

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
 from monai.inferers import Inferer
 from torch import Tensor
+
+from ...transforms.flip_probability import axes_between
 
 __all__ = ["FlipInferer"]
 
@@ -23,10 +25,12 @@ class FlipInferer(Inferer):
         slice_axis: axis that the slices stand across in which ``inferer`` takes a scan apart. To mirror along it only
             reverses the order of the slices, so it is left out of ``axes``.
         slice_axes: axes that the slices stand across which are the channels of the inputs.
+        class_names: the classes, whose names tell along which axes nothing may be mirrored: in the mirror image the
+            anterior part lies where the posterior one is.
 
     Raises:
         ValueError: When there are axes to mirror and slices across several: no flip of a cube flips all of its slices
-            along the same axis of theirs.
+            along the same axis of theirs; or when an axis tells two classes apart.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class FlipInferer(Inferer):
         axes: Sequence[int] = (),
         slice_axis: int | None = None,
         slice_axes: Sequence[int] | None = None,
+        class_names: Iterable[str] = (),
     ) -> None:
         super().__init__()
         self.inferer = inferer
@@ -44,6 +49,14 @@ class FlipInferer(Inferer):
                 f"--tta_flips: expected [] with slices across several axes, --slice_axes {list(slice_axes or ())}, "
                 f"found {list(self.axes)}: a flip of the cube does not flip these slices alike"
             )
+
+        told = axes_between(class_names)
+        for axis in self.axes:
+            if axis in told:
+                raise ValueError(
+                    f"--tta_flips: expected axes along which no classes are told apart, found {axis}, which tells"
+                    f" {told[axis]} apart"
+                )
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the averaged logits for a batch.

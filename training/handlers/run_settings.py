@@ -115,6 +115,7 @@ _ADDED = {
     "max_block_fraction": (0.1, "@max_block_fraction"),
     "accumulation_steps": (1, "@accumulation_steps"),
     "head_learning_rate": (None,),
+    "class_names": ("@regions",),  # of what mirrors at test time
     "compile": (False,),
 }
 """Keys that came later, most of them with the bundles' 2D forms, by the last part of their id: checkpoints without them
