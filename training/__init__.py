@@ -36,7 +36,7 @@ from .handlers.gradient_accumulation import GradientAccumulation, optimizer_step
 from .handlers.history import TrainingHistory
 from .handlers.layer_rates import LayerRates, layer_groups
 from .handlers.overlay_picture import OverlayPicture, draw_overlay
-from .handlers.process_group import BufferBroadcast, leave_process_group, synchronise_batch_norm
+from .handlers.process_group import BufferBroadcast, join_process_group, leave_process_group, synchronise_batch_norm
 from .handlers.restoration_picture import RestorationPicture, draw_restoration
 from .handlers.restoration_report import RestorationReport
 from .handlers.run_lock import FolderInUseError, FolderLock
@@ -120,6 +120,7 @@ __all__ = [
     "features_of_pretrained",
     "fit_temperature",
     "froc_curve",
+    "join_process_group",
     "layer_groups",
     "leave_process_group",
     "load_pretrained_weights",

@@ -69,9 +69,7 @@ def test_logits_of_classes_are_averaged_as_they_are():
 @pytest.mark.parametrize("axes", [[1], [0, 1, 2]])
 def test_an_axis_that_tells_classes_apart_is_refused(axes):
     names = {"Anterior": [1], "Posterior": [2]}
-    with pytest.raises(
-        ValueError, match="no classes are told apart, found 1, which tells Anterior and Posterior"
-    ):
+    with pytest.raises(ValueError, match="no classes are told apart, found 1, which tells Anterior and Posterior"):
         FlipInferer(SimpleInferer(), axes, class_names=names)
     assert FlipInferer(SimpleInferer(), [0, 2], class_names=names).axes == (0, 2)
     assert FlipInferer(SimpleInferer(), axes, class_names={"liver": [1, 2], "tumour": [2]}).axes == tuple(axes)
