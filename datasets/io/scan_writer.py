@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from monai.data.utils import to_affine_nd
 from monai.utils import ImageMetaKey, convert_data_type
 
 from .atomic_write import atomic_path
+from .file_hash import hash_of_files
 from .nifti_scan import copy_geometry, nifti_affine, read_nifti_header
 from .scan_geometry import NIFTI_SUFFIXES, TOLERANCE, BadScanError, corner_distance
 
@@ -29,6 +32,9 @@ class ScanWriter(NibabelWriter):
     A file on the voxels of a NIfTI scan says where they are in that scan's own words: sform, qform, their codes, voxel
     sides and unit are copied, so that whatever a program makes of the scan, it makes of the prediction. Others get
     sform and qform of scanner coordinates in mm, on which nibabel and ITK agree. A single slice keeps its third axis.
+
+    The header's description says of which scan a file is, as hashes of its path and its bytes. A file of another scan,
+    which was called alike, is not replaced; one of the same scan is, wherever that lies now or whatever it holds.
 
     Give it to MONAI as ``SaveImaged(keys="pred", writer="models_genesis.datasets.ScanWriter")``.
     """
@@ -79,13 +85,19 @@ class ScanWriter(NibabelWriter):
             filename: the NIfTI file to write or replace.
             verbose: whether to log the name.
             obj_kwargs: passed on to ``nibabel.Nifti1Image``.
+
+        Raises:
+            FileExistsError: when the file is of another scan.
         """
+        description = _description(self.source)
+        _refuse_other_scan(Path(filename), description, self.source)
         affine = to_affine_nd(3, convert_data_type(np.eye(4) if self.affine is None else self.affine, np.ndarray)[0])
         self.data_obj = self.create_backend_obj(self.data_obj, affine, self.output_dtype, **obj_kwargs)
         image: Any = self.data_obj
         image.set_sform(affine, code=1)
         image.set_qform(affine, code=1)
         image.header.set_xyzt_units("mm")
+        image.header["descrip"] = description
         source = self._source_header(image.shape, np.asarray(affine, np.float64))
         if source is not None:
             copy_geometry(source, image.header)
@@ -109,3 +121,27 @@ class ScanWriter(NibabelWriter):
             return None
         sides = np.linalg.norm(affine[:3, :3], axis=0)
         return header if corner_distance(shape, theirs, affine) <= TOLERANCE * sides.min() else None
+
+
+def _description(source: str) -> bytes:
+    """Name a scan by hashes of its path and bytes, in what a NIfTI header has room for; empty where there is none."""
+    content = hash_of_files(source) if source else None
+    if content is None:
+        return b""
+    path = hashlib.sha256(os.path.abspath(source).encode(errors="surrogateescape")).hexdigest()
+    return f"genesis {path[:32]} {content[:32]}".encode()
+
+
+def _refuse_other_scan(target: Path, description: bytes, source: str) -> None:
+    if not description or not target.is_file():
+        return
+    try:
+        there = bytes(nib.load(target).header["descrip"]).rstrip(b"\0").split(b" ")
+    except (OSError, nib.filebasedimages.ImageFileError, KeyError):
+        return  # damaged, or of another program
+    ours = description.split(b" ")
+    if len(there) == 3 and there[0] == ours[0] and there[1] != ours[1] and there[2] != ours[2]:
+        raise FileExistsError(
+            f"{target}: expected a result of {source}, found that of another scan of the same name; give each folder of"
+            " scans an --output_dir of its own, or remove the file"
+        )

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A result replaces that of the same scan, never one of another scan that is called alike."""
+
+from __future__ import annotations
+
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.transforms import LoadImage, SaveImage
+
+from models_genesis.datasets import ScanReader, ScanWriter
+
+
+def write_scan(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.full((6, 7, 8), value, np.int16), np.diag([1.0, 2, 3, 1])), path)
+    return path
+
+
+def predict(scan, out):
+    """Save an image that is twice the scan; give it."""
+    image = LoadImage(reader=ScanReader, ensure_channel_first=True)(str(scan))
+    SaveImage(out, "seg", output_dtype=np.int16, writer=ScanWriter, resample=False, print_log=False)(image * 2)
+    return out / "t1" / "t1_seg.nii.gz"
+
+
+def test_a_scan_of_the_same_name_elsewhere_does_not_replace_a_result(tmp_path):
+    first, second = (write_scan(tmp_path / f"p{number}" / "t1.nii.gz", number) for number in (1, 2))
+    made = predict(first, tmp_path / "out")
+    with pytest.raises(RuntimeError, match=r"FileExistsError: .*expected a result of .*p2.*, found that of another"):
+        predict(second, tmp_path / "out")
+    assert np.unique(nib.load(made).get_fdata()) == [2]
+    assert np.unique(nib.load(predict(second, tmp_path / "other")).get_fdata()) == [4]
+
+
+def test_the_same_scan_is_predicted_again_wherever_it_lies_and_when_it_was_mended(tmp_path):
+    scan = write_scan(tmp_path / "p" / "t1.nii.gz", 1)
+    made = predict(scan, tmp_path / "out")
+    before = made.read_bytes()
+    assert predict(scan, tmp_path / "out").read_bytes() == before
+    shutil.move(scan.parent, tmp_path / "moved")
+    predict(tmp_path / "moved" / "t1.nii.gz", tmp_path / "out")
+    predict(write_scan(tmp_path / "moved" / "t1.nii.gz", 3), tmp_path / "out")
+    assert np.unique(nib.load(made).get_fdata()) == [6]
+
+
+@pytest.mark.parametrize("other", [b"no image", None])
+def test_files_that_say_nothing_of_a_scan_are_replaced(other, tmp_path):
+    made = tmp_path / "out" / "t1" / "t1_seg.nii.gz"
+    write_scan(made, 5) if other is None else made.parent.mkdir(parents=True)
+    if other is not None:
+        made.write_bytes(other)
+    predict(write_scan(tmp_path / "p" / "t1.nii.gz", 1), tmp_path / "out")
+    assert np.unique(nib.load(made).get_fdata()) == [2]
