@@ -26,6 +26,9 @@ class CubeDataset(Dataset):
     seeded with ``(seed, e, i)``, so that the same index gives the same sample in any order, in any number of worker
     processes or threads, and after a resume.
 
+    **Give the loader an** :class:`~models_genesis.datasets.EpochSampler`. Other samplers, as that of a loader's
+    ``shuffle=True``, ask for the indices of the first epoch again and again, and so get the same cubes in every epoch.
+
     Args:
         data: entries of a data list, see :func:`~models_genesis.datasets.load_datalist`.
         transform: deterministic transforms that load an entry and prepare its scan, for CT: load, orient, clip to
