@@ -32,8 +32,8 @@ class CandidateDataset(CubeDataset):
     :class:`~models_genesis.datasets.loading.cube_dataset.CubeDataset`, as int16, in memory or mapped from disk.
 
     Index ``e * len(dataset) + i`` is sample ``i`` of epoch ``e``; the same seed and index give the same sample in any
-    order and any worker. **Give the loader an** :class:`~models_genesis.datasets.EpochSampler`: with other samplers every
-    epoch is the first one, with the same few negatives.
+    order and any worker. **Give the loader an** :class:`~models_genesis.datasets.EpochSampler`: with other samplers
+    every epoch is the first one, with the same few negatives.
 
     Args:
         data: scans and candidates of the training split.
