@@ -335,6 +335,25 @@ def test_a_head_that_learns_faster():
         assert f"{difference} ({low} to {high})" in part, f"{row['arm']} - {row['against']}"
 
 
+def test_two_people():
+    heading = "### Two people, without flips"
+    found = {
+        (row["arm"], row["rate"], row["seed"]): float(row["score"])
+        for row in rows_of("hippocampus_two")
+        if row["stage"] == "main" and row["status"] == "done"
+    }
+    lines = lines_of(heading)[2:]
+    assert len(lines) == 3 and len(found) == 18 and not never_found("hippocampus_two")
+    for start, *cells in lines:
+        arm, rate = start.removesuffix(" (its best)").split(", ")
+        values = [found[arm, rate, str(seed)] for seed in range(25, 31)]
+        assert cells == [f"{value:.3f}" for value in (*values, sum(values) / 6)], start
+    part = part_of(heading).replace("95 % interval ", "")
+    for row in rows_of("hippocampus_two", "contrasts.csv"):
+        difference, low, high = (f"{float(row[key]):+.3f}" for key in ("difference", "low", "high"))
+        assert f"{difference} ({low} to {high})" in part
+
+
 def test_cubes_against_slices():
     heading = "## Cubes against slices on the hippocampus"
     found: dict[tuple[str, str, str, str], float] = {}

@@ -49,6 +49,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         Row(SPOTS, "10", "candidates_few"),
         Row(SPOTS, "25", "candidates_few"),
         Row(SPOTS, "all", "candidates_rates"),
+        Row(HIPPOCAMPUS, "2", "hippocampus_two"),
         Row(HIPPOCAMPUS, "5", "hippocampus_slices", "cubes", "cubes_scratch"),
         Row(HIPPOCAMPUS, "all", "hippocampus_slices", "cubes", "cubes_scratch"),
     ),
