@@ -116,6 +116,8 @@ def settings_of_load() -> dict[str, Any]:
 def features_of_pretrained(pretrained: str | Path | None, default: Sequence[int]) -> list[int]:
     """Give a fine-tuning the width of the weights that it starts from, where their ``model.json`` tells it.
 
+    The log says which width it is and whence, for a training from scratch has another one than that from small weights.
+
     Args:
         pretrained: the key ``--pretrained``: a file, or ``None`` or ``"none"`` from scratch.
         default: channels of the levels otherwise; weights that then do not fit are refused when they are loaded.
@@ -131,8 +133,14 @@ def features_of_pretrained(pretrained: str | Path | None, default: Sequence[int]
         [64, 128, 256, 512]
     """
     if pretrained is None or str(pretrained).lower() == "none":
+        logger.info("--features %s: the bundle's own, from scratch; pretrained weights bring theirs", list(default))
         return list(default)
-    return list(settings_of_weights(Path(pretrained)).get("features", default))
+    found = settings_of_weights(Path(pretrained)).get("features")
+    if found is None:
+        logger.info("--features %s: the bundle's own; %s tells none", list(default), settings_path(pretrained))
+        return list(default)
+    logger.info("--features %s: those of the weights, by %s", list(found), settings_path(pretrained))
+    return list(found)
 
 
 def check_model_settings(recorded: Mapping[str, Any], given: Mapping[str, Any], allow: bool = False) -> None:

@@ -69,7 +69,8 @@ def load_pretrained_weights(
         logger.info("the training starts from %s, not from --pretrained %s", loader.load_path, pretrained)
         return None
     if pretrained is None or str(pretrained).lower() == "none":
-        logger.info("no pretrained weights: %s is trained from scratch", type(network).__name__)
+        name, count = type(network).__name__, sum(parameter.numel() for parameter in network.parameters())
+        logger.info("no pretrained weights: %s (%s parameters) is trained from scratch", name, f"{count:,}")
         return None
     if not Path(pretrained).is_file():
         raise FileNotFoundError(

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 
 import pytest
@@ -57,6 +58,21 @@ def test_a_fine_tuning_is_as_wide_as_the_weights_that_it_starts_from(tmp_path):
     save_weights(weights(2.0), tmp_path / "model.pt")
     with pytest.raises(ModelSettingsError, match="SHA-256"):
         features_of_pretrained(tmp_path / "model.pt", [64, 128])
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "line"),
+    [
+        ("none", "--features [64, 128]: the bundle's own, from scratch"),
+        ("model.pt", "--features [8, 16]: those of the weights, by {folder}/model.json"),
+        ("from_elsewhere.pt", "--features [64, 128]: the bundle's own; {folder}/from_elsewhere.json tells none"),
+    ],
+)
+def test_the_log_says_which_width_a_fine_tuning_takes_and_whence(tmp_path, caplog, pretrained, line):
+    save_trained_weights(weights(1.0), tmp_path / "model.pt", SETTINGS)
+    caplog.set_level(logging.INFO)
+    features_of_pretrained(pretrained if pretrained == "none" else tmp_path / pretrained, [64, 128])
+    assert line.format(folder=tmp_path) in caplog.text
 
 
 def test_settings_of_other_weights_are_refused(tmp_path):

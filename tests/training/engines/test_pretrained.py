@@ -34,7 +34,7 @@ def test_without_weights_the_network_stays_and_the_log_says_so(pretrained, caplo
     with caplog.at_level(logging.INFO):
         assert load_pretrained_weights(network, pretrained) is None
     assert same(network, unet(), "")
-    assert "from scratch" in caplog.text
+    assert f"({sum(each.numel() for each in network.parameters()):,} parameters) is trained from scratch" in caplog.text
 
 
 def test_all_but_the_head_is_transferred_and_reported(weights, caplog):
