@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..networks.weight_container import sha256_of
 from ..networks.weight_files import read_weights, save_weights
+from ..networks.weight_settings import settings_of_weights
+from ..training.engines.model_settings import save_trained_weights
 
 
 def permute_tensor(tensor: Tensor, generator: np.random.Generator) -> Tensor:
@@ -69,6 +72,8 @@ def _generator(seed: int, name: str) -> np.random.Generator:
 def permuted_file(weights: str | Path, target: str | Path, seed: int) -> int:
     """Write the permuted control of a weight file.
 
+    The settings next to the weights (``model.json``) go with it, so that a training takes the width of both alike.
+
     Args:
         weights: the file.
         target: the file to write.
@@ -79,10 +84,15 @@ def permuted_file(weights: str | Path, target: str | Path, seed: int) -> int:
 
     Raises:
         FileNotFoundError: no such file.
+        ModelSettingsError: the settings next to the weights cannot be read, or describe other weights.
         ValueError: the file cannot be read as weights, or both paths are one file.
     """
     if Path(target).exists() and Path(weights).exists() and Path(target).samefile(weights):
         raise ValueError(f"{target} holds the weights to permute: name another file to write")
     tensors = permute_weights(read_weights(weights).tensors, seed)
-    save_weights(tensors, target)
+    if settings := settings_of_weights(weights):
+        source = {"file": Path(weights).name, "sha256": sha256_of(weights), "seed": seed}
+        save_trained_weights(tensors, target, settings, {"permuted_from": source})
+    else:
+        save_weights(tensors, target)
     return len(tensors)

@@ -93,6 +93,7 @@ class Runner:
         self.results = Results(options.out)
         self.rows = self.results.rows()
         self.hashes = self._weights()
+        self._widths()
         Protocol(self.results).fix(study, options.extend)
         self.earlier: dict[str, tuple[str, ...]] = {}
         """Errors of runs that are to be done again; their old rows stay on disk until then."""
@@ -129,6 +130,16 @@ class Runner:
                     f"{str(row['weights_sha256'])[:12]}), found {str(hashes[arm])[:12]}: name another arm or --out"
                 )
         return hashes
+
+    def _widths(self) -> None:
+        """Refuse arms that would train networks of different width without a word of the study."""
+        from .widths import check_widths  # imports what trains
+
+        if untold := check_widths(self.study):
+            self.say(
+                f"{', '.join(untold)}: the weights are not here, so that the width of their network is not compared; "
+                '"overrides": {"features": [...]} in the study gives all arms the same'
+            )
 
     def _read_new(self) -> None:
         """Read what other processes have finished; runs that are to be done again do not count."""

@@ -151,7 +151,7 @@ def run_workflow(bundle: Path, files: Sequence[str], overrides: Mapping[str, Any
         overrides: values by key.
     """
     search_path = list(sys.path)
-    _forget_other_scripts(bundle)
+    forget_other_scripts(bundle)
     workflow = None
     try:
         workflow = ConfigWorkflow([str(bundle / name) for name in files], logging_file=False, **overrides)
@@ -166,8 +166,12 @@ def run_workflow(bundle: Path, files: Sequence[str], overrides: Mapping[str, Any
             torch.cuda.empty_cache()
 
 
-def _forget_other_scripts(bundle: Path) -> None:
-    """Drop modules called ``scripts`` of another bundle, which would be taken for this one's."""
+def forget_other_scripts(bundle: Path) -> None:
+    """Drop modules called ``scripts`` of another bundle, which would be taken for this one's.
+
+    Args:
+        bundle: folder of the bundle whose modules may stay.
+    """
     scripts = sys.modules.get("scripts")
     folders = [Path(folder).resolve().parent for folder in getattr(scripts, "__path__", [])]
     if scripts is not None and bundle.resolve() not in folders:

@@ -16,12 +16,14 @@ import pytest
 
 from models_genesis.networks import GenesisUNet, read_checkpoint
 from models_genesis.networks.weight_files import save_weights
+from models_genesis.training.engines.model_settings import save_trained_weights
 from models_genesis.transfer.plan import Run
 from models_genesis.transfer.results import VOLATILE, Results
 from models_genesis.transfer.settings import Settings, weight_path
 from models_genesis.transfer.slices import read_slices
 from models_genesis.transfer.study import load_study, study_of
 from models_genesis.transfer.subsets import choose_subset, read_cohort
+from models_genesis.transfer.widths import check_widths
 from models_genesis.transfer.workflow import Execution
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
@@ -138,6 +140,23 @@ def test_weights_may_be_named_from_the_root(segmentation, permute):
     relative, absolute = found.values()
     assert absolute[:2] == relative[:2] == ("work/permuted.pt" if permute else weights, Path(weights))
     assert "$STUDY/w.pt" in relative[2] and f"$STUDY/{weights}" not in absolute[2] and weights in absolute[2]
+
+
+def test_arms_take_the_width_of_their_weights_the_permuted_one_that_of_its_source(segmentation, tmp_path):
+    """No key of the study tells the width here, and the bundle's own is another one."""
+    arms = {name: {"pretrained": "w.pt", "permute": name == "permuted"} for name in ("kept", "permuted")}
+    content = json.loads(segmentation.read_text()) | {"arms": arms, "primary": {"arm": "kept", "against": "permuted"}}
+    content |= {"datalist": str(segmentation.parent / "list.json"), "dataset_dir": str(segmentation.parent / "data")}
+    del content["overrides"]["features"]
+    path = tmp_path / "study.json"
+    path.write_text(json.dumps(content))
+    save_trained_weights(GenesisUNet(features=(4, 8)).state_dict(), tmp_path / "w.pt", {"features": [4, 8]})
+    assert check_widths(load_study(path)) == []
+    for arm in arms:
+        row = execution(path, tmp_path / "out")(Run("main", arm, 2, 0, 0, 0.01))
+        assert row["status"] == "done", row["error"]
+        log = tmp_path / "out" / "runs" / Run("main", arm, 2, 0, 0, 0.01).name / "log.txt"
+        assert "--features [4, 8]: those of the weights" in log.read_text()
 
 
 def test_steps_of_a_study_are_steps_of_the_optimizer(segmentation):
