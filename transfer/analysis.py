@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .contrast import Scores, interval_of
+from .contrast import Scores, auc_samples, interval_of
 from .plan import Row, choose_rate, main_runs, rate_of, to_do
 from .results import Results, failures
 from .statistics import (
@@ -67,6 +67,9 @@ class Analysis:
         results: its results.
         num_resamples: permutations and bootstrap samples.
         seed: of both.
+
+    Attributes:
+        undefined: the largest number of bootstrap samples that an interval left out so far.
     """
 
     def __init__(self, study: Study, results: Results, num_resamples: int = 9999, seed: int = 0) -> None:
@@ -75,6 +78,7 @@ class Analysis:
         self.rows: Mapping[str, Row] = results.rows()
         self.num_resamples = num_resamples
         self.seed = seed
+        self.undefined = 0
         self._cells: dict[tuple[str, Labels, RateKind], Cell] = {}
 
     def cell(self, arm: str, labels: Labels, kind: RateKind) -> Cell:
@@ -125,7 +129,9 @@ class Analysis:
 
     def interval(self, scores: Scores, against: Scores | None = None) -> Interval:
         """Give a score or a difference with its interval."""
-        return interval_of(scores, against, self.num_resamples, self.seed)
+        found = interval_of(scores, against, self.num_resamples, self.seed)
+        self.undefined = max(self.undefined, found.undefined)
+        return found
 
     @cached_property
     def score_table(self) -> list[dict[str, Any]]:
@@ -222,7 +228,8 @@ class Analysis:
                 targets = curves[number][0](seed_weights, patient_weights)
                 others = np.stack([curve[1](seed_weights, patient_weights) for curve in curves], axis=1)
                 found = [labels_needed(patients, row, target) for row, target in zip(others, targets, strict=True)]
-                return np.minimum(np.array(found), 1e9)
+                defined = np.isfinite(targets) & np.isfinite(others).all(axis=1)
+                return np.where(defined, np.minimum(np.array(found), 1e9), np.nan)
 
             scores = pairs[0][0]
             found = two_level_bootstrap(needed, len(seeds), scores.strata, min(self.num_resamples, 2000), self.seed)
@@ -303,7 +310,7 @@ class Analysis:
     def summary(self) -> dict[str, Any]:
         """Everything, as ``results.json`` holds it."""
         todo = to_do(self.study, self.rows)
-        return {
+        content = {
             "name": self.study.name,
             "title": self.study.title,
             "score": self.study.score,
@@ -321,8 +328,11 @@ class Analysis:
             "labels_saved": self.label_table(),
             "dose_response": self.dose_table(),
             "never_found": self.never_found(),
-            "method": METHOD.format(resamples=self.num_resamples, seed=self.seed),
         }
+        method = METHOD.format(resamples=self.num_resamples, seed=self.seed)
+        if self.study.score == "auc":
+            method += " " + auc_samples(self.undefined, self.num_resamples)
+        return {**content, "method": method}
 
 
 METHOD = (

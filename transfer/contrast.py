@@ -12,6 +12,9 @@ from scipy.stats import rankdata
 
 from .statistics import FloatArray, Interval, degrees_of_freedom, two_level_bootstrap, with_t_quantiles
 
+NUM_RESAMPLES = 9999
+"""Bootstrap samples of an interval."""
+
 BLOCK = 2**24
 """Numbers that are held at once."""
 
@@ -156,7 +159,10 @@ class AucEstimator:
         np.add.at(self.contributions, self.code[cases], values)
 
     def __call__(self, seeds: FloatArray, patients: FloatArray) -> FloatArray:
-        """Give the area with weights of the seeds, (R, S), and of the patients, (R, P)."""
+        """Give the area with weights of the seeds, (R, S), and of the patients, (R, P).
+
+        It is the mean of the folds in which both classes have weight, and NaN where there is no such fold.
+        """
         size = max(1, BLOCK // max(wins[0].size for _, _, wins in self.folds))
         blocks = [
             self._block(seeds[start : start + size], patients[start : start + size])
@@ -175,7 +181,8 @@ class AucEstimator:
                 areas.append((np.matmul(together, n[:, :, None])[:, :, 0] * p).sum(axis=1) / total)
         stack = np.stack(areas)
         defined = np.isfinite(stack)  # a draw may leave a fold without a class
-        return np.asarray(np.where(defined, stack, 0).sum(axis=0) / np.maximum(defined.sum(axis=0), 1))
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.where(defined, stack, 0).sum(axis=0) / defined.sum(axis=0))
 
     @property
     def by_seed(self) -> FloatArray:
@@ -201,7 +208,22 @@ def _wins(positives: FloatArray, negatives: FloatArray) -> FloatArray:
     return np.asarray((first > second) + 0.5 * (first == second), dtype=np.float64)
 
 
-def interval_of(scores: Scores, against: Scores | None = None, num_resamples: int = 9999, seed: int = 0) -> Interval:
+def auc_samples(undefined: int, num_resamples: int) -> str:
+    """Say what became of bootstrap samples in which folds lack a class.
+
+    Args:
+        undefined: the largest number of samples that an interval leaves out.
+        num_resamples: of how many.
+    """
+    return (
+        "A bootstrap sample's AUC is the mean of the folds in which it has both classes; samples without such a fold "
+        f"are left out, {undefined} of {num_resamples} where they are most."
+    )
+
+
+def interval_of(
+    scores: Scores, against: Scores | None = None, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> Interval:
     """Give a score, or what it exceeds another one by, with its 95 % interval over patients and seeds.
 
     Args:
@@ -211,7 +233,7 @@ def interval_of(scores: Scores, against: Scores | None = None, num_resamples: in
         seed: of the samples.
 
     Returns:
-        The estimate.
+        The estimate; samples in which no fold has both classes of an AUC are left out, and counted.
 
     Raises:
         ValueError: when seeds, cases or classes of both differ.

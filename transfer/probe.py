@@ -230,6 +230,11 @@ class ProbeRow:
     difference: Interval | None = None
 
     @property
+    def undefined(self) -> int:
+        """Bootstrap samples without an AUC, which the intervals leave out."""
+        return max(self.auc.undefined, self.difference.undefined if self.difference else 0)
+
+    @property
     def flat(self) -> dict[str, Any]:
         """The line as a row of a table."""
         difference = asdict(self.difference) if self.difference else dict.fromkeys(("value", "low", "high"))

@@ -12,6 +12,7 @@ from typing import Any
 from ..datasets.io.atomic_write import atomic_text
 from ..datasets.io.csv_file import write_csv
 from ..networks.weight_container import sha256_of
+from .contrast import NUM_RESAMPLES, auc_samples
 from .embedding import tile_size
 from .embedding_files import load_with_settings
 from .probe import Labels, Probe, ProbeRow, read_labelled_scans
@@ -81,7 +82,7 @@ def probe_files(
         probe.add(name, *pair)
     rows = probe.rows(labels)
     content: dict[str, Any] = {
-        "method": METHOD,
+        "method": f"{METHOD} {auc_samples(max(row.undefined for row in rows), NUM_RESAMPLES)}",
         "norm_statistics": probe.norm_statistics,
         "datalist": {"file": Path(images).name, "sha256": sha256_of(images), "lists": list(splits)},
         "scans": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -54,12 +54,21 @@ def sign_flip_test(contributions: ArrayLike, num_resamples: int = 9999, seed: in
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval and standard error; None where there is no spread to tell from."""
+    """An estimate with its 95 % interval and standard error; None where there is no spread to tell from.
+
+    Attributes:
+        value: the estimate.
+        low: lower end of the interval.
+        high: upper end.
+        se: standard error.
+        undefined: number of bootstrap samples in which the estimate is undefined; they are left out.
+    """
 
     value: float
     low: float | None
     high: float | None
     se: float | None
+    undefined: int = 0
 
 
 def two_level_bootstrap(
@@ -76,7 +85,7 @@ def two_level_bootstrap(
     patients alone. The part that seeds and patients have in common counts twice, so that it is rather too wide.
 
     Args:
-        estimate: the estimate for weights of seeds and patients.
+        estimate: the estimate for weights of seeds and patients; NaN where it is undefined.
         num_seeds: number of seeds.
         strata: (P,) the patients' folds; patients are drawn within each.
         num_resamples: number of draws.
@@ -98,10 +107,11 @@ def two_level_bootstrap(
         patients[:, members] = _weights(generator, len(members), num_resamples)
     draws = estimate(seeds, patients)
     draws = draws[np.isfinite(draws)]
+    undefined = num_resamples - len(draws)
     if len(draws) < 2:
-        return Interval(value, None, None, None)
+        return Interval(value, None, None, None, undefined)
     low, high = np.percentile(draws, [2.5, 97.5])
-    return Interval(value, float(low), float(high), float(draws.std(ddof=1)))
+    return Interval(value, float(low), float(high), float(draws.std(ddof=1)), undefined)
 
 
 def with_t_quantiles(found: Interval, df: float, limits: tuple[float, float] = (-1.0, 1.0)) -> Interval:
@@ -122,7 +132,7 @@ def with_t_quantiles(found: Interval, df: float, limits: tuple[float, float] = (
         return found
     half = float(stats.t.ppf(0.975, df)) * found.se
     low, high = max(found.value - half, limits[0]), min(found.value + half, limits[1])
-    return Interval(found.value, low, high, found.se)
+    return replace(found, low=low, high=high)
 
 
 def _weights(generator: np.random.Generator, units: int, resamples: int) -> FloatArray:

@@ -6,7 +6,8 @@ import pytest
 from monai.metrics import compute_roc_auc
 from torch import from_numpy
 
-from models_genesis.transfer.contrast import Scores
+from models_genesis.transfer.contrast import Scores, interval_of
+from models_genesis.transfer.statistics import two_level_bootstrap
 
 GENERATOR = np.random.default_rng(0)
 N = 60
@@ -103,3 +104,48 @@ def test_a_fold_of_one_class_has_no_area():
     labels = np.ones(N, int)
     with pytest.raises(ValueError, match="both classes"):
         scores(GENERATOR.normal(size=(1, N)), labels).estimator()
+
+
+def few_positives(seeds=3, patients=20, positives=3):
+    """One case of each patient, three of them positive, in one fold."""
+    labels = (np.arange(patients) < positives).astype(int)
+    values = np.random.default_rng(3).normal(size=(seeds, patients)) + 1.5 * labels
+    names = tuple(f"p{number:02d}" for number in range(patients))
+    return Scores(tuple(range(seeds)), names, names, np.zeros(patients, int), labels, values)
+
+
+def test_a_draw_without_one_of_the_classes_has_no_area():
+    scored = few_positives()
+    weights = np.ones((3, 20))
+    weights[0, :3] = 0
+    weights[1, 3:] = 0
+    found = scored.estimator()(np.ones((3, 3)), weights)
+    assert np.isnan(found[:2]).all()
+    assert found[2] == pytest.approx(np.mean([auc(row, scored.labels) for row in scored.values]))
+
+
+def test_a_fold_without_a_class_leaves_the_mean_to_the_others():
+    labels, fold = candidates(2)
+    values, weights = GENERATOR.normal(size=(1, N)), np.ones((1, N // 2))
+    weights[0, np.arange(N)[(fold == 0) & (labels == 1)] // 2] = 0  # patients lie in one fold
+    found = scores(values, labels, fold).estimator()(np.ones((1, 1)), weights)
+    assert float(found[0]) == pytest.approx(auc(values[0, fold == 1], labels[fold == 1]))
+
+
+def test_draws_without_positives_are_left_out_of_the_interval_and_counted():
+    """Of 20 patients 19 are drawn, so that (17 / 20) ** 19 of the draws have none of the 3 with a positive case."""
+    scored, draws = few_positives(), []
+    estimator = scored.estimator()
+
+    def kept(seeds, patients):
+        draws.append((estimator(seeds, patients), patients[:, :3].sum(axis=1) > 0))
+        return draws[-1][0]
+
+    found = two_level_bootstrap(kept, 3, scored.strata, 4000)
+    values, defined = draws[-1]
+    expected = (17 / 20) ** 19
+    assert abs(found.undefined / 4000 - expected) < 4 * np.sqrt(expected * (1 - expected) / 4000)
+    assert found.undefined == (~defined).sum()
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(values[defined], [2.5, 97.5])))
+    assert found.se == pytest.approx(values[defined].std(ddof=1))
+    assert interval_of(scored, None, 4000).undefined == found.undefined

@@ -14,8 +14,10 @@ import pytest
 from models_genesis.transfer.__main__ import main
 from models_genesis.transfer.answer import sentence
 from models_genesis.transfer.plan import main_runs
+from models_genesis.transfer.results import Protocol, Results
 from models_genesis.transfer.runner import Options, Runner
 from models_genesis.transfer.study import load_study
+from models_genesis.transfer.workflow import begin_row
 
 ARMS = {
     "scratch": {"pretrained": "none", "dose": 0},
@@ -70,6 +72,31 @@ def test_scores_and_dose(finished):
     assert {each["dose"] for each in results["dose_response"]} == {0, 1}
     with (out / "scores.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == len(results["scores"]) == 3 * 3
+
+
+def test_samples_without_positives_are_left_out_of_every_interval_of_an_auc(make_study):
+    """All networks rank perfectly, so that each AUC that is defined is 1; 3 of 20 test patients have a positive."""
+    study = load_study(make_study(score="auc", rates={"common": 0.01}))
+    results = Results(study.path.parent / "out")
+    Protocol(results).fix(study)
+    cases = (f"c{number},p{number},{number < 3:d},{number < 3:d}" for number in range(20))
+    lines = ["case,patient,score,label", *cases]
+    for labels in study.labels:
+        for arm in study.arms:
+            for run in main_runs(study, arm, labels, 0.01):
+                work, patients = results.begin(run), 10 if labels == "all" else labels
+                (work / "result" / "cases.csv").write_text("\n".join(lines) + "\n")
+                row = begin_row(run, study, patients, None, ()) | {"status": "done", "score": 1.0}
+                results.finish(run, work, row | {"train_command": "", "evaluate_command": ""})
+    assert main(["report", str(results.folder), "--resamples", "999"]) == 0
+    found = json.loads((results.folder / "results.json").read_text())
+    for line in found["scores"]:
+        assert (line["score"], line["low"], line["high"]) == pytest.approx((1, 1, 1))
+    for line in found["labels_saved"]:
+        assert (line["against_needs"], line["low"], line["high"]) == pytest.approx((2, 2, 2))
+    (left_out,) = re.findall(r"left out, (\d+) of 999 where they are most", found["method"])
+    assert int(left_out) == pytest.approx(999 * (17 / 20) ** 19, abs=4 * 6.6)  # binomial, four standard deviations
+    assert f"left out, {left_out} of 999" in (results.folder / "report.html").read_text()
 
 
 class Links(HTMLParser):
