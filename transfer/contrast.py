@@ -16,7 +16,7 @@ NUM_RESAMPLES = 9999
 """Bootstrap samples of an interval."""
 
 BLOCK = 2**24
-"""Numbers that are held at once."""
+"""Numbers that are held at once where pairs are counted."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,37 @@ class MeanEstimator:
         return np.asarray(self.sums.mean(axis=0) / self.counts)
 
 
+@dataclass(frozen=True)
+class _Fold:
+    """The pairs of a fold, counted by patient: patients are drawn as a whole, so that no pair need be told apart.
+
+    Attributes:
+        positive: (A,) patients that have positive cases.
+        negative: (B,) patients that have negative ones.
+        positives: (A,) how many each has.
+        negatives: (B,) how many each has.
+        wins: (S, A, B) pairs that the positive cases win, or the difference of two arms.
+    """
+
+    positive: NDArray[np.int64]
+    negative: NDArray[np.int64]
+    positives: FloatArray
+    negatives: FloatArray
+    wins: FloatArray
+
+    def areas(self, share: FloatArray, patients: FloatArray) -> FloatArray:
+        """Give the area for shares of the seeds, (R, S), and weights of the patients, (R, P); NaN without a class."""
+        p, n = patients[:, self.positive], patients[:, self.negative]
+        won = sum(share[:, seed] * ((p @ wins) * n).sum(axis=1) for seed, wins in enumerate(self.wins))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(won / ((p @ self.positives) * (n @ self.negatives)))
+
+    @property
+    def by_seed(self) -> FloatArray:
+        """(S,) the area of each seed."""
+        return np.asarray(self.wins.sum(axis=(1, 2)) / (self.positives.sum() * self.negatives.sum()))
+
+
 class AucEstimator:
     """The area under the ROC curve, the mean of those of each fold and seed; or the difference of two arms'.
 
@@ -131,63 +162,51 @@ class AucEstimator:
         assert scores.labels is not None
         self.code = scores.code
         self.patients = len(scores.names)
-        self.folds: list[tuple[NDArray[np.int64], NDArray[np.int64], FloatArray]] = []
         self.contributions = np.zeros(self.patients)
         """(P,) what each patient adds. Of a difference it is added with the other sign where the patient's cases change
         their arms: the test of Venkatraman and Begg (1996), by whole patients."""
-        folds = np.unique(scores.folds)
-        for fold in folds:
-            members = scores.folds == fold
-            positive = np.flatnonzero(members & (scores.labels == 1))
-            negative = np.flatnonzero(members & (scores.labels == 0))
-            if not len(positive) or not len(negative):
-                raise ValueError(f"fold {fold}: expected cases of both classes for an AUC, found one class")
-            first = _ranks(scores.values, members)
-            wins = _wins(first[:, positive], first[:, negative])  # (S, positives, negatives)
-            mixed = np.zeros(wins.shape)
-            if against is not None:
-                second = _ranks(against.values, members)
-                other = _wins(second[:, positive], second[:, negative])
-                mixed = _wins(first[:, positive], second[:, negative]) - _wins(second[:, positive], first[:, negative])
-                wins = wins - other
-            pairs = len(folds) * wins[0].size * 2
-            self._add(positive, (wins + mixed).mean(axis=0).sum(axis=1) / pairs)
-            self._add(negative, (wins - mixed).mean(axis=0).sum(axis=0) / pairs)
-            self.folds.append((positive, negative, wins))
+        self.folds = [self._fold(scores, against, fold) for fold in np.unique(scores.folds).tolist()]
+        self.contributions /= len(self.folds)
 
-    def _add(self, cases: NDArray[np.int64], values: FloatArray) -> None:
-        np.add.at(self.contributions, self.code[cases], values)
+    def _fold(self, scores: Scores, against: Scores | None, fold: int) -> _Fold:
+        """Reduce a fold to the wins of patients over patients, and add what its patients contribute."""
+        assert scores.labels is not None
+        members = scores.folds == fold
+        positive = np.flatnonzero(members & (scores.labels == 1))
+        negative = np.flatnonzero(members & (scores.labels == 0))
+        if not len(positive) or not len(negative):
+            raise ValueError(f"fold {fold}: expected cases of both classes for an AUC, found one class")
+        above, rows = np.unique(self.code[positive], return_inverse=True)
+        below, columns = np.unique(self.code[negative], return_inverse=True)
+
+        def wins(high: FloatArray, low: FloatArray) -> FloatArray:
+            return _wins(high[:, positive], low[:, negative], rows, columns)
+
+        first = _ranks(scores.values, members)
+        won, mixed = wins(first, first), 0.0  # (S, A, B)
+        if against is not None:
+            second = _ranks(against.values, members)
+            won, mixed = won - wins(second, second), (wins(first, second) - wins(second, first)).mean(axis=0)
+        pairs = len(positive) * len(negative) * 2
+        self.contributions[above] += (won.mean(axis=0) + mixed).sum(axis=1) / pairs
+        self.contributions[below] += (won.mean(axis=0) - mixed).sum(axis=0) / pairs
+        return _Fold(above, below, np.bincount(rows).astype(float), np.bincount(columns).astype(float), won)
 
     def __call__(self, seeds: FloatArray, patients: FloatArray) -> FloatArray:
         """Give the area with weights of the seeds, (R, S), and of the patients, (R, P).
 
         It is the mean of the folds in which both classes have weight, and NaN where there is no such fold.
         """
-        size = max(1, BLOCK // max(wins[0].size for _, _, wins in self.folds))
-        blocks = [
-            self._block(seeds[start : start + size], patients[start : start + size])
-            for start in range(0, len(seeds), size)
-        ]
-        return np.concatenate(blocks)
-
-    def _block(self, seeds: FloatArray, patients: FloatArray) -> FloatArray:
-        areas = []
         share = seeds / seeds.sum(axis=1, keepdims=True)
-        for positive, negative, wins in self.folds:
-            p, n = patients[:, self.code[positive]], patients[:, self.code[negative]]
-            together = np.tensordot(share, wins, 1)  # (R, positives, negatives)
-            total = p.sum(axis=1) * n.sum(axis=1)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                areas.append((np.matmul(together, n[:, :, None])[:, :, 0] * p).sum(axis=1) / total)
-        stack = np.stack(areas)
-        defined = np.isfinite(stack)  # a draw may leave a fold without a class
+        areas = np.stack([fold.areas(share, patients) for fold in self.folds])
+        defined = np.isfinite(areas)  # a draw may leave a fold without a class
         with np.errstate(invalid="ignore"):
-            return np.asarray(np.where(defined, stack, 0).sum(axis=0) / defined.sum(axis=0))
+            return np.asarray(np.where(defined, areas, 0).sum(axis=0) / defined.sum(axis=0))
 
     @property
     def by_seed(self) -> FloatArray:
         """(S,) the area or difference of each seed."""
-        return np.asarray(np.mean([wins.mean(axis=(1, 2)) for _, _, wins in self.folds], axis=0))
+        return np.asarray(np.mean([fold.by_seed for fold in self.folds], axis=0))
 
     @property
     def by_patient(self) -> FloatArray:
@@ -202,10 +221,33 @@ def _ranks(values: FloatArray, members: NDArray[np.bool_]) -> FloatArray:
     return ranks
 
 
-def _wins(positives: FloatArray, negatives: FloatArray) -> FloatArray:
-    """Tell which positives are ranked above which negatives, ties counting half: (S, positives, negatives)."""
-    first, second = positives[:, :, None], negatives[:, None, :]
-    return np.asarray((first > second) + 0.5 * (first == second), dtype=np.float64)
+def _wins(
+    positives: FloatArray, negatives: FloatArray, rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> FloatArray:
+    """Count the pairs that each patient's positives win over each patient's negatives, ties counting half.
+
+    Args:
+        positives: (S, N) ranks of the positive cases.
+        negatives: (S, M) ranks of the negative ones.
+        rows: (N,) number of each positive's patient, of A.
+        columns: (M,) number of each negative's patient, of B.
+
+    Returns:
+        (S, A, B) counts.
+    """
+    won = np.zeros((len(positives), int(rows.max()) + 1, int(columns.max()) + 1))
+    width = won.shape[2]
+    parts = -(-positives.shape[1] * width // BLOCK)
+    for found, high, low in zip(won, positives, negatives, strict=True):
+        for part in np.array_split(np.argsort(high), parts):
+            beaten = np.zeros(
+                (len(part) + 1, width)
+            )  # negatives of each patient, by the first positive that beats them
+            for side in ("left", "right"):  # one that ties with it counts half
+                place = np.searchsorted(high[part], low, side)
+                beaten += 0.5 * np.bincount(place * width + columns, minlength=beaten.size).reshape(beaten.shape)
+            np.add.at(found, rows[part], beaten[:-1].cumsum(axis=0))
+    return won
 
 
 def auc_samples(undefined: int, num_resamples: int) -> str:
