@@ -19,6 +19,8 @@ from .study import Study, order
 COLOURS = ("#0b6fa4", "#c8501e", "#5b8c2a", "#8a4fa3", "#7a6a3a", "#c03a6b", "#3a8f8a", "#777777")
 REGION_COLOURS = ("#38d430", "#ff4d4d", "#4da3ff", "#ffb000", "#d36bff", "#00d5d5")
 SIZE = (5.0, 3.6)
+MOST_BARS = 500
+"""Bars that a figure of this size can show."""
 
 
 def embed(figure: Figure, kind: str = "svg", dpi: int = 110) -> str:
@@ -90,7 +92,7 @@ def _limits(lines: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 
 def draw_cases(study: Study, cases: Sequence[Mapping[str, Any]], labels: Any) -> Figure:
-    """Draw the difference of the primary contrast for each case, in order of size.
+    """Draw the difference of the primary contrast for each case, in order of size; of very many at even distances.
 
     Args:
         study: the study.
@@ -103,16 +105,18 @@ def draw_cases(study: Study, cases: Sequence[Mapping[str, Any]], labels: Any) ->
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     values = np.sort([line["difference"] for line in cases if line["labels"] == labels])
-    colours = [COLOURS[0] if value > 0 else COLOURS[1] for value in values]
-    axes.bar(np.arange(len(values)), values, width=0.8, color=colours)
+    places = np.unique(np.linspace(0, len(values) - 1, min(len(values), MOST_BARS)).round().astype(int))
+    colours = [COLOURS[0] if value > 0 else COLOURS[1] for value in values[places]]
+    axes.bar(places, values[places], width=0.8 * len(values) / max(len(places), 1), color=colours)
     axes.axhline(0, color="#333333", lw=0.8)
     if len(values):
         axes.axhline(float(values.mean()), color="#333333", lw=1, ls="--", label=f"mean {values.mean():+.3f}")
         axes.legend(frameon=False, fontsize=9)
     what = "predicted probability" if study.score == "auc" else SCORE_NAMES.get(study.score, study.score)
     better = int((values > 0).sum())
+    drawn = "" if len(places) == len(values) else f", {len(places)} of them drawn"
     axes.set(
-        xlabel=f"{len(values)} cases, {better} above zero",
+        xlabel=f"{len(values)} cases, {better} above zero{drawn}",
         ylabel=f"{what}: {study.primary.arm}\nminus {study.primary.against}",
         title=f"{'all' if labels == 'all' else labels} labelled patients",
     )

@@ -13,6 +13,7 @@ import pytest
 
 from models_genesis.transfer.__main__ import main
 from models_genesis.transfer.answer import sentence
+from models_genesis.transfer.figures import draw_cases
 from models_genesis.transfer.plan import main_runs
 from models_genesis.transfer.results import Protocol, Results
 from models_genesis.transfer.runner import Options, Runner
@@ -97,6 +98,23 @@ def test_samples_without_positives_are_left_out_of_every_interval_of_an_auc(make
     (left_out,) = re.findall(r"left out, (\d+) of 999 where they are most", found["method"])
     assert int(left_out) == pytest.approx(999 * (17 / 20) ** 19, abs=4 * 6.6)  # binomial, four standard deviations
     assert f"left out, {left_out} of 999" in (results.folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("count", "bars"), [(0, 0), (1, 1), (500, 500), (200_000, 500)])
+def test_very_many_cases_are_drawn_at_even_distances_of_their_order(finished, count, bars):
+    values = np.random.default_rng(0).normal(size=count)
+    cases = [{"labels": 2, "difference": value} for value in values]
+    (axes,) = draw_cases(finished[0], cases, 2).axes
+    heights = [bar.get_height() for bar in axes.patches]
+    assert len(heights) == bars
+    assert axes.get_xlabel().startswith(f"{count} cases, {(values > 0).sum()} above zero")
+    assert axes.get_xlabel().endswith(", 500 of them drawn") == (count > bars)
+    if count:
+        assert (heights[0], heights[-1]) == (values.min(), values.max())
+        # a bar stands at the share of cases that are below its height
+        expected = np.quantile(values, np.linspace(0, 1, bars))
+        np.testing.assert_allclose(heights[1:-1], expected[1:-1], rtol=0, atol=1e-3)
+        assert axes.patches[-1].get_x() + axes.patches[-1].get_width() / 2 == pytest.approx(count - 1)
 
 
 class Links(HTMLParser):
