@@ -7,9 +7,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from .statistics import smallest_difference
-from .study import Study
-from .subsets import Cohort, read_cohort
+from .study import Study, StudyError
+from .subsets import Cohort, choose_subset, read_cohort
 
 SD_PATIENTS = (0.02, 0.05, 0.1)
 SD_SEEDS = (0.0, 0.01, 0.02, 0.05)
@@ -67,6 +69,7 @@ def power_text(study: Study, out: Path | None = None, power: float = 0.8) -> str
         The table.
 
     Raises:
+        StudyError: when the test patients have candidates of one class.
         ValueError: when the power is not between the test's level and 1.
     """
     if not 0.05 < power < 1:
@@ -93,11 +96,11 @@ def _assumed_mean(study: Study, tested: int, power: float) -> list[str]:
 
 
 def _assumed_auc(study: Study, cohort: Cohort, power: float) -> list[str]:
-    from ..datasets.candidates.table import read_candidates
-
-    table = read_candidates(study.dataset_dir / str(cohort.header["candidates"]), True)
-    positives, negatives = int((table.label == 1).sum()), int((table.label == 0).sum())
-    lines = [f"{positives} positive and {negatives} negative cases (Hanley and McNeil), correlation of both arms' AUC:"]
+    positives, negatives = _tested_candidates(study, cohort)
+    lines = [
+        f"{positives} positive and {negatives} negative cases of the test patients (Hanley and McNeil), correlation of "
+        "both arms' AUC:"
+    ]
     correlations: Sequence[float] = (0.3, 0.5, 0.7)
     lines.append("AUC       " + "".join(f"{correlation:>9g}" for correlation in correlations))
     for auc in AUCS:
@@ -108,6 +111,24 @@ def _assumed_auc(study: Study, cohort: Cohort, power: float) -> list[str]:
         ]
         lines.append(f"{auc:>9g} " + "".join(f"{value:>9.4f}" for value in values))
     return lines
+
+
+def _tested_candidates(study: Study, cohort: Cohort) -> tuple[int, int]:
+    """Count the positive and the negative candidates that a study measures, over its folds."""
+    from ..datasets.candidates.table import read_candidates
+
+    table = read_candidates(study.dataset_dir / str(cohort.header["candidates"]), True)
+    subsets = [choose_subset(study, cohort, study.labels[0], fold, study.seeds[0]) for fold in range(study.folds)]
+    series = {str(entry["seriesuid"]) for subset in subsets for entry in subset.test}
+    codes = [number for number, name in enumerate(table.series) if name in series]
+    labels = table.label[table.good & np.isin(table.series_code, codes)]
+    positives, negatives = int((labels == 1).sum()), int((labels == 0).sum())
+    if not positives or not negatives:
+        raise StudyError(
+            f"{table.path}: expected candidates of both classes of the test patients, found {positives} positive and "
+            f"{negatives} negative"
+        )
+    return positives, negatives
 
 
 def _measured(study: Study, out: Path, power: float) -> list[str]:

@@ -15,8 +15,10 @@ from models_genesis.transfer.__main__ import main
 from models_genesis.transfer.answer import sentence
 from models_genesis.transfer.figures import draw_cases
 from models_genesis.transfer.plan import main_runs
+from models_genesis.transfer.power import auc_standard_error
 from models_genesis.transfer.results import Protocol, Results
 from models_genesis.transfer.runner import Options, Runner
+from models_genesis.transfer.statistics import smallest_difference
 from models_genesis.transfer.study import load_study
 from models_genesis.transfer.workflow import begin_row
 
@@ -178,6 +180,46 @@ def test_power_before_a_study_is_run(make_study, capsys):
     assert main(["power", str(path)]) == 0
     # 6 patients: t test with 5 degrees of freedom
     assert "0.0717" in capsys.readouterr().out
+
+
+def write_candidates(study, positives=1, negatives=3):
+    """Name the list's scans s0 to s31, 20 of them for training, each with candidates; one of them is there twice."""
+    content = json.loads(study.datalist.read_text())
+    entries = [*content["training"], *content["testing"]]
+    for number, entry in enumerate(entries):
+        entry["seriesuid"] = f"s{number}"
+    study.datalist.write_text(json.dumps(content | {"candidates": "candidates.csv"}))
+    rows = [
+        f"{name},{n},0,0,{int(n < positives)}"
+        for name in [*(entry["seriesuid"] for entry in entries), "of_no_patient"]
+        for n in range(positives + negatives)
+    ]
+    table = ["seriesuid,coordX,coordY,coordZ,class", *rows, "s31,0,0,0,1"]
+    (study.dataset_dir / "candidates.csv").write_text("\n".join(table) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "scans"), [({}, 12), ({"split": {"train": ["training"], "folds": 2}, "labels": [2, 4]}, 20)]
+)
+def test_power_of_an_auc_is_that_of_the_candidates_that_are_measured(make_study, capsys, changes, scans):
+    """With a fixed split those of the test's 12 scans, with folds those of all 20 that are dealt out."""
+    path = make_study(score="auc", **changes)
+    write_candidates(load_study(path))
+    assert main(["power", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{scans // 2} test patients" in lines[0]
+    assert lines[1].startswith(f"{scans} positive and {3 * scans} negative cases of the test patients")
+    error = auc_standard_error(0.8, scans, 3 * scans)
+    expected = smallest_difference(error, 4 * scans - 2)  # both arms' correlation of 0.5 halves the variance of 2
+    (row,) = [line.split() for line in lines if line.startswith("      0.8 ")]
+    assert float(row[2]) == pytest.approx(expected, abs=5e-5)
+
+
+def test_power_of_an_auc_asks_for_test_candidates_of_both_classes(make_study, capsys):
+    path = make_study(score="auc")
+    write_candidates(load_study(path), positives=0)
+    assert main(["power", str(path)]) == 2
+    assert "both classes of the test patients, found 0 positive and 36 negative" in capsys.readouterr().err
 
 
 def test_power_after_it(finished, capsys):
