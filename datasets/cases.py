@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ..transforms.brats_regions import check_brats_convention
 from .datalist import NAME_EXCLUDED, DatasetSummary, read_datalist, resolve_paths
 from .io.json_file import read_json
+from .io.scan_header import paths_of
 from .layouts.brats import MODALITIES, NAMES, brats_images, list_brats
 from .layouts.image_folder import list_folder
 from .layouts.label_maps import MOST_VALUES
@@ -127,10 +128,13 @@ def load_labelled_cases(
 
     Raises:
         FileNotFoundError: when the folder, the list or files that it names are missing.
-        ValueError: when there is no labelled case, or the list says something else than expected.
+        ValueError: when there is no labelled case, a label is no file, or the list says something else than expected.
     """
     if datalist is not None:
         cases = read_datalist(datalist, dataset_dir, key, with_label=True)
+        for case in cases:
+            if not paths_of(case["label"]):
+                raise ValueError(f"{datalist}: {case['image']}: expected a label map, found {str(case['label'])[:80]}")
         content = read_json(datalist)
         _compare(datalist, content, expected)
         if layout == "brats" and expected and "label_convention" in expected:

@@ -17,7 +17,7 @@ from typing import Any
 from .io.atomic_write import atomic_text
 from .io.csv_file import printable, safe_cell
 from .io.json_file import read_json
-from .io.scan_header import ScanHeader, split_series
+from .io.scan_header import ScanHeader, paths_of, split_series
 from .splits import SPLITS
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ DECATHLON_TEST = "test"
 """What the Decathlon calls its list of test images, which have no labels."""
 
 PATH_KEYS = ("image", "label")
-"""Keys of an entry that hold paths."""
+"""Keys of an entry that hold paths; a label that is no text, such as the number of a class, is left as it is."""
 
 
 def made_by() -> str:
@@ -196,7 +196,7 @@ class DatasetSummary:
 
 
 def _with_readable_name(scan: ScanRecord) -> ScanRecord:
-    paths = (*_as_list(scan.image if isinstance(scan.image, str) else list(scan.image)), scan.label, scan.patient)
+    paths = (*paths_of(scan.image), scan.label, scan.patient)
     if all(printable(path) == path for path in paths):
         return scan
     image = scan.image if isinstance(scan.image, str) else tuple(map(printable, scan.image))
@@ -232,11 +232,11 @@ def read_datalist(
         datalist: JSON file in the layout of the Medical Segmentation Decathlon.
         dataset_dir: folder that relative paths start from, by default the JSON file's own.
         key: the split, ``"training"``, ``"validation"`` or ``"testing"``, or another list of the file.
-        with_label: whether to leave out the entries without a ``label``, which a warning names.
+        with_label: whether to leave out the entries without a ``label``, which a warning names; the class 0 is one.
 
     Returns:
         The entries, each a dictionary with the absolute path (or paths) of its ``image``, and of its ``label`` if it
-        has one.
+        has one. A label of another kind, such as the number of a class, is given as it is.
 
     Raises:
         FileNotFoundError: When the data list, or images or labels that it names, are missing.
@@ -260,11 +260,11 @@ def read_datalist(
 
 def _labelled(entries: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """Leave out the entries without a label, and name them: a key may be misspelt."""
-    labelled = [entry for entry in entries if entry.get("label")]
+    labelled = [entry for entry in entries if has_label(entry)]
     if entries and not labelled:
         raise ValueError(f"{name}: expected labels, found none in {len(entries)} entries.")
     if len(labelled) < len(entries):
-        others = [entry for entry in entries if not entry.get("label")]
+        others = [entry for entry in entries if not has_label(entry)]
         shown = [f"{_as_list(entry['image'])[0]}, whose keys are {', '.join(map(str, entry))}" for entry in others[:5]]
         shown += [f"and {len(others) - 5} more"] if len(others) > 5 else []
         logger.warning(
@@ -302,7 +302,17 @@ def read_all_splits(datalist: str | Path, dataset_dir: str | Path | None = None)
 
 
 def _has_image(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("image"), str | list)
+    return isinstance(entry, dict) and bool(paths_of(entry.get("image")))
+
+
+def has_label(entry: Mapping[str, Any]) -> bool:
+    """Say whether an entry has a label: files, or the number of a class, which may be 0.
+
+    Example:
+        >>> [has_label({"label": label}) for label in ("a.nii.gz", 0, "", None)]
+        [True, True, False, False]
+    """
+    return entry.get("label") not in (None, "", [])
 
 
 def resolve_paths(entries: list[dict[str, Any]], root: Path, name: str) -> list[dict[str, Any]]:
@@ -325,16 +335,14 @@ def resolve_paths(entries: list[dict[str, Any]], root: Path, name: str) -> list[
             return os.path.normpath(root.absolute() / path)
         return [os.path.normpath(root.absolute() / part) for part in path]
 
-    resolved = [{**entry, **{key: join(entry[key]) for key in PATH_KEYS if entry.get(key)}} for entry in entries]
-    paths = [path for entry in resolved for key in PATH_KEYS if entry.get(key) for path in _as_list(entry[key])]
+    resolved = [
+        {**entry, **{key: join(entry[key]) for key in PATH_KEYS if paths_of(entry.get(key))}} for entry in entries
+    ]
+    paths = [path for entry in resolved for key in PATH_KEYS for path in paths_of(entry.get(key))]
     # os.path, since Path raises OSError for names that no file can have
     missing = [path for path in paths if not os.path.exists(split_series(path)[0])]
     if missing:
         listed = printable("\n  ".join(missing[:5]))
-        kind = "images and labels" if any(entry.get("label") for entry in entries) else "images"
+        kind = "images and labels" if any(paths_of(entry.get("label")) for entry in entries) else "images"
         raise FileNotFoundError(f"{name}: {len(missing)} of {len(paths)} {kind} are missing, the first:\n  {listed}")
     return resolved
-
-
-def _as_list(path: str | list[str]) -> list[str]:
-    return [path] if isinstance(path, str) else path

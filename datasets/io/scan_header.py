@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -42,6 +43,7 @@ __all__ = [
     "ScanHeader",
     "list_series",
     "open_scan",
+    "paths_of",
     "read_scan_header",
     "root_cause_message",
     "scan_files",
@@ -104,6 +106,17 @@ def read_scan_header(scan: str, channels: int = 1) -> ScanHeader:
     if channels == 1:
         raise BadScanError(scan, "not 3D", f"expected three axes, found {found}")
     raise BadScanError(scan, "channels missing", f"expected {channels} volumes along a fourth axis, found {found}")
+
+
+def paths_of(value: Any) -> list[str]:
+    """List the paths that a value of an entry holds; a value that is neither text nor a list of texts holds none.
+
+    Example:
+        >>> paths_of("a.nii.gz"), paths_of(["t1.nii.gz", "t2.nii.gz"]), paths_of(1), paths_of([0, 1])
+        (['a.nii.gz'], ['t1.nii.gz', 't2.nii.gz'], [], [])
+    """
+    parts = list(value) if isinstance(value, list | tuple) else [value]
+    return parts if all(isinstance(part, str) and part for part in parts) else []
 
 
 def scan_files(scan: str | Sequence[str]) -> list[Path]:

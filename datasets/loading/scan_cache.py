@@ -13,11 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 from monai.transforms import Transform
-from monai.utils import ensure_tuple
 from tqdm import tqdm
 
 from ..io.root_cause import root_cause
-from ..io.scan_header import BadScanError
+from ..io.scan_header import BadScanError, paths_of
 from .mapped_scans import MappedScan, check_free_space, describe, scan_key
 from .memory_budget import GIB, cache_budget
 from .prepare_scan import LeftOut, PrepareScan, has_starts
@@ -201,7 +200,7 @@ class ScanCache:
         if isinstance(self._prepare, StoreReader):
             return MappedScan(self.cache_dir, self._prepare.mapped_key(entry))
         # a label map that has changed must not be taken from the cache either
-        files = [path for key in (self._prepare.image_key, "label") for path in ensure_tuple(entry.get(key) or ())]
+        files = [path for key in (self._prepare.image_key, "label") for path in paths_of(entry.get(key))]
         try:
             return MappedScan(self.cache_dir, scan_key(files, settings))
         except OSError:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from models_genesis.datasets import load_datalist
+from models_genesis.datasets import load_datalist, load_labelled_cases
 from models_genesis.datasets.__main__ import main
 
 
@@ -49,6 +49,9 @@ def test_the_module_runs(forked_python, tmp_path):
         ("[1, 2]", ValueError, "expected a data list, found list"),
         ('{"validation": []}', ValueError, r"expected a list named 'training', found \['validation'\]"),
         ('{"training": [{"label": "a"}]}', ValueError, "expected an 'image' in entry 0"),
+        ('{"training": [{"image": 7}]}', ValueError, "expected an 'image' in entry 0"),
+        ('{"training": [{"image": ["a", 7]}]}', ValueError, "expected an 'image' in entry 0"),
+        ('{"training": [{"image": ["a", ""]}]}', ValueError, "expected an 'image' in entry 0"),
         ('{"training": [{"image": "gone%d.nii"}]}', FileNotFoundError, "7 of 7 images are missing"),
     ],
 )
@@ -92,6 +95,22 @@ def test_entries_without_a_label_are_named_where_labels_are_needed(tmp_path, cap
     assert "5.nii" not in record.message
     with pytest.raises(FileNotFoundError):  # as images they count
         load_datalist(tmp_path / "list.json", key="testing")
+
+
+@pytest.mark.parametrize("label", [0, 1, 0.5, True, [0, 1], {"size": 3}])
+def test_a_label_that_is_no_file_is_given_as_it_is(label, scan_folder):
+    """Classes are numbers, 0 too; a missing file is still named."""
+    path = scan_folder / "list.json"
+    entry = {"image": "a/first.nii.gz", "label": label}
+    path.write_text(json.dumps({"training": [entry, {"image": "b/only.nii"}]}))
+    labelled = {"image": str(scan_folder / "a/first.nii.gz"), "label": label}
+    assert load_datalist(path) == [labelled, {"image": str(scan_folder / "b/only.nii")}]
+    assert load_datalist(path, with_label=True) == [labelled]
+    with pytest.raises(ValueError, match=r"first\.nii\.gz: expected a label map, found "):
+        load_labelled_cases("msd", path, scan_folder, "training")
+    path.write_text(json.dumps({"training": [entry, {"image": "gone.nii"}]}))
+    with pytest.raises(FileNotFoundError, match="1 of 2 images are missing"):
+        load_datalist(path)
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "a" * 5000, "a\0b", "\ud800.nii"])

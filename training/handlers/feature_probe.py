@@ -19,6 +19,7 @@ from monai.utils import ensure_tuple
 from torch import Tensor, nn
 
 from ...datasets import ScanReader, load_datalist
+from ...datasets.io.scan_header import paths_of
 from ...datasets.loading.processes import process_rank
 from ...networks.norm_pairs import unwrapped
 from ...transforms import NormaliseScand, window_size
@@ -194,8 +195,9 @@ class FeatureProbe:
 
     def _case(self, entry: Mapping[str, Any], load: Compose) -> _Case:
         """Cut the cube around the label's centre of mass, or from the middle of the scan."""
-        if self.metric == "dice" and not entry.get("label"):
-            raise ValueError(f"{entry['image']}: expected a 'label', found {sorted(entry)}")
+        if self.metric == "dice" and not paths_of(entry.get("label")):
+            found = f"{entry['label']!r}"[:80] if "label" in entry else f"{sorted(entry)}"
+            raise ValueError(f"{entry['image']}: expected a label map as 'label', found {found}")
         item = load({key: entry[key] for key in ("image", "label") if key in entry})
         scan = np.asarray(item["image"])
         label = np.asarray(item["label"])[0].astype(np.int64) if self.metric == "dice" else None

@@ -258,6 +258,13 @@ def test_settings_tell_preprocessings_apart(tools, scan_folder):
     assert json.dumps(describe(used)) == before
 
 
+@pytest.mark.parametrize("label", [0, 1, [0, 1], None])
+def test_a_label_that_is_no_file_does_not_stop_the_disk(label, make, scan_folder):
+    data = [{**entry, "label": label} for entry in entries(scan_folder)]
+    cache = make(data=data, cache_gib=0)
+    assert len(cache) == 5 and cache.data == data
+
+
 def test_mapped_scan_of_empty_and_small_arrays(tmp_path):
     arrays = {"image": np.arange(5000, dtype=np.int16).reshape(1, 50, 100), "starts": np.empty(0, np.int32)}
     MappedScan(tmp_path, "key").write(arrays)
