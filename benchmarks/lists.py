@@ -47,8 +47,9 @@ from models_genesis.datasets import (
 )
 from models_genesis.datasets.__main__ import main as run_command
 from models_genesis.datasets.io.scan_header import read_scan_header
-from models_genesis.datasets.loading.mapped_scans import describe, scan_key
+from models_genesis.datasets.loading.mapped_scans import scan_key
 from models_genesis.datasets.loading.prepare_scan import PrepareScan
+from models_genesis.datasets.store.describe import describe
 from models_genesis.datasets.store.location import Location
 from models_genesis.datasets.store.manifest import Store, name_of_datalist
 from models_genesis.transforms import RandTissueCubed

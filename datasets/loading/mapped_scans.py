@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,12 +17,14 @@ from monai.data.utils import json_hashing
 from ..io.atomic_write import atomic_path
 from ..io.scan_header import scan_files
 
-VERSION = 1
-"""Raised when the transforms of this package prepare scans otherwise, so that older files are not taken."""
+VERSION = 2
+"""Version of what this package makes of a scan, part of the name of each prepared scan.
 
-
-RUN_TIME_STATE = {"R", "filenames"}
-"""Attributes of MONAI's transforms and readers that are no settings."""
+Raise it with every change after which the same files and settings give other arrays: a reader that takes other voxels,
+such as padding that is filled, or a transform of this package that computes otherwise. It is not the package's version,
+with which all scans would be prepared again at each release. ``tests/datasets/loading/test_prepared_version.py`` has
+scans of several kinds and what they were prepared to, and fails where that changes and this number does not.
+"""
 
 SMALL = 4096
 """Bytes of a file up to which it is read instead of mapped."""
@@ -34,47 +35,13 @@ def scan_key(scan: str | Sequence[str], settings: Any) -> str:
 
     Args:
         scan: path of the scan, or paths of its channels.
-        settings: what :func:`describe` says of the transforms that prepare it.
+        settings: what :func:`~models_genesis.datasets.store.describe.describe` says of the transforms that prepare it.
 
     Returns:
         A name for files, the same in every process.
     """
     files = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in scan_files(scan)]
     return json_hashing([VERSION, monai_version, scan, files, settings]).decode()[:32]
-
-
-def describe(thing: Any) -> Any:
-    """Describe transforms by classes and settings, in plain lists and numbers, so that they can be hashed.
-
-    Random states and what a transform notes while it runs are left out: what is cached must not depend on them.
-
-    Example:
-        >>> from monai.transforms import Flip
-        >>> describe(Flip(spatial_axis=1))
-        ['monai.transforms.spatial.array.Flip', [['_lazy', False], ['spatial_axis', 1]]]
-    """
-    if thing is None or isinstance(thing, bool | int | float | str):
-        return thing
-    if isinstance(thing, list | tuple):
-        return [describe(part) for part in thing]
-    if isinstance(thing, Mapping):
-        return [[str(name), describe(value)] for name, value in sorted(thing.items(), key=lambda item: str(item[0]))]
-    if isinstance(thing, np.ndarray):
-        return [str(thing.dtype), thing.tolist()]
-    if isinstance(thing, np.random.RandomState):
-        return "random"
-    if isinstance(thing, type) or not hasattr(thing, "__dict__"):
-        return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', repr(thing))}"
-    code = getattr(thing, "__code__", None)
-    if code is not None:
-        return [f"{thing.__module__}.{thing.__qualname__}", code.co_code.hex(), repr(code.co_consts[1:])]
-    name = f"{type(thing).__module__}.{type(thing).__qualname__}"
-    settings = {
-        key: value
-        for key, value in vars(thing).items()
-        if key not in RUN_TIME_STATE and not isinstance(value, threading.local)
-    }
-    return [name, describe(settings)]
 
 
 class MappedScan:

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from ..io.root_cause import root_cause
 from ..io.scan_header import BadScanError, paths_of
-from .mapped_scans import MappedScan, check_free_space, describe, scan_key
+from ..store.describe import describe
+from .mapped_scans import MappedScan, check_free_space, scan_key
 from .memory_budget import GIB, cache_budget
 from .prepare_scan import LeftOut, PrepareScan, has_starts
 from .stored_scans import StoredScan, StoreReader

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import enum
+import functools
 import hashlib
 import json
 import threading
@@ -11,6 +13,9 @@ from typing import Any
 
 import numpy as np
 from monai.transforms import LoadImaged
+from torch import Tensor
+
+from .describe import describe, is_function
 
 __all__ = ["Settings", "differences", "fingerprint", "settings_of_steps"]
 
@@ -54,7 +59,7 @@ def _gather(thing: Any, name: str, settings: Settings) -> None:
     if thing is None or isinstance(thing, bool | int | float | str):
         # 1000 and 1000.0 are one setting
         settings[name] = float(thing) if isinstance(thing, int) and not isinstance(thing, bool) else thing
-    elif isinstance(thing, np.ndarray | np.generic):
+    elif isinstance(thing, np.ndarray | np.generic | Tensor):
         settings[name] = thing.tolist()
     elif isinstance(thing, Mapping):
         for key, value in thing.items():
@@ -65,10 +70,18 @@ def _gather(thing: Any, name: str, settings: Settings) -> None:
         else:
             for number, each in enumerate(thing):
                 _gather(each, f"{name}.{number}", settings)
-    elif isinstance(thing, type) or hasattr(thing, "__code__") or not hasattr(thing, "__dict__"):
-        settings[name] = getattr(thing, "__qualname__", type(thing).__name__)
-        if hasattr(thing, "__code__"):
-            settings[f"{name}.code"] = hashlib.sha256(thing.__code__.co_code).hexdigest()[:16]
+    elif isinstance(thing, enum.Enum):
+        settings[name] = f"{type(thing).__name__}.{thing.name}"
+    elif isinstance(thing, functools.partial):
+        settings[name] = "partial"
+        _gather({"func": thing.func, "args": list(thing.args), "keywords": thing.keywords}, name, settings)
+    elif isinstance(thing, type):
+        settings[name] = thing.__qualname__
+    elif is_function(thing):
+        settings[name] = getattr(thing, "__qualname__", thing.__name__)
+        settings[f"{name}.code"] = fingerprint(describe(thing, False, name))
+    elif not hasattr(thing, "__dict__"):
+        settings[name] = describe(thing, False, name)
     else:
         settings[name] = type(thing).__name__
         for key, value in vars(thing).items():
@@ -91,6 +104,6 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     )
 
 
-def fingerprint(settings: Mapping[str, Any]) -> str:
+def fingerprint(settings: Any) -> str:
     """Name settings by a few hexadecimal digits, the same in every process."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -15,10 +15,11 @@ import pytest
 from monai.transforms import Compose, Flip, MapTransform, Spacingd
 
 from models_genesis.datasets import BadScanError, ScanCache
-from models_genesis.datasets.loading.mapped_scans import MappedScan, check_free_space, describe, scan_key
+from models_genesis.datasets.loading.mapped_scans import MappedScan, check_free_space, scan_key
 from models_genesis.datasets.loading.memory_budget import available_memory, cache_budget
 from models_genesis.datasets.loading.prepare_scan import PrepareScan
 from models_genesis.datasets.loading.scan_cache import default_cache_dir
+from models_genesis.datasets.store.describe import describe
 
 
 def entries(folder):
