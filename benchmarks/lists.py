@@ -135,7 +135,7 @@ def link_prepared(cache: Path, entries: Sequence[dict[str, Any]], settings: Any)
     first: dict[int, list[Path]] = {}
     for entry in entries:
         file = Path(entry["image"]).stat().st_ino
-        key = scan_key([entry["image"]], settings)
+        key = scan_key(entry, settings)
         if file not in first:
             first[file] = sorted(cache.glob(f"{key}.*"))
         for path in first[file]:

@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from monai import __version__ as monai_version
 from monai.data.utils import json_hashing
+from monai.utils import ensure_tuple
 
 from ..io.atomic_write import atomic_path
-from ..io.scan_header import scan_files
+from ..io.scan_header import BadScanError, scan_files, split_series
+from ..store.describe import describe
 
 VERSION = 2
 """Version of what this package makes of a scan, part of the name of each prepared scan.
@@ -26,22 +30,54 @@ with which all scans would be prepared again at each release. ``tests/datasets/l
 scans of several kinds and what they were prepared to, and fails where that changes and this number does not.
 """
 
+NAMES = ("patient", "seriesuid", "fold", "prediction", "candidates", "positives")
+"""Keys of an entry that say what a scan is called and how a list uses it, which prepared scans do not depend on."""
+
 SMALL = 4096
 """Bytes of a file up to which it is read instead of mapped."""
 
 
-def scan_key(scan: str | Sequence[str], settings: Any) -> str:
-    """Name a prepared scan by what it is made of: its files with their sizes and times, and the preprocessing.
+def scan_key(entry: Mapping[str, Any], settings: Any, image_key: str = "image") -> str:
+    """Name a prepared scan by what it is made of: files with their sizes and times, other values, the preprocessing.
+
+    Every value of the entry counts but for :data:`NAMES`, since a transform may read any: a text that is the path of
+    a file, or of a folder, stands for the files; what else there is, such as the number of a class, for itself.
 
     Args:
-        scan: path of the scan, or paths of its channels.
-        settings: what :func:`~models_genesis.datasets.store.describe.describe` says of the transforms that prepare it.
+        entry: entry of a data list.
+        settings: what :func:`~models_genesis.datasets.store.describe.describe` says of the preprocessing.
+        image_key: key of the scan, which must be there.
 
     Returns:
         A name for files, the same in every process.
+
+    Raises:
+        OSError: When the scan, or a file of it, is missing.
     """
-    files = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in scan_files(scan)]
-    return json_hashing([VERSION, monai_version, scan, files, settings]).decode()[:32]
+    image = [_files(path) for path in ensure_tuple(entry[image_key])]
+    others = [[str(key), _content(value, str(key))] for key, value in entry.items() if key not in (image_key, *NAMES)]
+    return json_hashing([VERSION, monai_version, image, sorted(others, key=str), settings]).decode()[:32]
+
+
+def _content(value: Any, name: str) -> Any:
+    """Describe a value of an entry; files by their state."""
+    if isinstance(value, Mapping):
+        return {str(key): _content(each, f"{name}.{key}") for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_content(each, name) for each in value]
+    if isinstance(value, str | PurePath) and os.path.exists(split_series(str(value))[0]):
+        with contextlib.suppress(OSError, BadScanError):
+            return _files(value)
+    return describe(value, name=name)
+
+
+def _files(path: str | PurePath) -> list[Any]:
+    """List the files that a path stands for, with sizes and times."""
+    files = scan_files(str(path))
+    if not files and os.path.isabs(path):  # no DICOM: an array of many files
+        files = sorted(each for each in Path(path).rglob("*") if each.is_file())
+    states = [(str(file.absolute()), file.stat()) for file in files]
+    return [str(path), [[name, state.st_size, state.st_mtime_ns] for name, state in states]]
 
 
 class MappedScan:

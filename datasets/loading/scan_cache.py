@@ -16,7 +16,7 @@ from monai.transforms import Transform
 from tqdm import tqdm
 
 from ..io.root_cause import root_cause
-from ..io.scan_header import BadScanError, paths_of
+from ..io.scan_header import BadScanError
 from ..store.describe import describe
 from .mapped_scans import MappedScan, check_free_space, scan_key
 from .memory_budget import GIB, cache_budget
@@ -33,9 +33,10 @@ class ScanCache:
 
     If the headers predict that all scans fit the budget at 2 bytes a voxel (int16), they are kept in memory. Else each
     is written to ``cache_dir`` once and mapped from there, so that cutting a cube reads the cube and not the scan,
-    which MONAI's ``PersistentDataset`` would; the next run takes the same files. What is chosen is logged at INFO with
-    its numbers. With the spawn or forkserver start method each worker gets a copy of what is in memory: let the disk
-    be used there (``cache_gib=0``).
+    which MONAI's ``PersistentDataset`` would; the next run takes the same files where preprocessing, entry and the
+    files that it names are the same, see :func:`~.mapped_scans.scan_key`. What is chosen is logged at INFO with its
+    numbers. With the spawn or forkserver start method each worker gets a copy of what is in memory: let the disk be
+    used there (``cache_gib=0``).
 
     With ``store`` the scans were prepared before, by ``python -m models_genesis.datasets prepare``, and nothing is
     decoded. What fits the budget is read into memory; else cubes are read straight from the store, or, where
@@ -200,10 +201,8 @@ class ScanCache:
         """Name the files of a prepared scan; ``None`` where the scan itself is missing."""
         if isinstance(self._prepare, StoreReader):
             return MappedScan(self.cache_dir, self._prepare.mapped_key(entry))
-        # a label map that has changed must not be taken from the cache either
-        files = [path for key in (self._prepare.image_key, "label") for path in paths_of(entry.get(key))]
         try:
-            return MappedScan(self.cache_dir, scan_key(files, settings))
+            return MappedScan(self.cache_dir, scan_key(entry, settings, self._prepare.image_key))
         except OSError:
             return None
 

@@ -9,10 +9,12 @@ import os
 import shutil
 import threading
 import time
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
-from monai.transforms import Compose, Flip, MapTransform, Spacingd
+from monai.transforms import Compose, Flip, LoadImaged, MapTransform, Spacingd
 
 from models_genesis.datasets import BadScanError, ScanCache
 from models_genesis.datasets.loading.mapped_scans import MappedScan, check_free_space, scan_key
@@ -240,7 +242,7 @@ def test_one_file_holds_the_channels_or_each_has_its_own(tools, tmp_path):
 def test_settings_tell_preprocessings_apart(tools, scan_folder):
     path = entries(scan_folder)[0]["image"]
     keys = [
-        scan_key(path, describe(preprocessing))
+        scan_key({"image": path}, describe(preprocessing))
         for preprocessing in (
             Compose(tools.preprocessing()),
             Compose(tools.preprocessing()),
@@ -264,6 +266,92 @@ def test_a_label_that_is_no_file_does_not_stop_the_disk(label, make, scan_folder
     data = [{**entry, "label": label} for entry in entries(scan_folder)]
     cache = make(data=data, cache_gib=0)
     assert len(cache) == 5 and cache.data == data
+
+
+LOAD = LoadImaged(["image", "mask"], reader="NibabelReader", ensure_channel_first=True)
+
+
+def rewrite(path, value):
+    """Write a mask again; its time is another even where the clock of the file system is coarse."""
+    before = os.stat(path).st_mtime_ns if os.path.exists(path) else 0
+    nib.save(nib.Nifti1Image(np.full((24, 20, 16), value, np.uint8), np.eye(4)), path)
+    os.utime(path, ns=(before + 10**9, before + 10**9))
+    return str(path)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_every_file_of_an_entry_counts(several, make, scan_folder, tmp_path):
+    """A mask that was written again, or another mask, is read; what was prepared with the same files is taken."""
+
+    def masks(*values):
+        cache = make(data=[{**first, "mask": [path, other] if several else path}], preprocessing=[LOAD], cache_gib=0)
+        assert set(cache[0]["mask"][0].ravel()) == set(values)
+        return len(list((tmp_path / "cache").glob("*.json")))
+
+    first = entries(scan_folder)[0]
+    other = rewrite(tmp_path / "m0.nii", 1)
+    path = rewrite(tmp_path / "m1.nii", 1)
+    assert masks(1) == masks(1) == 1
+    rewrite(path, 2)
+    assert masks(2) == 2
+    path = rewrite(tmp_path / "m2.nii", 3)
+    assert masks(3) == masks(3) == 3
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ({"patient": "a", "seriesuid": "1.2", "fold": 1}, {"patient": "b", "seriesuid": "1.3", "fold": 2}, True),
+        ({"patient": "a"}, {}, True),
+        ({}, {"candidates": 7, "positives": 1, "prediction": "a.nii.gz"}, True),
+        ({"label": 0}, {"label": 1}, False),
+        ({"label": [0, 1]}, {"label": [1, 0]}, False),
+        ({"box": np.array([1, 2])}, {"box": np.array([1, 3])}, False),
+        ({"window": "lung"}, {"window": "bone"}, False),
+        ({"window": {"low": -1000}}, {"window": {"low": 0}}, False),
+        ({"a": "x", "b": "y"}, {"a": "y", "b": "x"}, False),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, True),
+    ],
+)
+def test_values_that_a_transform_could_read_count_and_names_do_not(before, after, same, scan_folder):
+    image = entries(scan_folder)[0]["image"]
+    keys = [scan_key({"image": image, **facts}, []) for facts in (before, after)]
+    assert (keys[0] == keys[1]) == same
+
+
+def test_files_behind_a_value_count(scan_folder, tmp_path, tools, monkeypatch):
+    """The voxel file of a header, the slices of a series, the parts of an array of many files, by text or path."""
+    image = entries(scan_folder)[0]["image"]
+    (tmp_path / "mask.raw").write_bytes(bytes(8))
+    (tmp_path / "mask.mhd").write_text(
+        "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementSpacing = 1 1 1\nElementType = MET_UCHAR\n"
+        "ElementDataFile = mask.raw\n"
+    )
+    tools.write_series(tmp_path / "series", tools.make_scan(0))
+    (tmp_path / "array.zarr" / "c" / "0").mkdir(parents=True)
+    (tmp_path / "array.zarr" / "c" / "0" / "1").write_bytes(b"abc")
+    one_slice = sorted((tmp_path / "series").iterdir())[0]
+    for value, file in [
+        (str(tmp_path / "mask.mhd"), tmp_path / "mask.raw"),
+        (str(tmp_path / "series"), one_slice),
+        ([{"in": str(tmp_path / "series")}], one_slice),
+        (tmp_path / "array.zarr", tmp_path / "array.zarr" / "c" / "0" / "1"),
+        (tmp_path / "mask.mhd", tmp_path / "mask.raw"),
+    ]:
+        before = scan_key({"image": image, "more": value}, [])
+        assert scan_key({"image": image, "more": value}, []) == before
+        os.utime(file, ns=(1, file.stat().st_mtime_ns + 10**9))
+        assert scan_key({"image": image, "more": value}, []) != before
+    with pytest.raises(FileNotFoundError):
+        scan_key({"image": str(tmp_path / "gone.nii")}, [])
+    assert scan_key({"scan": image}, [], "scan") == scan_key({"scan": Path(image)}, [], "scan")
+
+
+def test_a_value_without_a_description_is_refused_by_name(make, scan_folder):
+    data = [{**entry, "reader": memoryview(b"a")} for entry in entries(scan_folder)]
+    assert make(data=data, cache_gib=1).in_memory
+    with pytest.raises(ValueError, match=r"reader: expected a plain value.* found builtins\.memoryview"):
+        make(data=data, cache_gib=0)
 
 
 def test_mapped_scan_of_empty_and_small_arrays(tmp_path):
