@@ -48,6 +48,12 @@ _BUILT_IN = (
     types.ClassMethodDescriptorType,
 )
 
+_OWN = tuple(
+    f"{__name__.rsplit('.', 3)[0]}.{package}."
+    for package in ("datasets", "networks", "training", "transfer", "transforms")
+)
+"""Packages of this project; in a packed bundle they stand next to the user's own ``scripts``."""
+
 _REFERENCES = ReferenceResolver._vars
 """The global in which MONAI gives the values of ``@`` to an expression of a config."""
 
@@ -300,8 +306,7 @@ def _is_users(function: types.FunctionType) -> bool:
     module = function.__globals__.get("__name__")
     if module is None:
         return True  # an expression of a config
-    root = str(module).split(".")[0]
-    if root == __name__.split(".")[0] or (root in sys.stdlib_module_names and root != "__main__"):
+    if f"{module}.".startswith(_OWN) or str(module).split(".")[0] in sys.stdlib_module_names - {"__main__"}:
         return False
     return not {"site-packages", "dist-packages"} & set(PurePath(function.__code__.co_filename).parts)
 

@@ -198,6 +198,21 @@ def test_what_code_uses_while_it_runs_does_not_count():
     assert describe(Scale(np.random.RandomState(1))) == describe(Scale(np.random.RandomState(2)))
 
 
+@pytest.mark.parametrize(
+    ("module", "followed"),
+    [
+        ("models_genesis.transforms.padding", False),
+        ("json.decoder", False),
+        ("models_genesis.mine", True),  # a user's script next to the code in a packed bundle
+        ("models_genesis_2.transforms", True),
+        ("__main__", True),
+    ],
+)
+def test_globals_are_followed_in_the_users_own_code(module, followed):
+    first, other = (describe(source("lambda scan: scan + HIGH", HIGH=high, __name__=module)) for high in (1000, 400))
+    assert (first != other) == followed
+
+
 def test_things_that_hold_themselves():
     scale = Scale(1)
     scale.own = [scale, scale.clip]
