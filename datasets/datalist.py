@@ -265,7 +265,7 @@ def _labelled(entries: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
         raise ValueError(f"{name}: expected labels, found none in {len(entries)} entries.")
     if len(labelled) < len(entries):
         others = [entry for entry in entries if not has_label(entry)]
-        shown = [f"{_as_list(entry['image'])[0]}, whose keys are {', '.join(map(str, entry))}" for entry in others[:5]]
+        shown = [f"{paths_of(entry['image'])[0]}, whose keys are {', '.join(map(str, entry))}" for entry in others[:5]]
         shown += [f"and {len(others) - 5} more"] if len(others) > 5 else []
         logger.warning(
             "%s: %d of %d entries have no 'label' and are left out:\n  %s",

@@ -149,8 +149,9 @@ def _described(files: PretrainedFiles, weights: WeightFile) -> dict[str, dict[st
 def _of_the_network(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Give the settings of a training as its network has them: slices along several axes are its channels."""
     channels, axes = settings.get("in_channels"), settings.get("slice_axes")
-    stacked = isinstance(channels, int) and isinstance(axes, list)
-    return {**settings, "in_channels": channels * len(axes)} if stacked else dict(settings)
+    if isinstance(channels, int) and isinstance(axes, list):
+        return {**settings, "in_channels": channels * len(axes)}
+    return dict(settings)
 
 
 def _compare(place: str, content: Mapping[str, Any], truth: Mapping[str, Any], weights: Path) -> None:

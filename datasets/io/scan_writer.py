@@ -136,7 +136,8 @@ def _refuse_other_scan(target: Path, description: bytes, source: str) -> None:
     if not description or not target.is_file():
         return
     try:
-        there = bytes(nib.load(target).header["descrip"]).rstrip(b"\0").split(b" ")
+        image: Any = nib.load(target)
+        there = bytes(image.header["descrip"]).rstrip(b"\0").split(b" ")
     except (OSError, nib.filebasedimages.ImageFileError, KeyError):
         return  # damaged, or of another program
     ours = description.split(b" ")
