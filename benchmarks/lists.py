@@ -47,9 +47,8 @@ from models_genesis.datasets import (
 )
 from models_genesis.datasets.__main__ import main as run_command
 from models_genesis.datasets.io.scan_header import read_scan_header
-from models_genesis.datasets.loading.mapped_scans import scan_key
+from models_genesis.datasets.loading.mapped_scans import preprocessing_key, scan_key
 from models_genesis.datasets.loading.prepare_scan import PrepareScan
-from models_genesis.datasets.store.describe import describe
 from models_genesis.datasets.store.location import Location
 from models_genesis.datasets.store.manifest import Store, name_of_datalist
 from models_genesis.transforms import RandTissueCubed
@@ -202,10 +201,10 @@ class Lists:
         """Prepare eight scans of each kind, and link what was made of them to the others."""
         listed = [entry for split in SPLITS for entry in load_datalist(self.datalist, key=split)]
         self.cubes(listed[:8])
-        link_prepared(self.folder / "cache", listed, describe(self._steps(True)))
+        link_prepared(self.folder / "cache", listed, preprocessing_key(self._steps(True)))
         data = [load_candidates(self.candidate_list, key=split).data for split in SPLITS]
         first = [*data[0], *data[1]]
-        settings = describe(self._steps(False))
+        settings = preprocessing_key(self._steps(False))
         one_of_each = {Path(entry["image"]).stat().st_ino: entry for entry in first}
         CubeDataset(
             list(one_of_each.values()), self._steps(False), [_nothing], cache_gib=0,

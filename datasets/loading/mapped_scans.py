@@ -37,15 +37,31 @@ SMALL = 4096
 """Bytes of a file up to which it is read instead of mapped."""
 
 
-def scan_key(entry: Mapping[str, Any], settings: Any, image_key: str = "image") -> str:
+def preprocessing_key(preprocessing: Any) -> str:
+    """Name a preprocessing by all that it is made of.
+
+    Args:
+        preprocessing: transforms.
+
+    Returns:
+        A digest of what :func:`~models_genesis.datasets.store.describe.describe` says of them.
+
+    Raises:
+        ValueError: When something in it has no description that another process would give too.
+    """
+    return json_hashing(describe(preprocessing)).decode()
+
+
+def scan_key(entry: Mapping[str, Any], preprocessing: str, image_key: str = "image") -> str:
     """Name a prepared scan by what it is made of: files with their sizes and times, other values, the preprocessing.
 
     Every value of the entry counts but for :data:`NAMES`, since a transform may read any: a text that is the path of
-    a file, or of a folder, stands for the files; what else there is, such as the number of a class, for itself.
+    a file, or of a folder of DICOM or Zarr, stands for the files; what else there is, such as the number of a class or
+    another folder, for itself.
 
     Args:
         entry: entry of a data list.
-        settings: what :func:`~models_genesis.datasets.store.describe.describe` says of the preprocessing.
+        preprocessing: see :func:`preprocessing_key`.
         image_key: key of the scan, which must be there.
 
     Returns:
@@ -56,7 +72,7 @@ def scan_key(entry: Mapping[str, Any], settings: Any, image_key: str = "image") 
     """
     image = [_files(path) for path in ensure_tuple(entry[image_key])]
     others = [[str(key), _content(value, str(key))] for key, value in entry.items() if key not in (image_key, *NAMES)]
-    return json_hashing([VERSION, monai_version, image, sorted(others, key=str), settings]).decode()[:32]
+    return json_hashing([VERSION, monai_version, image, sorted(others, key=str), preprocessing]).decode()[:32]
 
 
 def _content(value: Any, name: str) -> Any:
@@ -72,9 +88,9 @@ def _content(value: Any, name: str) -> Any:
 
 
 def _files(path: str | PurePath) -> list[Any]:
-    """List the files that a path stands for, with sizes and times."""
+    """List the files that a path stands for, with sizes and times; none of a folder that is no scan."""
     files = scan_files(str(path))
-    if not files and os.path.isabs(path):  # no DICOM: an array of many files
+    if not files and str(path).endswith(".zarr"):  # an array of many files
         files = sorted(each for each in Path(path).rglob("*") if each.is_file())
     states = [(str(file.absolute()), file.stat()) for file in files]
     return [str(path), [[name, state.st_size, state.st_mtime_ns] for name, state in states]]

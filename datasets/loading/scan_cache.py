@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from ..io.root_cause import root_cause
 from ..io.scan_header import BadScanError
-from ..store.describe import describe
-from .mapped_scans import MappedScan, check_free_space, scan_key
+from .mapped_scans import MappedScan, check_free_space, preprocessing_key, scan_key
 from .memory_budget import GIB, cache_budget
 from .prepare_scan import LeftOut, PrepareScan, has_starts
 from .stored_scans import StoredScan, StoreReader
@@ -162,7 +161,7 @@ class ScanCache:
             "%d scans go to disk, %s: %.2f GiB at 2 bytes a voxel, %.1f MB a scan, memory budget %.2f GiB.",
             len(data), self.cache_dir, sum(sizes) / GIB, sum(sizes) / len(sizes) / 1e6, budget / GIB,
         )  # fmt: skip
-        settings = describe(getattr(self._prepare, "preprocessing", None))
+        settings = preprocessing_key(getattr(self._prepare, "preprocessing", None))
         mapped = [self._mapped(entry, settings) for entry in data]
         there = [scan is not None and scan.exists() for scan in mapped]
         check_free_space(self.cache_dir, sum(size for size, found in zip(sizes, there, strict=True) if not found))
@@ -197,7 +196,7 @@ class ScanCache:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _mapped(self, entry: Mapping[str, Any], settings: Any) -> MappedScan | None:
+    def _mapped(self, entry: Mapping[str, Any], settings: str) -> MappedScan | None:
         """Name the files of a prepared scan; ``None`` where the scan itself is missing."""
         if isinstance(self._prepare, StoreReader):
             return MappedScan(self.cache_dir, self._prepare.mapped_key(entry))

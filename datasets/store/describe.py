@@ -9,6 +9,7 @@ import enum
 import functools
 import hashlib
 import logging
+import os
 import random
 import sys
 import threading
@@ -54,6 +55,11 @@ _OWN = tuple(
 )
 """Packages of this project; in a packed bundle they stand next to the user's own ``scripts``."""
 
+_PACKAGES = (sys.stdlib_module_names - {"__main__"}) | {
+    "ignite", "itk", "monai", "nibabel", "numba", "numpy", "pydicom", "scipy", "skimage", "sklearn", "torch",
+}  # fmt: skip
+"""Packages that are not the user's own wherever they lie, as MONAI in its own container."""
+
 _REFERENCES = ReferenceResolver._vars
 """The global in which MONAI gives the values of ``@`` to an expression of a config."""
 
@@ -63,9 +69,10 @@ def describe(thing: Any, modules: bool = True, name: str = "") -> Any:
 
     Functions are described by their code, nested code too, their defaults, what they close over, and the values of the
     globals that they name, among them those that ``@`` means in an expression of a config; ``functools.partial`` by
-    function and arguments; arrays and tensors by type, shape and a hash of their values. Functions that are named in
-    functions are followed into the user's own code; those of installed packages and of this one, and all classes, are
-    described by their names: what they do may change with their versions alone.
+    function and arguments; arrays and tensors by type, shape and a hash of their values. Functions and classes of the
+    user's own, named by others or used as transforms, are followed into their code; those of installed packages and of
+    this one are described by their names: what they do may change with their versions alone. What code reads of its
+    surroundings, such as environment variables, does not count.
 
     Random states and what a transform notes while it runs are left out: what is cached must not depend on them.
 
@@ -97,11 +104,12 @@ def is_function(thing: Any) -> bool:
 
 
 class _Describer:
-    """One description; it knows what it is in the middle of, for things may refer to themselves."""
+    """One description; it knows what it is in the middle of, for things may refer to themselves, and its functions."""
 
     def __init__(self, modules: bool) -> None:
         self.modules = modules
         self.open: list[Any] = []
+        self.described: list[Any] = []
 
     def of(self, thing: Any, name: str) -> Any:
         """Describe a thing that a setting is called."""
@@ -183,6 +191,10 @@ class _Describer:
         return None
 
     def _function(self, function: types.FunctionType, name: str) -> list[Any]:
+        for number, other in enumerate(self.described):
+            if other is function:
+                return ["described as number", number]
+        self.described.append(function)
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         return [
             self._named(function),
@@ -224,11 +236,20 @@ class _Describer:
                 value = value[chain[0].value]
             else:
                 for attribute in chain:
-                    if isinstance(attribute, _Constant) or not isinstance(value, types.ModuleType | type):
+                    if isinstance(attribute, _Constant) or not _is_users_place(value):
                         break
                     value, path = getattr(value, attribute, None), f"{path}.{attribute}"
-            found[path] = self._reached(value, f"{name}:{path}")
+            if not isinstance(value, types.ModuleType | type(os.environ)):
+                found[path] = self._global(value, f"{name}:{path}")
         return [[path, found[path]] for path in sorted(found)]
+
+    def _global(self, value: Any, name: str) -> Any:
+        try:
+            return self._reached(value, name)
+        except ValueError:
+            raise
+        except Exception:  # MONAI's placeholder of a package that is not installed raises whatever it is asked
+            return self._named(type(value))
 
     def _reached(self, value: Any, name: str) -> Any:
         """Describe what a function names; functions of packages by name, for their code is not the user's."""
@@ -248,7 +269,18 @@ class _Describer:
             if key not in RUN_TIME_STATE and not isinstance(value, threading.local)
         }
         inner = [[key, self.of(settings[key], f"{type(thing).__name__}.{key}")] for key in sorted(settings, key=str)]
-        return [kind, inner]
+        return [kind, inner, *self._methods(type(thing))]
+
+    def _methods(self, kind: type) -> list[Any]:
+        """Describe the code of the user's own classes that a class is made of."""
+        found = []
+        for each in kind.__mro__:
+            if _is_users_place(each):
+                parts = [(key, getattr(part, "fget", None) or getattr(part, "__func__", part))
+                         for key, part in sorted(vars(each).items())]  # fmt: skip
+                functions = [[key, part] for key, part in parts if isinstance(part, types.FunctionType)]
+                found.append([self._named(each), self.of(functions, kind.__name__)])
+        return found
 
     def _reduced(self, thing: Any, name: str) -> Any:
         """Describe an object of compiled code as it would be pickled."""
@@ -304,11 +336,24 @@ def _global_names(code: types.CodeType) -> Iterator[tuple[str, list[Any]]]:
 def _is_users(function: types.FunctionType) -> bool:
     """Say whether a function is neither of an installed package, nor Python's, nor of this one."""
     module = function.__globals__.get("__name__")
-    if module is None:
-        return True  # an expression of a config
-    if f"{module}.".startswith(_OWN) or str(module).split(".")[0] in sys.stdlib_module_names - {"__main__"}:
+    # an expression of a config has no module
+    return module is None or _is_users_file(str(module), function.__code__.co_filename)
+
+
+def _is_users_place(thing: Any) -> bool:
+    """Say whether a thing is a module or a class of the user's own."""
+    if isinstance(thing, type):
+        module = sys.modules.get(thing.__module__)
+        return _is_users_file(thing.__module__, getattr(module, "__file__", None) or "")
+    return isinstance(thing, types.ModuleType) and _is_users_file(
+        thing.__name__, getattr(thing, "__file__", None) or ""
+    )
+
+
+def _is_users_file(module: str, file: str) -> bool:
+    if f"{module}.".startswith(_OWN) or module.split(".")[0] in _PACKAGES:
         return False
-    return not {"site-packages", "dist-packages"} & set(PurePath(function.__code__.co_filename).parts)
+    return not {"site-packages", "dist-packages"} & set(PurePath(file).parts)
 
 
 def _is_global(thing: Any) -> bool:

@@ -15,7 +15,7 @@ PREPARED = {
         "nifti": "7edb3e47b5459a8b",
         "metaimage": "7edb3e47b5459a8b",
         "padded series": "7edb3e47b5459a8b",
-        "beyond": "4c8e27547cc50f94",
+        "beyond": "27207817601ee56d",
     },
 }
 """By version, what each kind of scan is prepared to. A new version gets a new row; none of the old ones may return."""
@@ -26,7 +26,7 @@ def write_scans(folder, tools):
     scan = np.pad(tools.make_scan(0, (24, 20, 16)), ((2, 2), (2, 2), (0, 0)), constant_values=-3024)
     turned = np.diag([-2.0, -2.0, 3.0, 1.0])
     yield "nifti", tools.write_nifti(folder / "scan.nii.gz", scan, turned)
-    yield "beyond", tools.write_nifti(folder / "beyond.nii.gz", (scan.astype(np.int32) * 30))
+    yield "beyond", tools.write_nifti(folder / "beyond.nii.gz", np.where(scan > 0, scan.astype(np.int32) * 30, scan))
     header = "ObjectType = Image\nNDims = 3\nDimSize = {} {} {}\nElementSpacing = 2 2 3\nElementType = MET_SHORT\n"
     (folder / "scan.raw").write_bytes(scan.T.astype("<i2").tobytes())
     (folder / "scan.mhd").write_text(header.format(*scan.shape) + "ElementDataFile = scan.raw\n")

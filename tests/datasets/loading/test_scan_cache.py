@@ -17,7 +17,7 @@ import pytest
 from monai.transforms import Compose, Flip, LoadImaged, MapTransform, Spacingd
 
 from models_genesis.datasets import BadScanError, ScanCache
-from models_genesis.datasets.loading.mapped_scans import MappedScan, check_free_space, scan_key
+from models_genesis.datasets.loading.mapped_scans import MappedScan, check_free_space, preprocessing_key, scan_key
 from models_genesis.datasets.loading.memory_budget import available_memory, cache_budget
 from models_genesis.datasets.loading.prepare_scan import PrepareScan
 from models_genesis.datasets.loading.scan_cache import default_cache_dir
@@ -242,7 +242,7 @@ def test_one_file_holds_the_channels_or_each_has_its_own(tools, tmp_path):
 def test_settings_tell_preprocessings_apart(tools, scan_folder):
     path = entries(scan_folder)[0]["image"]
     keys = [
-        scan_key({"image": path}, describe(preprocessing))
+        scan_key({"image": path}, preprocessing_key(preprocessing))
         for preprocessing in (
             Compose(tools.preprocessing()),
             Compose(tools.preprocessing()),
@@ -315,7 +315,7 @@ def test_every_file_of_an_entry_counts(several, make, scan_folder, tmp_path):
 )
 def test_values_that_a_transform_could_read_count_and_names_do_not(before, after, same, scan_folder):
     image = entries(scan_folder)[0]["image"]
-    keys = [scan_key({"image": image, **facts}, []) for facts in (before, after)]
+    keys = [scan_key({"image": image, **facts}, "") for facts in (before, after)]
     assert (keys[0] == keys[1]) == same
 
 
@@ -338,13 +338,17 @@ def test_files_behind_a_value_count(scan_folder, tmp_path, tools, monkeypatch):
         (tmp_path / "array.zarr", tmp_path / "array.zarr" / "c" / "0" / "1"),
         (tmp_path / "mask.mhd", tmp_path / "mask.raw"),
     ]:
-        before = scan_key({"image": image, "more": value}, [])
-        assert scan_key({"image": image, "more": value}, []) == before
+        before = scan_key({"image": image, "more": value}, "")
+        assert scan_key({"image": image, "more": value}, "") == before
         os.utime(file, ns=(1, file.stat().st_mtime_ns + 10**9))
-        assert scan_key({"image": image, "more": value}, []) != before
+        assert scan_key({"image": image, "more": value}, "") != before
+    (tmp_path / "study").mkdir()
+    before = scan_key({"image": image, "root": str(tmp_path / "study")}, "")
+    (tmp_path / "study" / "prediction.txt").write_text("of another day")  # a folder is no scan for what lies in it
+    assert scan_key({"image": image, "root": str(tmp_path / "study")}, "") == before
     with pytest.raises(FileNotFoundError):
-        scan_key({"image": str(tmp_path / "gone.nii")}, [])
-    assert scan_key({"scan": image}, [], "scan") == scan_key({"scan": Path(image)}, [], "scan")
+        scan_key({"image": str(tmp_path / "gone.nii")}, "")
+    assert scan_key({"scan": image}, "", "scan") == scan_key({"scan": Path(image)}, "", "scan")
 
 
 def test_a_value_without_a_description_is_refused_by_name(make, scan_folder):
@@ -427,7 +431,7 @@ def test_no_more_threads_decode_than_are_asked_for(make, scan_folder):
 
 def test_arguments(make, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="empty data list"):
-        ScanCache([], [])
+        ScanCache([], "")
     with pytest.raises(ValueError, match="on_bad_scan"):
         make(on_bad_scan="ignore")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -21,6 +21,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, Lambdad, NormalizeIntensityd, ScaleIntensityRanged
+from monai.utils import optional_import
 
 from models_genesis.datasets.store.describe import describe
 from models_genesis.datasets.store.settings import settings_of_steps
@@ -211,6 +212,53 @@ def test_what_code_uses_while_it_runs_does_not_count():
 def test_globals_are_followed_in_the_users_own_code(module, followed):
     first, other = (describe(source("lambda scan: scan + HIGH", HIGH=high, __name__=module)) for high in (1000, 400))
     assert (first != other) == followed
+
+
+@pytest.mark.parametrize("method", ["__call__", "property", "static", "base"])
+def test_code_of_the_users_own_classes_counts(method):
+    """A transform of the user's own is a class, and its code is edited as that of a function."""
+
+    def kind(factor):
+        names: dict = {"__name__": "my_scripts"}
+        lines = {
+            "__call__": f"class T:\n    def __call__(self, x):\n        return x * {factor}",
+            "property": f"class T:\n    @property\n    def factor(self):\n        return {factor}",
+            "static": f"class T:\n    @staticmethod\n    def by(x):\n        return x * {factor}",
+            "base": f"class B:\n    def __call__(self, x):\n        return x * {factor}\nclass T(B):\n    pass",
+        }
+        exec(lines[method], names)
+        return names["T"]()
+
+    assert describe(kind(1)) == describe(kind(1)) != describe(kind(2))
+
+
+def test_what_code_reads_of_its_surroundings_does_not_count(monkeypatch):
+    """Ranks, and jobs of a queue, differ in their environment; they share what is prepared."""
+    functions = [
+        source("lambda scan: scan * float(os.environ.get('SCALE', '1'))", os=os),
+        source("lambda scan: scan * float(environ['SCALE'])", environ=os.environ),
+        source("lambda scan: sys.path and scan", sys=sys),
+    ]
+    before = [describe(function) for function in functions]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.syspath_prepend("/elsewhere")
+    assert [describe(function) for function in functions] == before
+
+
+def test_a_package_that_is_not_installed_is_no_obstacle():
+    missing, there = optional_import("no_such_package")
+    assert not there
+    function = source("lambda scan: missing.asarray(scan) if there else scan", missing=missing, there=there)
+    assert describe(function) == describe(function)
+
+
+def test_functions_that_call_many_others_are_described_once_each():
+    """Each calls the two before it, so that following every call would take millions of steps."""
+    names: dict = {"__name__": "my_scripts"}
+    exec("def f0(x):\n    return x\ndef f1(x):\n    return x", names)
+    for number in range(2, 40):
+        exec(f"def f{number}(x):\n    return f{number - 1}(x) + f{number - 2}(x)", names)
+    assert len(json.dumps(describe(names["f39"]))) < 40_000
 
 
 def test_things_that_hold_themselves():
