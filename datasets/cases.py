@@ -240,7 +240,8 @@ def _choose_channels(
     """Take the files of some channels, in the given order; of an image of one file its channels must be these."""
     if channels is None:
         return cases
-    modality = content.get("modality", {})
+    modality = content.get("modality") or {}
+    modality = {"0": modality} if isinstance(modality, str) else modality
     if not isinstance(modality, Mapping) or not all(str(number).isdecimal() for number in modality):
         raise ValueError(f"{source}: expected 'modality' as names of the channels by number, found {modality!r}")
     listed = [str(modality[number]) for number in sorted(modality, key=int)]
@@ -256,7 +257,7 @@ def _with_channels(
         if told and list(map(_sequence, told)) != list(map(_sequence, channels)):
             raise ValueError(
                 f"{source}: expected the channels {list(channels)} in this order, for {image} holds all in one file, "
-                f"found {list(listed)} as its 'modality'"
+                f"found {list(listed)} as its 'modality'; leave it out of the list if these are the same by other names"
             )
         return image
     if missing := [name for name in channels if name not in listed]:

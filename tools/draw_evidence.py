@@ -54,10 +54,16 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         Row(HIPPOCAMPUS, "all", "hippocampus_slices", "cubes", "cubes_scratch"),
     ),
     "the same, both at one learning rate": (
+        Row(NODULES + " (at 0.001)", "20", "nodules_rates", rate="common"),
+        Row(NODULES + " (at 0.001)", "100", "nodules_rates", rate="common"),
+        Row(NODULES + " (at 0.001)", "all", "nodules_rates", rate="common"),
         Row(SPOTS + " (at 0.001)", "all", "candidates_longer", rate="common"),
         Row(SPOTS + " (at 0.0003)", "all", "candidates_rates", rate="common"),
-        Row(HIPPOCAMPUS + " (at 0.003)", "5", "hippocampus_people_confirm", rate="common"),
+        Row(HIPPOCAMPUS + " (at 0.003)", "2", "hippocampus_two", rate="common"),
+        Row(HIPPOCAMPUS + " (at 0.003)", "5", "hippocampus_slices", "cubes", "cubes_scratch", "common"),
+        Row(HIPPOCAMPUS + " (at 0.003, with flips)", "5", "hippocampus_people_confirm", rate="common"),
         Row(HIPPOCAMPUS + " (at 0.003)", "25", "hippocampus_controls", rate="common"),
+        Row(HIPPOCAMPUS + " (at 0.003)", "all", "hippocampus_slices", "cubes", "cubes_scratch", "common"),
     ),
     "pretrained against the same weights without their features": (
         Row(SPOTS, "all", "candidates_confirm", against="permuted_rescaled", rate="common"),
@@ -81,7 +87,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "evidence" / "results")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "evidence.png")
     arguments = parser.parse_args()
-    figure = Figure(figsize=(11, 8.2), facecolor="white")
+    figure = Figure(figsize=(11, 9.8), facecolor="white")
     axes = figure.add_axes((0.36, 0.07, 0.34, 0.91))
     drawn = []
     place = 0.0

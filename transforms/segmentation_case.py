@@ -24,7 +24,14 @@ CT_PADDING_HU = -1500.0
 """Below lies no tissue and no air, whatever its noise: what scanners write outside of their field of view."""
 
 CT_PADDING_SPREAD = 0.05
-"""Share of a CT's voxels that may lie below :data:`CT_PADDING_HU` with another value than the padding's."""
+"""Share of a CT's voxels that may lie below :data:`CT_PADDING_HU` with another value than the padding's, in a scan
+without soft tissue."""
+
+CT_SOFT_TISSUE_HU = (-200.0, 200.0)
+"""Where the soft tissue of any patient lies; of one whose HU were shifted down by 1024, dense bone alone."""
+
+CT_SOFT_TISSUE_SHARE = 0.02
+"""Least share of a CT's voxels there."""
 
 
 class BadCaseError(ValueError):
@@ -242,15 +249,19 @@ def check_intensities(name: str, image: np.ndarray, modality: Modality | None) -
 
 
 def _check_padding(name: str, image: np.ndarray) -> None:
-    """Refuse a CT with noise where only padding can be, which is what air becomes if -1024 is added twice."""
+    """Refuse a CT with noise where only padding can be and no soft tissue: -1024 was added twice."""
     values = image[image < CT_PADDING_HU].astype(np.float32)
     others = float(np.count_nonzero(np.abs(values - np.median(values)) > 1)) / image.size
-    if others > CT_PADDING_SPREAD:
+    low, high = CT_SOFT_TISSUE_HU
+    soft = float(np.mean((image >= low) & (image <= high)))
+    if others > CT_PADDING_SPREAD and soft < CT_SOFT_TISSUE_SHARE:
         raise BadCaseError(
             name,
             "not CT",
-            f"expected a CT, padding of one value below {CT_PADDING_HU:g} HU, found {others:.2%} of the voxels there "
-            f"with others, {values.min():g} to {values.max():g}: was the rescale intercept added twice?",
+            f"expected a CT, soft tissue from {low:g} to {high:g} HU in at least {CT_SOFT_TISSUE_SHARE:.0%} of the "
+            f"voxels and padding of one value below {CT_PADDING_HU:g} HU, found {soft:.2%} and {others:.2%} of the "
+            f"voxels with others there, {values.min():g} to {values.max():g}: was the rescale intercept added twice? "
+            "--modality None switches this check off",
         )
 
 

@@ -34,7 +34,7 @@ class ScanWriter(NibabelWriter):
     sform and qform of scanner coordinates in mm, on which nibabel and ITK agree. A single slice keeps its third axis.
 
     The header's description says of which scan a file is, as hashes of its path and its bytes. A file of another scan,
-    which was called alike, is not replaced; one of the same scan is, wherever that lies now or whatever it holds.
+    which was called alike, is not replaced; one of the same scan is, if that was moved or if it was mended.
 
     Give it to MONAI as ``SaveImaged(keys="pred", writer="models_genesis.datasets.ScanWriter")``.
     """

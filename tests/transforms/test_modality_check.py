@@ -61,6 +61,15 @@ def test_padding_is_no_air(padding):
         CheckModalityd("image", "MR")({"image": stored})
 
 
+def test_paddings_of_several_values_do_not_matter_to_a_ct_with_soft_tissue():
+    """Merged and resampled series have two, filtered ones noise."""
+    two, noisy = scanned(-3024), scanned(-2000).astype(np.float32)
+    two[:, :20] = -2000
+    noisy[noisy == -2000] += np.random.default_rng(1).normal(0, 12, np.count_nonzero(noisy == -2000))
+    for values in (two, noisy):
+        CheckModalityd("image", "CT")({"image": values})
+
+
 @pytest.mark.parametrize("padding", [None, -1024, -2000])
 def test_an_intercept_that_was_added_twice_is_refused(padding):
     """Air is at -2024 then, with its noise, and water is taken for air."""

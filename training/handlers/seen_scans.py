@@ -6,12 +6,12 @@ from __future__ import annotations
 import logging
 import os
 import zlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from types import SimpleNamespace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from monai.utils import ensure_tuple
 
+from ...datasets.io.file_hash import hash_of_files
 from .birth_certificate import data_of_birth, images_of
 from .run_settings import entries_of
 
@@ -99,35 +99,69 @@ def warn_of_seen_scans(
 def warn_of_shared_scans(training: Any, validation: Any) -> list[str]:
     """Warn when a training validates on scans that it trains on too: the same files, copies of them, or patients.
 
-    Whole files are read only where two of the parts have one size and the same bytes in their middle. Of DICOM series
-    paths and patients are compared.
+    A file is read whole only where one of the other part has the same size and the same bytes in its middle. Of DICOM
+    series paths and patients are compared.
 
     Args:
         training: the data set, whose ``data`` are the entries of a data list, or a set of candidates with such.
         validation: the same of the validation.
 
     Returns:
-        A text for each scan of the validation that is in the training, see :func:`find_seen_scans`.
+        A text for each scan of the validation that is in the training.
     """
     trained, measured = (list(entries_of(dataset) or ()) for dataset in (training, validation))
-    sizes = [{size for entry in entries for size in _sizes(entry)} for entries in (trained, measured)]
-    keys = [[_keys(entry, sizes[0] & sizes[1]) for entry in entries] for entries in (trained, measured)]
-    common = set().union(*keys[0]) & set().union(*keys[1])
-    suspects = [
-        SimpleNamespace(data=[entry for entry, own in zip(entries, each, strict=True) if own & common])
-        for entries, each in zip((trained, measured), keys, strict=True)
-    ]
-    if not common:
-        return []
-    data = {"training": data_of_birth(suspects[0], ["image"])}
-    shared = find_seen_scans(data_of_birth(suspects[1], ["image"]), {"data": data, "pretrained": None})
+    found = _Trained(trained)
+    shared = [text for entry in measured if (text := found.told_of(entry))]
     if shared:
         logger.warning(
-            "validation: %d of %d scans are trained on too, so that the scores by which the weights are chosen say "
+            "validation: %d of %d scans are trained on too, so that the scores by which weights may be chosen say "
             "little of new scans: %s",
             len(shared), len(measured), _shown(shared),
         )  # fmt: skip
     return shared
+
+
+class _Trained:
+    """The scans of a training: their paths, patients, sizes, and hashes where a store knows them."""
+
+    def __init__(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        self.files = {file for entry in entries for file in _files(entry)}
+        self.patients = {str(entry["patient"]) for entry in entries if entry.get("patient")}
+        self.stored = {hashed: _files(entry) for entry in entries if (hashed := _stored_hash(entry))}
+        self.sizes: dict[int, list[str]] = {}
+        self.glimpses: dict[int, dict[int, list[str]]] = {}
+        for file in sorted(self.files):
+            self.sizes.setdefault(_size(file), []).append(file)
+
+    def told_of(self, entry: Mapping[str, Any]) -> str:
+        """Say what a scan of another data set has in common with these; empty for nothing."""
+        files = _files(entry)
+        name = ", ".join(files)
+        if same := next((file for file in files if file in self.files), None):
+            return f"{name} (the file {same})"
+        if kept := self.stored.get(_stored_hash(entry)):
+            return f"{name} (the file {', '.join(kept)})"
+        if copied := next((other for file in files for other in self._copies(file)), None):
+            return f"{name} (the file {copied})"
+        if entry.get("patient") and str(entry["patient"]) in self.patients:
+            return f"{name} (a patient of the same name, {entry['patient']})"
+        return ""
+
+    def _copies(self, file: str) -> Iterator[str]:
+        """Give the files of the same bytes; files that cannot be read are like no other."""
+        size = _size(file)
+        if size not in self.sizes or size < 0:
+            return
+        try:
+            if size not in self.glimpses:
+                self.glimpses[size] = {}
+                for other in self.sizes[size]:
+                    self.glimpses[size].setdefault(_glimpse(other, size), []).append(other)
+            for other in self.glimpses[size].get(_glimpse(file, size), []):
+                if hash_of_files(file) == hash_of_files(other):
+                    yield other
+        except OSError as error:
+            logger.warning("%s could not be compared with scans of its size: %s", file, error)
 
 
 def _shown(scans: Sequence[str]) -> str:
@@ -138,19 +172,21 @@ def _files(entry: Mapping[str, Any]) -> list[str]:
     return [os.path.abspath(name) for name in ensure_tuple(entry["image"]) if isinstance(name, str | os.PathLike)]
 
 
-def _sizes(entry: Mapping[str, Any]) -> set[int]:
-    return {os.path.getsize(file) for file in _files(entry) if os.path.isfile(file)}
+def _stored_hash(entry: Mapping[str, Any]) -> str:
+    """Give the hash of a file that a store of prepared scans knows; empty where there is none."""
+    stored = entry.get("stored")
+    return str(stored.get("sha256") or "") if isinstance(stored, Mapping) else ""
 
 
-def _keys(entry: Mapping[str, Any], sizes: set[int]) -> set[Hashable]:
-    """What a copy of the scan, or another scan of the patient, has in common with it."""
-    stored = entry.get("stored")  # of a store of prepared scans, which knows the files by their hashes
-    keys: set[Hashable] = {stored["sha256"]} if isinstance(stored, Mapping) and stored.get("sha256") else set()
-    keys |= {("patient", str(entry["patient"]))} if entry.get("patient") else set()
-    for file in _files(entry):
-        keys.add(file)
-        if os.path.isfile(file) and (size := os.path.getsize(file)) in sizes:
-            with open(file, "rb") as stream:
-                stream.seek(max(size - _GLIMPSE, 0) // 2)
-                keys.add((size, zlib.crc32(stream.read(_GLIMPSE))))
-    return keys
+def _size(file: str) -> int:
+    """Give the bytes of a file, -1 of anything else."""
+    try:
+        return os.path.getsize(file) if os.path.isfile(file) else -1
+    except OSError:  # gone since
+        return -1
+
+
+def _glimpse(file: str, size: int) -> int:
+    with open(file, "rb") as stream:
+        stream.seek(max(size - _GLIMPSE, 0) // 2)
+        return zlib.crc32(stream.read(_GLIMPSE))

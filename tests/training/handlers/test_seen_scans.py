@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine
 from torch import nn
 
+from models_genesis.datasets.io.file_hash import hash_of_files
 from models_genesis.networks import save_weights
 from models_genesis.networks.weight_container import sha256_of
 from models_genesis.training import WeightLoader
@@ -73,26 +74,43 @@ def test_a_training_names_what_it_validates_on_too(tmp_path, caplog, monkeypatch
     copied = dataset(tmp_path / "two", x=(noise[1], "X"), y=(noise[4] + b"y", "C"), z=(noise[5], "Z"), w=(b"w", None))
     copied.data.append(dict(trained.data[3]))
     hashed = []
-    read = data_of_birth
     monkeypatch.setattr(
-        "models_genesis.training.handlers.seen_scans.data_of_birth",
-        lambda part, keys: hashed.extend(entry["image"] for entry in part.data) or read(part, keys),
+        "models_genesis.training.handlers.seen_scans.hash_of_files",
+        lambda file: hashed.append(file) or hash_of_files(file),
     )
     with caplog.at_level(logging.WARNING):
         shared = warn_of_shared_scans(trained, copied)
-    assert [text.split("/")[-1] for text in shared] == [
-        "x.nii (the file b.nii)", "y.nii (a patient of the same name, C)", "d.nii (the file d.nii)"
+    assert [text.replace(f"{tmp_path}/", "") for text in shared] == [
+        "two/x.nii (the file one/b.nii)", "two/y.nii (a patient of the same name, C)", "one/d.nii (the file one/d.nii)"
     ]  # fmt: skip
     assert "validation: 3 of 5 scans are trained on too" in caplog.text
-    assert sorted(Path(file).name for file in hashed) == ["b.nii", "c.nii", "d.nii", "d.nii", "x.nii", "y.nii"]
+    assert sorted(Path(file).name for file in hashed) == ["b.nii", "x.nii"]
 
 
 def test_other_scans_of_a_training_are_not_read_and_not_named(tmp_path, caplog, monkeypatch):
     trained = dataset(tmp_path / "one", a=(b"a" * 10, "A"), b=(b"b" * 10, None))
     measured = dataset(tmp_path / "two", a=(b"c" * 10, "B"), b=(b"d" * 10, None))
-    monkeypatch.setattr("models_genesis.training.handlers.seen_scans.data_of_birth", pytest.fail)
+    monkeypatch.setattr("models_genesis.training.handlers.seen_scans.hash_of_files", pytest.fail)
     assert warn_of_shared_scans(trained, measured) == warn_of_shared_scans(trained, SimpleNamespace(data=None)) == []
     assert not caplog.records
+
+
+def test_a_validation_on_the_training_itself_reads_nothing(tmp_path, monkeypatch):
+    """As a study has, which chooses nothing by it."""
+    trained = dataset(tmp_path / "one", a=(b"a" * 10, "A"), b=(b"b" * 10, None))
+    monkeypatch.setattr("builtins.open", pytest.fail)
+    assert len(warn_of_shared_scans(trained, trained)) == 2
+
+
+def test_a_file_that_cannot_be_read_does_not_end_the_training(tmp_path, caplog, monkeypatch):
+    trained, copied = dataset(tmp_path / "one", a=(b"a" * 10, None)), dataset(tmp_path / "two", b=(b"a" * 10, None))
+
+    def refuse(file):
+        raise PermissionError(f"{file}: not today")
+
+    monkeypatch.setattr("models_genesis.training.handlers.seen_scans.hash_of_files", refuse)
+    assert warn_of_shared_scans(trained, copied) == []
+    assert "could not be compared" in caplog.text and "not today" in caplog.text
 
 
 @pytest.mark.parametrize("channels", [1, 2])
