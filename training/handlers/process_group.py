@@ -18,7 +18,7 @@ from ...networks.batch_statistics_norm import BatchStatisticsNorm
 __all__ = ["BufferBroadcast", "join_process_group", "leave_process_group", "synchronise_batch_norm"]
 
 LONGEST_WAIT = timedelta(hours=1)
-"""How long a process waits for another one: 430 GB are hashed meanwhile at 120 MB/s; a store knows its scans' hashes."""
+"""How long a process waits for another one: 430 GB are hashed meanwhile at 120 MB/s; a store knows its hashes."""
 
 
 class BufferBroadcast:
