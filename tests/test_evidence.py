@@ -426,3 +426,36 @@ def test_frozen_features():
         assert lines[weights][2] == f"{value:+.3f} ({low:+.3f} to {high:+.3f})" and 0.03 < value < 0.065
         above.append(low > 0)
     assert sum(above) == 4
+
+
+def test_each_deformation_alone():
+    """Areas, differences and the spread between trainings, which are computed here once more."""
+    heading = "### Each deformation alone, and each training twice"
+    names = {
+        "all four": "genesis", "none (autoencoder)": "autoencoder", "intensity alone": "nonlinear",
+        "shuffling alone": "shuffle", "in-painting alone": "in_painting", "out-painting alone": "out_painting",
+    }  # fmt: skip
+    single = ("nonlinear", "shuffle", "in_painting", "out_painting")
+    part = part_of(heading)
+    for column, kind in ((0, "scans"), (2, "own")):
+        areas: dict[str, list[float]] = {}
+        for row in rows_of("candidates_singles", f"{kind}.csv"):
+            if not row["weights"].startswith("random") and row["against"].startswith("random"):
+                areas.setdefault(row["weights"].rpartition("_")[0], []).append(float(row["auc"]))
+        mean = {task: sum(values) / len(values) for task, values in areas.items()}
+        found = {row["of"]: row for row in rows_of("candidates_singles", f"{kind}_trainings.csv")}
+        told = {
+            of: "{:+.3f} ({:+.3f} to {:+.3f})".format(*(float(row[key]) for key in ("difference", "low", "high")))
+            for of, row in found.items()
+        }
+        for label, *cells in lines_of(heading)[2:]:
+            task = names[label]
+            assert cells[column] == ", ".join(f"{value:.3f}" for value in areas[task])
+            assert cells[column + 1] == ("" if task == "genesis" else told[task])
+        primary = sum(mean[task] for task in single) / 4 - mean["genesis"]
+        assert abs(primary - float(found["+".join(single)]["difference"])) < 1e-9 and told["+".join(single)] in part
+        pairs = [values[0] - values[1] for values in areas.values() if len(values) == 2]
+        assert len(pairs) == 3
+        spread = (sum(pair**2 for pair in pairs) / 3 / 2) ** 0.5
+        assert f"{spread:.3f}" in part
+        assert abs(spread * ((1 / 2 + 3) / 16 + 1 / 2) ** 0.5 - float(found["+".join(single)]["se_trainings"])) < 1e-9
