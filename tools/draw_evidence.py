@@ -91,11 +91,10 @@ def main() -> int:
     axes = figure.add_axes((0.36, 0.07, 0.34, 0.91))
     drawn = []
     place = 0.0
-    axes.text(
-        -0.04, -0.8, "labelled\npatients", transform=axes.get_yaxis_transform(), ha="right", fontsize=8, color=GREY
-    )
+    beside = axes.get_yaxis_transform()
+    axes.text(-0.04, -0.8, "labelled\npatients", transform=beside, ha="right", fontsize=8, color=GREY)
     for title, rows in GROUPS.items():
-        axes.text(-1.03, place, title, transform=axes.get_yaxis_transform(), weight="bold", va="center", fontsize=10)
+        axes.text(-1.03, place, title, transform=beside, weight="bold", va="center", fontsize=10)
         place += 1
         for row in rows:
             drawn.append(contrast_of(row, arguments.results))
@@ -138,13 +137,11 @@ def draw_row(axes: Axes, place: float, row: Row, contrast: dict[str, float]) -> 
             axes.plot(LIMIT if end > 0 else -LIMIT, place, marker, color=color, markersize=6, clip_on=False)
     axes.plot(difference, place, "o", color=color, markersize=6)
     beside = axes.get_yaxis_transform()
-    labelled = "all" if row.labels == "all" else row.labels
     axes.text(-1.01, place, row.task, transform=beside, va="center", fontsize=9)
-    axes.text(-0.04, place, labelled, transform=beside, va="center", ha="right", fontsize=9, color=GREY)
+    axes.text(-0.04, place, row.labels, transform=beside, va="center", ha="right", fontsize=9, color=GREY)
     numbers = f"{difference:+.3f}  ({signed(low)} to {signed(high)})"
-    axes.text(
-        1.03, place, numbers, transform=beside, va="center", fontsize=9, color="black" if color == SHOWN else GREY
-    )
+    ink = "black" if color == SHOWN else GREY
+    axes.text(1.03, place, numbers, transform=beside, va="center", fontsize=9, color=ink)
     tested = f"{contrast['seeds']:.0f} seeds, {contrast['patients']:.0f} patients"
     axes.text(1.86, place, tested, transform=beside, va="center", ha="right", fontsize=8, color=GREY)
 

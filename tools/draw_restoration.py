@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from models_genesis.datasets.io.atomic_write import atomic_write
+from models_genesis.datasets.io.find_scans import without_suffix
 
 ROWS = ("original", "deformed", "restored")
 
@@ -47,7 +48,7 @@ def main() -> int:
 
 def files_of(image: Path, restored: Path) -> tuple[Path, Path, Path]:
     """A scan, and what the inference wrote of it."""
-    stem = image.name.split(".nii")[0]
+    stem = without_suffix(image.name)
     return image, restored / stem / f"{stem}_deformed.nii.gz", restored / stem / f"{stem}_restored.nii.gz"
 
 

@@ -240,9 +240,8 @@ def _wins(
     parts = -(-positives.shape[1] * width // BLOCK)
     for found, high, low in zip(won, positives, negatives, strict=True):
         for part in np.array_split(np.argsort(high), parts):
-            beaten = np.zeros(
-                (len(part) + 1, width)
-            )  # negatives of each patient, by the first positive that beats them
+            # negatives of each patient, by the first positive that beats them
+            beaten = np.zeros((len(part) + 1, width))
             for side in ("left", "right"):  # one that ties with it counts half
                 place = np.searchsorted(high[part], low, side)
                 beaten += 0.5 * np.bincount(place * width + columns, minlength=beaten.size).reshape(beaten.shape)

@@ -107,7 +107,8 @@ def check_case(
     Whether an image is a CT is guessed from its values: HU have fat and air, at least 0.5 % of the voxels of any scan
     of a patient are below -50; MR intensities are not negative but for the undershoot of a resampling. What is not
     stored in HU (no air, minimum 0) is refused as CT, too. A crop without fat and air needs ``modality=None``.
-    Values below -1500 are padding: they are no air, and noise among them means that HU were shifted down once more.
+    Values below -1500 are padding: they are no air, and noise among them, in a scan without soft tissue, means that HU
+    were shifted down once more.
 
     Args:
         item: the case as ``LoadImaged(..., ensure_channel_first=True)`` gives it, before any other transform.
