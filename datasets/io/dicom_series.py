@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import stat
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -40,6 +41,9 @@ ROUNDING_MM = 0.06
 
 Folder = tuple[tuple[str, int, int], ...]
 """Name, size and time of each file."""
+
+_LOOKING = tuple(threading.Lock() for _ in range(64))
+"""Each is held by who looks through one of the folders that are its own."""
 
 
 class FoundSeries:
@@ -98,8 +102,8 @@ def _in_order(slices: list[DicomSlice]) -> list[DicomSlice]:
     ]
 
 
-def find_series(folder: str) -> FoundSeries:
-    """Look through a folder for DICOM series; what was found is remembered until a file changes.
+def regular_files(folder: str) -> Folder:
+    """List the files of a folder that may be slices, in order of their names; hidden ones are left out.
 
     Args:
         folder: the folder; subfolders are not looked at.
@@ -113,7 +117,17 @@ def find_series(folder: str) -> FoundSeries:
                 continue
             if stat.S_ISREG(state.st_mode) and not entry.name.startswith("."):
                 files.append((entry.name, state.st_size, state.st_mtime_ns))
-    return _find_series(str(folder), tuple(sorted(files)))
+    return tuple(sorted(files))
+
+
+def find_series(folder: str) -> FoundSeries:
+    """Look through a folder for DICOM series; what was found is remembered until a file changes.
+
+    Args:
+        folder: the folder; subfolders are not looked at.
+    """
+    with _LOOKING[hash(folder) % len(_LOOKING)]:  # several threads may want series of one folder
+        return _find_series(str(folder), regular_files(folder))
 
 
 @lru_cache(maxsize=32)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import tempfile
@@ -50,6 +51,9 @@ KEYWORDS = (
     "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
 
+
+HEADER_BYTES = 2**14
+"""Read at once; the header of most images is shorter."""
 
 WARNINGS = threading.Lock()
 
@@ -139,38 +143,45 @@ def read_slices(file: str) -> list[DicomSlice] | None:
     Raises:
         SliceError: When the file cannot be read as DICOM at all.
     """
-    import pydicom
-
     try:
-        # the filters of warnings belong to the whole process: threads must not mix them up
-        with open(file, "rb") as stream, WARNINGS, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dataset: Any = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(KEYWORDS), force=True)
-            start = stream.tell()
-            meta = getattr(dataset, "file_meta", {})
-            known = str(meta.get("MediaStorageSOPClassUID", "")) or _text(dataset, "SOPClassUID")
-            if known == DIRECTORY_CLASS or _text(dataset, "Modality") in NOT_SCANS:
-                return None
-            if not known and "Rows" not in dataset:
-                raise ValueError("no SOP class and no image")
-            base = DicomSlice(
-                file,
-                series=_text(dataset, "SeriesInstanceUID"),
-                instance=_text(dataset, "SOPInstanceUID"),
-                patient=_text(dataset, "PatientID"),
-                study=_text(dataset, "StudyInstanceUID"),
-                space=_text(dataset, "FrameOfReferenceUID"),
-                modality=_text(dataset, "Modality"),
-                image_type=_text(dataset, "ImageType"),
-            )
-            if "Rows" not in dataset and not _image_class(known):
-                return None  # a report, a plan: DICOM without pixels
-            try:
-                return _describe(base, dataset, stream, start)
-            except SliceError as error:
-                return [replace(base, reason=error.reason, detail=error.detail)]
+        with io.BufferedReader(io.FileIO(file), HEADER_BYTES) as stream:
+            stream.peek(1)  # other threads may wait for their files at the same time, but not below
+            # the filters of warnings belong to the whole process: threads must not mix them up
+            with WARNINGS, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return _read(file, stream)
     except Exception as error:
         raise SliceError("unreadable", f"expected a DICOM file, found {root_cause_message(error)}") from error
+
+
+def _read(file: str, stream: BinaryIO) -> list[DicomSlice] | None:
+    """Read the header of an open file, see :func:`read_slices`."""
+    import pydicom
+
+    dataset: Any = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(KEYWORDS), force=True)
+    start = stream.tell()
+    meta = getattr(dataset, "file_meta", {})
+    known = str(meta.get("MediaStorageSOPClassUID", "")) or _text(dataset, "SOPClassUID")
+    if known == DIRECTORY_CLASS or _text(dataset, "Modality") in NOT_SCANS:
+        return None
+    if not known and "Rows" not in dataset:
+        raise ValueError("no SOP class and no image")
+    base = DicomSlice(
+        file,
+        series=_text(dataset, "SeriesInstanceUID"),
+        instance=_text(dataset, "SOPInstanceUID"),
+        patient=_text(dataset, "PatientID"),
+        study=_text(dataset, "StudyInstanceUID"),
+        space=_text(dataset, "FrameOfReferenceUID"),
+        modality=_text(dataset, "Modality"),
+        image_type=_text(dataset, "ImageType"),
+    )
+    if "Rows" not in dataset and not _image_class(known):
+        return None  # a report, a plan: DICOM without pixels
+    try:
+        return _describe(base, dataset, stream, start)
+    except SliceError as error:
+        return [replace(base, reason=error.reason, detail=error.detail)]
 
 
 def _image_class(known: str) -> bool:

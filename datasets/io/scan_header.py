@@ -15,7 +15,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .dicom_series import list_series, open_series, series_name
+from .dicom_series import list_series, open_series, regular_files, series_name
 from .dicom_slice import is_dicom
 from .metaimage_scan import metaimage_voxels, open_metaimage
 from .nifti_scan import open_nifti
@@ -42,6 +42,7 @@ __all__ = [
     "BadScanError",
     "ScanHeader",
     "list_series",
+    "listed_files",
     "open_scan",
     "paths_of",
     "read_scan_header",
@@ -134,6 +135,12 @@ def scan_files(scan: str | Sequence[str]) -> list[Path]:
         name = series_name(found, series)
         return [Path(file) for files in ([found[name]] if name else found.values()) for file in files]
     return [Path(scan), *_voxel_files(scan)]
+
+
+def listed_files(scan: str) -> list[Path]:
+    """List the files in which a scan is, without reading them: :func:`scan_files`, but of a folder all its files."""
+    folder = split_series(scan)[0]
+    return [Path(folder) / name for name, _, _ in regular_files(folder)] if Path(folder).is_dir() else scan_files(scan)
 
 
 def _voxel_files(scan: str) -> tuple[Path, ...]:

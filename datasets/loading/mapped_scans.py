@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -52,7 +52,12 @@ def preprocessing_key(preprocessing: Any) -> str:
     return json_hashing(describe(preprocessing)).decode()
 
 
-def scan_key(entry: Mapping[str, Any], preprocessing: str, image_key: str = "image") -> str:
+def scan_key(
+    entry: Mapping[str, Any],
+    preprocessing: str,
+    image_key: str = "image",
+    members: Callable[[str], list[Path]] = scan_files,
+) -> str:
     """Name a prepared scan by what it is made of: files with their sizes and times, other values, the preprocessing.
 
     Every value of the entry counts but for :data:`NAMES`, since a transform may read any: a text that is the path of
@@ -63,6 +68,7 @@ def scan_key(entry: Mapping[str, Any], preprocessing: str, image_key: str = "ima
         entry: entry of a data list.
         preprocessing: see :func:`preprocessing_key`.
         image_key: key of the scan, which must be there.
+        members: lists the files that a scan stands for.
 
     Returns:
         A name for files, the same in every process.
@@ -70,26 +76,28 @@ def scan_key(entry: Mapping[str, Any], preprocessing: str, image_key: str = "ima
     Raises:
         OSError: When the scan, or a file of it, is missing.
     """
-    image = [_files(path) for path in ensure_tuple(entry[image_key])]
-    others = [[str(key), _content(value, str(key))] for key, value in entry.items() if key not in (image_key, *NAMES)]
+    image = [_files(path, members) for path in ensure_tuple(entry[image_key])]
+    others = [
+        [str(key), _content(value, str(key), members)] for key, value in entry.items() if key not in (image_key, *NAMES)
+    ]
     return json_hashing([VERSION, monai_version, image, sorted(others, key=str), preprocessing]).decode()[:32]
 
 
-def _content(value: Any, name: str) -> Any:
+def _content(value: Any, name: str, members: Callable[[str], list[Path]]) -> Any:
     """Describe a value of an entry; files by their state."""
     if isinstance(value, Mapping):
-        return {str(key): _content(each, f"{name}.{key}") for key, each in value.items()}
+        return {str(key): _content(each, f"{name}.{key}", members) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_content(each, name) for each in value]
+        return [_content(each, name, members) for each in value]
     if isinstance(value, str | PurePath) and os.path.exists(split_series(str(value))[0]):
         with contextlib.suppress(OSError, BadScanError):
-            return _files(value)
+            return _files(value, members)
     return describe(value, name=name)
 
 
-def _files(path: str | PurePath) -> list[Any]:
+def _files(path: str | PurePath, members: Callable[[str], list[Path]]) -> list[Any]:
     """List the files that a path stands for, with sizes and times; none of a folder that is no scan."""
-    files = scan_files(str(path))
+    files = members(str(path))
     if not files and str(path).endswith(".zarr"):  # an array of many files
         files = sorted(each for each in Path(path).rglob("*") if each.is_file())
     states = [(str(file.absolute()), file.stat()) for file in files]

@@ -20,9 +20,13 @@ from ..io.scan_header import BadScanError
 from .mapped_scans import MappedScan, check_free_space, preprocessing_key, scan_key
 from .memory_budget import GIB, cache_budget
 from .prepare_scan import LeftOut, PrepareScan, has_starts
+from .scan_notes import ScanNote, ScanNotes
 from .stored_scans import StoredScan, StoreReader
 
 logger = logging.getLogger(__name__)
+
+SHORT_WAIT = 2
+"""Seconds of reading headers that need no progress bar."""
 
 Prepared = dict[str, np.ndarray] | MappedScan | StoredScan
 
@@ -33,7 +37,8 @@ class ScanCache:
     If the headers predict that all scans fit the budget at 2 bytes a voxel (int16), they are kept in memory. Else each
     is written to ``cache_dir`` once and mapped from there, so that cutting a cube reads the cube and not the scan,
     which MONAI's ``PersistentDataset`` would; the next run takes the same files where preprocessing, entry and the
-    files that it names are the same, see :func:`~.mapped_scans.scan_key`. What is chosen is logged at INFO with its
+    files that it names are the same, see :func:`~.mapped_scans.scan_key`, and for these reads no header of DICOM
+    again, see :class:`~.scan_notes.ScanNotes`. What is chosen is logged at INFO with its
     numbers. With the spawn or forkserver start method each worker gets a copy of what is in memory: let the disk be
     used there (``cache_gib=0``).
 
@@ -94,7 +99,9 @@ class ScanCache:
             if store is None
             else StoreReader(store, data, preprocessing, image_key, starts_key, on_bad_scan)
         )
-        sizes = [self._prepare.predicted_bytes(entry) for entry in data]
+        self._notes = None if store is not None else self._keep_notes()
+        noted = self._in_threads(self._look, data, "Reading headers", SHORT_WAIT)
+        sizes = [note.nbytes for note in noted]
         budget = cache_budget(cache_gib)
         kept = self._fill_memory(data, budget, sizes) if sum(sizes) <= budget else None
         self.in_memory = kept is not None
@@ -105,10 +112,10 @@ class ScanCache:
         elif self.reads_store:
             scans = self._leave_in_store(data, budget, sizes)
         else:
-            scans = self._fill_disk(data, budget, sizes)
+            scans = self._fill_disk(data, budget, noted)
         self._scans = [scan for scan in scans if not isinstance(scan, LeftOut)]
-        noted = self._prepare.noted if isinstance(self._prepare, StoreReader) else dict
-        self.data = [noted(entry) for entry, scan in zip(data, scans, strict=True) if not isinstance(scan, LeftOut)]
+        in_use = self._prepare.noted if isinstance(self._prepare, StoreReader) else dict
+        self.data = [in_use(entry) for entry, scan in zip(data, scans, strict=True) if not isinstance(scan, LeftOut)]
         self.left_out = [scan for scan in scans if isinstance(scan, LeftOut)]
         self.nbytes = sum(_nbytes(scan) for scan in self._scans)
         self._report()
@@ -154,21 +161,23 @@ class ScanCache:
         return [self._prepare.scan(entry) for entry in data]
 
     def _fill_disk(
-        self, data: Sequence[Mapping[str, Any]], budget: int, sizes: Sequence[int]
+        self, data: Sequence[Mapping[str, Any]], budget: int, noted: Sequence[ScanNote]
     ) -> Sequence[Prepared | LeftOut]:
         """Write the scans that are not there yet."""
+        sizes = [note.nbytes for note in noted]
         logger.info(
             "%d scans go to disk, %s: %.2f GiB at 2 bytes a voxel, %.1f MB a scan, memory budget %.2f GiB.",
             len(data), self.cache_dir, sum(sizes) / GIB, sum(sizes) / len(sizes) / 1e6, budget / GIB,
         )  # fmt: skip
         settings = preprocessing_key(getattr(self._prepare, "preprocessing", None))
-        mapped = [self._mapped(entry, settings) for entry in data]
+        mapped = [self._mapped(entry, settings, note) for entry, note in zip(data, noted, strict=True)]
         there = [scan is not None and scan.exists() for scan in mapped]
         check_free_space(self.cache_dir, sum(size for size, found in zip(sizes, there, strict=True) if not found))
 
         def write(index: int) -> MappedScan | LeftOut:
             scan = mapped[index]
             if there[index] and scan is not None:
+                self._keep(data[index], noted[index])
                 return scan if has_starts(scan.arrays(), self._prepare.starts_key) else self._prepare.empty(data[index])
             arrays = self._prepare(data[index])
             if isinstance(arrays, LeftOut):
@@ -176,13 +185,16 @@ class ScanCache:
             if scan is None:
                 raise BadScanError(self._prepare.name(data[index]), "unreadable", "the file vanished while it was read")
             scan.write(arrays)
+            self._keep(data[index], noted[index])
             return scan
 
         scans = self._in_threads(write, range(len(data)), "Preparing scans")
         logger.info("%d of %d prepared scans were there already, in %s.", sum(there), len(data), self.cache_dir)
         return scans
 
-    def _in_threads(self, prepare: Callable[[Any], Any], items: Sequence[Any], title: str) -> list[Any]:
+    def _in_threads(
+        self, prepare: Callable[[Any], Any], items: Sequence[Any], title: str, delay: float = 0
+    ) -> list[Any]:
         """Prepare items in threads, in order; after an error no thread is left behind.
 
         A process that ends while a thread of ``multiprocessing.pool.ThreadPool``, which MONAI's ``CacheDataset`` uses
@@ -191,17 +203,35 @@ class ScanCache:
         with ThreadPoolExecutor(self.num_workers) as pool:
             futures = [pool.submit(prepare, item) for item in items]
             try:
-                return [future.result() for future in tqdm(futures, title, disable=not self.progress)]
+                return [future.result() for future in tqdm(futures, title, disable=not self.progress, delay=delay)]
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _mapped(self, entry: Mapping[str, Any], settings: str) -> MappedScan | None:
+    def _keep_notes(self) -> ScanNotes | None:
+        """Make the notes; ``None`` where the preprocessing has no name, which matters only when scans go to disk."""
+        try:
+            settings = preprocessing_key(getattr(self._prepare, "preprocessing", None))
+        except ValueError:
+            return None
+        return ScanNotes(self.cache_dir, settings, self._prepare.image_key)
+
+    def _look(self, entry: Mapping[str, Any]) -> ScanNote:
+        """Predict how large a scan is."""
+        predict = self._prepare.predicted_bytes
+        return ScanNote(predict(entry)) if self._notes is None else self._notes.look(entry, predict)
+
+    def _keep(self, entry: Mapping[str, Any], note: ScanNote) -> None:
+        """Keep the note of a scan that is on disk."""
+        if self._notes is not None:
+            self._notes.write(entry, note)
+
+    def _mapped(self, entry: Mapping[str, Any], settings: str, note: ScanNote) -> MappedScan | None:
         """Name the files of a prepared scan; ``None`` where the scan itself is missing."""
         if isinstance(self._prepare, StoreReader):
             return MappedScan(self.cache_dir, self._prepare.mapped_key(entry))
         try:
-            return MappedScan(self.cache_dir, scan_key(entry, settings, self._prepare.image_key))
+            return MappedScan(self.cache_dir, note.key or scan_key(entry, settings, self._prepare.image_key))
         except OSError:
             return None
 
