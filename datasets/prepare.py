@@ -34,7 +34,7 @@ from ..transforms.tissue_windows import TissueWindowsd
 from .datalist import made_by, read_all_splits
 from .io.csv_file import printable
 from .io.file_hash import hash_of_files
-from .io.scan_header import BadScanError, scan_files, split_series
+from .io.scan_header import BadScanError, file_states, scan_files, split_series
 from .io.scan_reader import ScanReader
 from .loading.prepare_scan import AFFINE_SUFFIX, PrepareScan, no_cubes, plain_arrays
 from .loading.worker_shield import end_with_parent, hold_sigterm
@@ -334,7 +334,7 @@ def _keep_source_affine(item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
 def _key(source: str, preparation: str) -> str:
     """Name a scan by how it is prepared and its files, their sizes and times; a missing one by its path."""
     try:
-        files = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in scan_files(source)]
+        files = file_states(scan_files(source))
     except (OSError, BadScanError):
         files = []
     return json_hashing([source, files, preparation]).decode()[:32]

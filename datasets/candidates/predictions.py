@@ -146,7 +146,7 @@ def _read_store(path: Path, fingerprint: str, rows: int) -> NDArray[np.float64] 
     head, *lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
     if head != fingerprint:
         if head or lines:
-            logger.warning("%s: belongs to another table or other weights.", path)
+            logger.warning("%s: belongs to another table or other scans, weights or settings.", path)
         return None
     values = np.full(rows, np.nan)
     bad = []
@@ -206,6 +206,32 @@ def write_probabilities(path: str | Path, table: CandidateTable, probabilities: 
         if count != len(table):
             raise ValueError(f"{table.path}: expected {len(table)} rows as before, found {count}: it has changed.")
     return int((~np.isnan(values)).sum())
+
+
+def holds_only(path: str | Path, table: CandidateTable) -> bool:
+    """Say whether a file that :func:`write_probabilities` wrote is of this table, or of one with fewer rows.
+
+    Args:
+        path: the file.
+        table: the table.
+
+    Returns:
+        Whether its columns are the table's, and each of its rows but for the probability is one of the table's.
+    """
+    column = table.columns.index("probability") if "probability" in table.columns else len(table.columns)
+    names = [*table.columns[:column], "probability", *table.columns[column + 1 :]]
+    rows = read_rows(Path(path))
+    if next(rows, (0, []))[1] != names:
+        return False
+    # hashes, for a table may have millions of rows
+    known = {hash(form) for _, fields in read_rows(table.path) for form in _forms(fields, column, len(names))}
+    return all(any(hash(form) in known for form in _forms(fields, column, len(names))) for _, fields in rows)
+
+
+def _forms(fields: list[str], column: int, count: int) -> list[tuple[str, ...]]:
+    """Give a row as it is, which a malformed one stays, and without its probability."""
+    without = [tuple(fields[:column] + fields[column + 1 :])] if len(fields) == count else []
+    return [tuple(fields), *without]
 
 
 def write_submission(path: str | Path, table: CandidateTable, probabilities: NDArray[np.floating]) -> int:

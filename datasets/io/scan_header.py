@@ -9,7 +9,7 @@ candidate tables, the DICOM segmentation, and MONAI Label's app, most of them th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ __all__ = [
     "SERIES_SEPARATOR",
     "BadScanError",
     "ScanHeader",
+    "file_states",
     "list_series",
     "listed_files",
     "open_scan",
@@ -141,6 +142,16 @@ def listed_files(scan: str) -> list[Path]:
     """List the files in which a scan is, without reading them: :func:`scan_files`, but of a folder all its files."""
     folder = split_series(scan)[0]
     return [Path(folder) / name for name, _, _ in regular_files(folder)] if Path(folder).is_dir() else scan_files(scan)
+
+
+def file_states(files: Iterable[Path]) -> list[list[Any]]:
+    """Describe files by their absolute paths, sizes and times, by which a changed one is known without being read.
+
+    Raises:
+        OSError: When one is missing.
+    """
+    states = [(str(file.absolute()), file.stat()) for file in files]
+    return [[name, state.st_size, state.st_mtime_ns] for name, state in states]
 
 
 def _voxel_files(scan: str) -> tuple[Path, ...]:

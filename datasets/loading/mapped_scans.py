@@ -18,7 +18,7 @@ from monai.data.utils import json_hashing
 from monai.utils import ensure_tuple
 
 from ..io.atomic_write import atomic_path
-from ..io.scan_header import BadScanError, scan_files, split_series
+from ..io.scan_header import BadScanError, file_states, scan_files, split_series
 from ..store.describe import describe
 
 VERSION = 2
@@ -100,8 +100,7 @@ def _files(path: str | PurePath, members: Callable[[str], list[Path]]) -> list[A
     files = members(str(path))
     if not files and str(path).endswith(".zarr"):  # an array of many files
         files = sorted(each for each in Path(path).rglob("*") if each.is_file())
-    states = [(str(file.absolute()), file.stat()) for file in files]
-    return [str(path), [[name, state.st_size, state.st_mtime_ns] for name, state in states]]
+    return [str(path), file_states(files)]
 
 
 class MappedScan:

@@ -252,7 +252,7 @@ def test_inference_keeps_the_table_and_names_what_it_cannot_score(trained, evalu
     written = (tmp_path / "out" / "candidates.csv").read_text().splitlines()
     assert [line.rpartition(",")[0] for line in written[2:]] == table[2:]
     assert written[0] == table[0] + ",probability" and written[1] == table[1]
-    reasons = {int(row["line"]): row["reason"] for row in rows_of(tmp_path / "out" / "bad_rows.csv")}
+    reasons = {int(row["line"]): row["reason"] for row in rows_of(tmp_path / "out" / "candidates_bad_rows.csv")}
     assert reasons == {
         2: "malformed row", 13: "bad coordinate", 14: "outside its scan", 15: "unknown seriesuid",
         16: "scan cannot be read", 17: "duplicate",

@@ -17,11 +17,12 @@ from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys
 from numpy.typing import NDArray
 
-from ...datasets.candidates.predictions import PredictionStore, write_probabilities, write_submission
+from ...datasets.candidates.predictions import PredictionStore, holds_only, write_probabilities, write_submission
 from ...datasets.candidates.split import CandidateSet
 from ...datasets.candidates.table import CandidateTable
 from ...datasets.io.atomic_write import atomic_write, write_figure
 from ...datasets.io.csv_file import write_csv
+from ...datasets.io.scan_header import file_states, listed_files
 from ...datasets.loading.processes import gather_from_processes, process_rank
 from ...networks.weight_container import sha256_of
 from ..engines.candidate_evaluator import rows_not_scored
@@ -48,13 +49,13 @@ Calibrate = Literal["temperature", "temperature_and_bias"]
 
 
 def prediction_store(
-    path: str | Path, table: CandidateTable, weights: str | Path, rank: int | None = None, **settings: Any
+    path: str | Path, data: CandidateSet, weights: str | Path, rank: int | None = None, **settings: Any
 ) -> PredictionStore:
     """Open the file of logits from which an interrupted evaluation or inference goes on.
 
     Args:
         path: the file; a rank above 0 gets its own file next to it.
-        table: the candidates.
+        data: scans and candidates; other scans, known by their files' paths, sizes and times, start a new file.
         weights: ``model.pt``; other weights start a new file. That they are missing is for their loader to say.
         rank: this process's rank; None asks ``torch.distributed``.
         settings: whatever else changes a logit, such as flips; other settings start a new file.
@@ -63,21 +64,35 @@ def prediction_store(
         The store.
     """
     content = sha256_of(weights) if Path(weights).is_file() else None
-    text = json.dumps({"weights": content, **settings}, sort_keys=True, default=str)
+    scans = [[entry.get("seriesuid"), _states(str(entry["image"]))] for entry in data.data]
+    text = json.dumps({"weights": content, "scans": scans, **settings}, sort_keys=True, default=str)
     rank = process_rank() if rank is None else rank
     file = Path(path)
     file = file if rank == 0 else file.with_name(f"{file.stem}_{rank}{file.suffix}")
-    return PredictionStore(file, table, hashlib.sha256(text.encode()).hexdigest())
+    return PredictionStore(file, data.table, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _states(image: str) -> list[Any]:
+    """Describe a scan by its files; one that is missing, which reading it names, by its path."""
+    try:
+        return file_states(listed_files(image))
+    except OSError:
+        return [image]
 
 
 class _Scores:
     """Keep the logits of candidates as they come, and bring those of all processes together in the end.
+
+    Attributes:
+        bad_rows: name of the file for rows that could not be scored.
 
     Args:
         output_dir: folder of what is written.
         data: scans and candidates.
         store: keeps the logits; its file goes when all is written.
     """
+
+    bad_rows = "bad_rows.csv"
 
     def __init__(self, output_dir: str | Path, data: CandidateSet, store: PredictionStore) -> None:
         self.folder = Path(output_dir)
@@ -104,9 +119,9 @@ class _Scores:
         logits = _gather(self.store.values, self.data.table)
         if process_rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            bad = self.data.table.write_bad_rows(self.folder / "bad_rows.csv")
+            bad = self.data.table.write_bad_rows(self.folder / self.bad_rows)
             if bad:
-                logger.warning("%s: %d rows, see %s", self.data.table.path, bad, self.folder / "bad_rows.csv")
+                logger.warning("%s: %d rows, see %s", self.data.table.path, bad, self.folder / self.bad_rows)
             self.write(logits)
         if dist.is_initialized():
             dist.barrier()  # until all is written, each process can go on from what it has
@@ -137,7 +152,8 @@ def _gather(logits: FloatArray, table: CandidateTable) -> FloatArray:
 class CandidateWriter(_Scores):
     """Write the table again with a probability in each row that could be scored, rows, order and columns kept.
 
-    ``bad_rows.csv`` next to it names the others with the reason.
+    ``TABLE_bad_rows.csv`` next to it names the others with the reason. The result of another table of the same name is
+    not replaced.
 
     Args:
         output_dir: folder of the files.
@@ -148,6 +164,7 @@ class CandidateWriter(_Scores):
 
     Raises:
         ValueError: when the table would be overwritten.
+        FileExistsError: when the folder has the result of another table of this name.
     """
 
     def __init__(
@@ -162,6 +179,13 @@ class CandidateWriter(_Scores):
         self.temperature = read_temperature(temperature, ckpt_dir)
         if (self.folder / data.table.path.name).resolve() == data.table.path.resolve():
             raise ValueError(f"--output_dir {output_dir}: expected another folder than that of {data.table.path}")
+        self.path = self.folder / data.table.path.name
+        self.bad_rows = f"{data.table.path.stem}_{_Scores.bad_rows}"
+        if self.path.exists() and not holds_only(self.path, data.table):
+            raise FileExistsError(
+                f"{self.path}: expected no result of other candidates than those of {data.table.path}, found rows that"
+                " it does not have; name another --output_dir, or remove the file"
+            )
 
     def write(self, logits: FloatArray) -> None:
         """Write the table.
@@ -169,9 +193,8 @@ class CandidateWriter(_Scores):
         Args:
             logits: (N,) for all rows of the table, NaN where there is none.
         """
-        path = self.folder / self.data.table.path.name
-        written = write_probabilities(path, self.data.table, calibrated(logits, *self.temperature))
-        logger.info("wrote %s, %d of %d rows with a probability", path, written, len(self.data.table))
+        written = write_probabilities(self.path, self.data.table, calibrated(logits, *self.temperature))
+        logger.info("wrote %s, %d of %d rows with a probability", self.path, written, len(self.data.table))
 
 
 class CandidateReport(_Scores):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from models_genesis.datasets import PredictionStore, read_candidates, write_probabilities, write_submission
+from models_genesis.datasets.candidates.predictions import holds_only
 
 
 def test_predictions_survive_and_are_taken_up(study: Any, tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_predictions_of_something_else_are_not_taken_up(
     key = "other weights" if change == "key" else "weights"
     with PredictionStore(tmp_path / "p.part", table, key, resume=change != "resume") as store:
         assert len(store.done) == 0
-    assert ("belongs to another table or other weights" in caplog.text) == (change != "resume")
+    assert ("belongs to another table or other scans" in caplog.text) == (change != "resume")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -142,9 +143,19 @@ def test_rows_order_and_columns_are_kept_with_probabilities(tmp_path: Path) -> N
     ]
     assert write_submission(tmp_path / "s.csv", table, probabilities) == 1
     assert (tmp_path / "s.csv").read_text() == "seriesuid,coordX,coordY,coordZ,probability\na,1.5,2.0,3.0,0.125\n"
+    # it is known as this table's result, and as that of a table which has grown; no other table's
+    assert holds_only(tmp_path / "out.csv", table)
+    grown = tmp_path / "grown.csv"
+    grown.write_text(text + "c,1,2,3,,0\n", encoding="utf-8")
+    assert holds_only(tmp_path / "out.csv", read_candidates(grown))
+    for before, after in (("b,9", "b,8"), ("note", "remark"), ("a,1,2\n", ""), ("1.50", "1.5")):
+        other = tmp_path / "other.csv"
+        other.write_text(text.replace(before, after), encoding="utf-8")
+        assert not holds_only(tmp_path / "out.csv", read_candidates(other))
+    assert not holds_only(path, table)
     # what was written can be read, scored again, and keeps its form
     again = read_candidates(tmp_path / "out.csv")
-    assert again.probability[0] == 0.125
+    assert again.probability[0] == 0.125 and holds_only(tmp_path / "out.csv", again)
     probabilities[0] = 0.5
     write_probabilities(tmp_path / "out.csv", again, probabilities)
     assert (tmp_path / "out.csv").read_text().splitlines()[1] == 'a,1.50,2,3,"x, y",1,0.5'

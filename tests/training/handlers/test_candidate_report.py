@@ -4,13 +4,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from models_genesis.datasets import CandidateSet, PredictionStore
-from models_genesis.training import CandidateReport, CandidatesNotScoredError, CandidateWriter, rows_not_scored
+from models_genesis.training import (
+    CandidateReport,
+    CandidatesNotScoredError,
+    CandidateWriter,
+    prediction_store,
+    rows_not_scored,
+)
 
 
 @pytest.fixture
@@ -65,6 +72,46 @@ def test_bad_rows_are_an_error_in_the_end(make_candidates, make_candidate_evalua
     assert len(lines) == 10 and lines[7].startswith("a,0,0,1,1,0.73") and lines[8] == "nobody,0,0,0,0,"
     # within a split rows of no scan are reported, and no error
     assert len(rows_not_scored(data)) == 0
+    assert [line.split(",")[3] for line in (folder / "candidates_bad_rows.csv").read_text().splitlines()[1:]] == [
+        "duplicate", "unknown seriesuid", "malformed row",
+    ]  # fmt: skip
     again = PredictionStore(tmp_path / "unfinished.csv", data.table)
     with pytest.raises(ValueError, match="expected another folder"):
         CandidateWriter(tmp_path, data, again)
+
+
+def test_the_result_of_another_table_is_kept(make_candidates, make_candidate_evaluator, tmp_path):
+    folder = tmp_path / "out"
+
+    def score(data: CandidateSet) -> None:
+        with PredictionStore(folder / "unfinished.csv", data.table) as store:
+            make_candidate_evaluator(data, [CandidateWriter(folder, data, store)]).run()
+
+    score(make_candidates())
+    score(make_candidates())  # again, such as with other weights
+    score(make_candidates(more=["a,0,0,1,1"]))  # and with one candidate more
+    before = (folder / "candidates.csv").read_bytes()
+    with pytest.raises(FileExistsError, match="rows that it does not have; name another --output_dir"):
+        score(make_candidates(["a,0,1,1,0"]))
+    assert (folder / "candidates.csv").read_bytes() == before
+
+
+def test_scores_go_on_for_the_same_scans_alone(make_candidates, tmp_path):
+    data = make_candidates()
+    weights, scan = tmp_path / "model.pt", tmp_path / "b.nii.gz"
+    weights.write_bytes(b"weights")
+
+    def scored(**settings: object) -> int:
+        """Say how many are scored already, and score two."""
+        with prediction_store(tmp_path / "unfinished.csv", data, weights, **settings) as store:
+            found = len(store.done)
+            store.add([0, 1], [0.5, 0.25])
+        return found
+
+    assert [scored(), scored(), scored(amp=True), scored(amp=True)] == [0, 2, 0, 2]
+    os.utime(scan, (10**9, 10**9))  # another scan of the same size
+    assert [scored(amp=True), scored(amp=True)] == [0, 2]
+    scan.unlink()
+    assert [scored(amp=True), scored(amp=True)] == [0, 2]
+    weights.write_bytes(b"others")
+    assert [scored(amp=True), scored(amp=True)] == [0, 2]
