@@ -13,6 +13,7 @@ writes the same files, and the unit tests of each bundle, as the folders of a pu
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import os
@@ -51,6 +52,12 @@ SMALL_WEIGHTS = "models/phantom_*.pt"
 are results of somebody's runs."""
 
 CERTIFICATE = "birth_certificate.json"
+
+CONFIGS = (
+    "train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate", "paper", "2d", "2.5d", "radiographs",
+)  # fmt: skip
+"""Names of what a bundle's ``configs/`` may hold besides its metadata. MONAI Label, for one, writes a config there with
+the paths of a hospital's scans."""
 
 CODE = ("vendored", "package")
 """Where a packed bundle has its code from: its own ``scripts/``, or the installed package."""
@@ -203,12 +210,17 @@ def read_configs(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[st
         Contents by file name.
 
     Raises:
-        ValueError: when no config has such a key.
+        ValueError: when no config has such a key, or a config is none of :data:`CONFIGS`.
     """
     from models_genesis.training.engines.component_arguments import holder
     from models_genesis.training.engines.moved_keys import now_at
 
     paths = sorted((folder / "configs").glob("*.json"))
+    if others := [path.name for path in paths if path.stem not in (*CONFIGS, "metadata")]:
+        raise ValueError(
+            f"{folder / 'configs'}: expected the configs of a bundle, found {', '.join(others)}, which may name"
+            " somebody's scans; move them elsewhere"
+        )
     configs = {path.name: read_json(path) for path in paths if path.name != "metadata.json"}
     for key, value in settings.items():
         having = [found for config in configs.values() if (found := holder(config, key)) is not None]
@@ -349,6 +361,30 @@ def check_described(folder: Path, metadata: Mapping[str, Any], settings: Mapping
     raise ValueError(f"{folder.name}: the metadata describe {detail}; {advice}")
 
 
+def described_metadata(
+    folder: Path,
+    metadata: Mapping[str, Any],
+    inference: Mapping[str, Any],
+    recorded: Mapping[str, Any],
+    with_scores: bool,
+) -> dict[str, Any]:
+    """Give metadata that describe what is packed: channels, labels and modality of its task, scores of its weights.
+
+    Args:
+        folder: the bundle.
+        metadata: its metadata.
+        inference: its ``inference.json``, which imports ``models_genesis``.
+        recorded: settings that training wrote next to the weights.
+        with_scores: whether the weights are those that ``eval_metrics`` are of.
+    """
+    from models_genesis.training.engines.bundle_metadata import describe_channels
+
+    described = copy.deepcopy(dict(metadata))
+    if folder.name.endswith("_segmentation"):
+        describe_channels({**inference, "model_settings": dict(recorded)}, described)
+    return described if with_scores else {**described, "eval_metrics": {}}
+
+
 def provenance(root: Path) -> dict[str, str]:
     """Tell which package and which commit a bundle is packed from.
 
@@ -427,12 +463,16 @@ def contents(
         ValueError: when metadata, configs, README or weights are not as they must be.
     """
     from models_genesis.training.engines.component_arguments import holder
+    from models_genesis.training.engines.model_settings import check_config_settings
 
     metadata = check_bundle(folder)
+    recorded: dict[str, Any] = {}
     carried: dict[str, Any] = {}
     if weights is not None:
         # training goes on with the network of the weights; inference and evaluation read their settings themselves
-        carried = by_id(trained_settings(weights.path))
+        recorded = trained_settings(weights.path)
+        check_config_settings(recorded, read_json(folder / "configs" / "inference.json"), settings)
+        carried = by_id(recorded)
         if carried.get("task") in decathlon_tasks():
             carried.pop("task_facts", None)  # they follow from the task, and from another one that a user gives
         check_weights(weights.path, folder, {**carried, **settings})
@@ -443,6 +483,10 @@ def contents(
         own = (folder / "scripts").rglob("*.py")
         texts |= {path.relative_to(folder).as_posix(): rename(path.read_text(encoding="utf-8")) for path in own}
     configs = read_configs(folder, settings)
+    ours = shipped_weights(folder)
+    metadata = described_metadata(
+        folder, metadata, configs["inference.json"], recorded, weights is not None and weights == ours
+    )
     carried = {key: value for key, value in carried.items() if key not in settings}
     for key, value in not_following(configs["train.json"], carried).items():
         component, last = holder(configs["train.json"], key) or (configs["train.json"], key)
@@ -459,7 +503,6 @@ def contents(
     licence = (folder / "docs" / "data_license.txt").read_text(encoding="utf-8")
     separate = (listed or {}).get("licensed_separately", [])
     # the certificate of anybody's own weights names patients and files, and is not given away unasked
-    ours = shipped_weights(folder)
     certificate = ours.path.with_name(CERTIFICATE) if ours is not None and weights == ours else None
     trained_under = read_json(certificate)["datalist"]["licence"] if certificate is not None else ""
     texts["docs/README.md"] = zoo_card(readme, folder.name, metadata, licence, separate, trained_under)
@@ -641,6 +684,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--zoo goes with neither --out nor --weights: it takes what the repository has")
     if options.weights is not None and len(names) > 1:
         parser.error("--weights go with one bundle only")
+    if options.weights_url is not None and options.weights is None:
+        parser.error("--weights-url goes with --weights: it says where these can be downloaded")
+    if options.url and options.out is None:
+        parser.error("--url goes with --out: it says where these packages can be downloaded")
     try:
         if options.pins:
             print("\n".join(sorted({pin for name in names for pin in requirements(check_bundle(BUNDLES / name))})))

@@ -22,20 +22,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from monai.bundle import ConfigParser
-
-from models_genesis.datasets import msd_task
 from models_genesis.training import (
     ModelSettingsError,
-    check_model_settings,
     convert_option,
-    name_of_task,
     read_model_settings,
 )
+from models_genesis.training.engines.bundle_metadata import describe_channels
 from models_genesis.training.engines.component_arguments import holder
+from models_genesis.training.engines.model_settings import check_config_settings
 from models_genesis.training.engines.moved_keys import now_at
-from models_genesis.transforms.brats_regions import BRATS_REGIONS, brats_labels
 
 CONFIGS = ("train", "inference")
 """The configs that MONAI Label reads."""
@@ -65,13 +60,9 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
     trained = weights if weights is not None else source / "models" / "model.pt"
     recorded = read_model_settings(trained.parent, trained.name)
     settings = {key: convert_option(key, value, contents["train"].get(key)) for key, value in settings.items()}
-    checked = contents["inference"].get("settings_check", {}).get("given", {})
     enclosed = weights is None
-    given = {key: value for key, value in settings.items() if key in checked}
-    if "task" in settings:
-        given["task"] = name_of_task(msd_task(settings["task"]))
     try:
-        check_model_settings(recorded, given)
+        check_config_settings(recorded, contents["inference"], settings)
     except ModelSettingsError as error:
         if not enclosed:
             raise
@@ -110,49 +101,6 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
             if recorded:
                 shutil.copy(weights.with_suffix(".json"), copy / "models" / "model.json")
         copy.replace(target)
-
-
-def describe_channels(inference: Mapping[str, Any], metadata: dict[str, Any]) -> None:
-    """Write the channels of the network and the labels of its label map into the metadata.
-
-    Args:
-        inference: content of ``inference.json``.
-        metadata: content of ``metadata.json``, which is changed. MONAI Label takes the names of a label map's values
-            from the ``channel_def`` of the output.
-    """
-    parser = ConfigParser(dict(inference))
-    channels = {side: int(parser.get_parsed_content(f"{side}_channels")) for side in ("in", "out")}
-    labels = {int(value): str(name) for value, name in parser.get_parsed_content("labels").items()}
-    if "targets" in inference:
-        labels = brats_names(parser.get_parsed_content("convention"), parser.get_parsed_content("targets"), labels)
-    else:
-        labels = {value: name for value, name in labels.items() if value < channels["out"]}
-    formats = metadata["network_data_format"]
-    formats["inputs"]["image"]["num_channels"] = channels["in"]
-    formats["outputs"]["pred"]["num_channels"] = channels["out"]
-    formats["outputs"]["pred"]["channel_def"] = {str(value): name for value, name in sorted(labels.items())}
-
-
-def brats_names(convention: str, targets: Sequence[str], labels: Mapping[int, str]) -> dict[int, str]:
-    """Name the values of the label map that nested BraTS regions are merged to.
-
-    Args:
-        convention: what the labels mean.
-        targets: the regions that are predicted, from the outside inwards.
-        labels: names of all values of the convention.
-
-    Returns:
-        Names by value; those of the regions where some are not predicted, for their voxels are in others then.
-
-    Example:
-        >>> brats_names("2018", ["whole tumour"], {1: "necrosis", 2: "oedema", 4: "enhancing tumour"})
-        {0: 'background', 2: 'whole tumour'}
-    """
-    count = len(targets)
-    nested = np.triu(np.ones((count, count + 1), np.uint8), 1).reshape(count, 1, 1, count + 1)
-    values = [int(value) for value in np.ravel(brats_labels(nested, convention, targets))]
-    names = [labels[value] for value in values[1:]] if count == len(BRATS_REGIONS) else list(targets)
-    return dict(zip(values, ["background", *names], strict=True))
 
 
 def setting(text: str) -> tuple[str, Any]:

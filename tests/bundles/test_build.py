@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from models_genesis.datasets import msd_task
 from models_genesis.networks import GenesisClassifier, GenesisUNet, save_weights
 from models_genesis.training import read_model_settings, save_trained_weights
 
@@ -60,8 +61,8 @@ def copy_tree(target: Path) -> Path:
     return target
 
 
-def packed(build, out: Path, **arguments) -> zipfile.ZipFile:
-    return zipfile.ZipFile(build.build(PRETRAINING, out, **arguments).path)
+def packed(build, out: Path, name: str = PRETRAINING, **arguments) -> zipfile.ZipFile:
+    return zipfile.ZipFile(build.build(name, out, **arguments).path)
 
 
 def test_the_same_bytes_from_another_copy_of_the_tree(tree, tmp_path):
@@ -157,6 +158,67 @@ def test_enclosed_weights_are_packed_with_their_certificate_or_left_out_by_name(
     with zipfile.ZipFile(next((tmp_path / "other").glob("*.zip"))) as archive:
         assert not [file for file in archive.namelist() if "/models/" in file]
     assert "left out, for they were trained with other settings than --set features" in capsys.readouterr().out
+
+
+PANCREAS = {"0": "background", "1": "pancreas", "2": "cancer"}
+LIVER = {"0": "background", "1": "liver", "2": "tumour"}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "modality", "names"),
+    [
+        ("genesis_msd_segmentation", {"task": "Task07_Pancreas"}, "CT", PANCREAS),
+        ("genesis_lits_liver_ct_segmentation", {"tumour": True}, "CT", LIVER),
+        ("genesis_msd_segmentation", {}, "MR", {"0": "background", "1": "Anterior", "2": "Posterior"}),
+    ],
+    ids=["task", "tumour", "as it is"],
+)  # fmt: skip
+def test_metadata_name_what_the_packed_network_predicts(name, settings, modality, names, build, tmp_path):
+    """MONAI Label shows the names of channel_def."""
+    archive = packed(build, tmp_path, name=name, settings=settings)
+    metadata = json.loads(archive.read(f"{name}/configs/metadata.json"))
+    image, pred = metadata["network_data_format"]["inputs"]["image"], metadata["network_data_format"]["outputs"]["pred"]
+    assert (image["modality"], image["format"]) == (modality, {"CT": "hounsfield", "MR": "magnitude"}[modality])
+    assert (pred["num_channels"], pred["channel_def"]) == (len(names), names)
+    enclosed = f"{name}/models/model.pt" in archive.namelist()
+    assert enclosed == (not settings) and bool(metadata["eval_metrics"]) == enclosed
+    if settings:
+        assert metadata["pred_classes"] == ", ".join(f"{value} {name}" for value, name in names.items())
+    else:  # nothing of what is committed changes
+        committed = json.loads((BUNDLES / name / "configs" / "metadata.json").read_text())
+        assert {key: metadata[key] for key in committed} == committed
+
+
+def test_metadata_name_what_weights_of_another_task_predict(build, tmp_path):
+    name, path = "genesis_msd_segmentation", tmp_path / "spleen.pt"
+    facts = msd_task("Task09_Spleen")
+    trained = {"task": "Task09_Spleen", "task_facts": facts, "features": [4, 8], "cube_size": [32, 32, 16]}
+    save_trained_weights(GenesisUNet(features=[4, 8], out_channels=2).state_dict(), path, trained)
+    archive = packed(build, tmp_path / "out", name=name, weights=build.Weights(path))
+    metadata = json.loads(archive.read(f"{name}/configs/metadata.json"))
+    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "spleen"}
+    assert metadata["network_data_format"]["inputs"]["image"]["modality"] == "CT" and metadata["eval_metrics"] == {}
+    with pytest.raises(ValueError, match=r'--task: trained with "Task09_Spleen", given "Task07_Pancreas"'):
+        build.build(name, tmp_path / "other", build.Weights(path), {"task": "Task07_Pancreas"})
+
+
+def test_a_setting_that_the_weights_were_not_trained_with_is_refused(build, tmp_path):
+    """Inference of such a package would refuse every scan."""
+    name, path = "genesis_lidc_nodule_ct_segmentation", tmp_path / "model.pt"
+    trained = {"features": [4, 8], "intensity_range": [-1000, 1000]}
+    save_trained_weights(GenesisUNet(features=[4, 8], out_channels=1).state_dict(), path, trained)
+    with pytest.raises(ValueError, match=r"--intensity_range: trained with \[-1000, 1000\], given \[-200, 200\]"):
+        build.build(name, tmp_path / "out", build.Weights(path), {"intensity_range": [-200, 200]})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_of_somebodys_run_is_not_packed(build, tree, tmp_path):
+    """MONAI Label writes one with the paths of all scans when it trains on two GPUs."""
+    configs = tree / "bundles" / PRETRAINING / "configs"
+    (configs / "monailabel_train.json").write_text('{"train#dataset#data": [{"image": "/studies/NAME/ct.nii.gz"}]}')
+    with pytest.raises(ValueError, match=r"configs: expected the configs of a bundle, found monailabel_train\.json"):
+        build.build(PRETRAINING, tmp_path / "out", root=tree / "bundles")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_certificate_of_other_weights_is_not_packed(build, tmp_path):
@@ -368,6 +430,8 @@ def test_command_line_says_what_is_wrong(tmp_path, run_build):
         (["--out", out], "name the bundles to pack, or give --all"),
         (["--all", "--out", out, "--weights", "model.pt"], "--weights go with one bundle only"),
         ([PRETRAINING, "--zoo", "zoo", "--out", out], "--zoo goes with neither --out nor --weights"),
+        ([PRETRAINING, "--out", out, "--weights-url", "https://x.org/a.pt"], "--weights-url goes with --weights"),
+        ([PRETRAINING, "--zoo", "zoo", "--url", "https://x.org"], "--url goes with --out"),
     ]:
         assert message in run_build(*words, status=2)
     assert not Path(out).exists()

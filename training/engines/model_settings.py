@@ -37,6 +37,7 @@ from ...networks.weight_settings import (
 __all__ = [
     "ModelSettingsError",
     "ModelSettingsGuard",
+    "check_config_settings",
     "check_model_settings",
     "features_of_pretrained",
     "name_of_task",
@@ -171,6 +172,26 @@ def check_model_settings(recorded: Mapping[str, Any], given: Mapping[str, Any], 
         )
     if differing:
         logger.warning("other settings than in training, as asked for. %s", "; ".join(differing))
+
+
+def check_config_settings(
+    recorded: Mapping[str, Any], inference: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    """Compare settings that are written into a bundle's configs with those that its weights were trained with.
+
+    Args:
+        recorded: see :func:`read_model_settings`.
+        inference: content of ``inference.json``; the keys that its ``settings_check`` names are compared.
+        settings: what is written, by key.
+
+    Raises:
+        ModelSettingsError: naming each key with both values.
+    """
+    checked = inference.get("settings_check", {}).get("given", {})
+    given = {key: value for key, value in settings.items() if key in checked}
+    if "task" in settings:
+        given["task"] = name_of_task(msd_task(settings["task"]))
+    check_model_settings(recorded, given)
 
 
 def trained_task(settings: Mapping[str, Any], task: str | Path) -> dict[str, Any]:
