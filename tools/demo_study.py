@@ -12,6 +12,9 @@ from demo_settings import Settings
 
 from models_genesis.datasets.io.atomic_write import atomic_text
 
+NAME = "models_genesis_demo"
+"""Of the study, by which a later demo knows what it may replace."""
+
 
 def study_content(bundle: Path, settings: Settings) -> dict[str, Any]:
     """A study of two starts on the phantom's livers, small enough for the demo.
@@ -30,7 +33,7 @@ def study_content(bundle: Path, settings: Settings) -> dict[str, Any]:
         "description": "the demo's pretrained weights, each convolution brought back to its initial norm",
     }
     return {
-        "name": "demo",
+        "name": NAME,
         "title": "Livers of the phantom: does the pretraining help when few are labelled?",
         "bundle": str(bundle),
         "datalist": "phantom/dataset.json",
@@ -68,13 +71,21 @@ def write_study(bundle: Path, settings: Settings) -> None:
         settings: the demo's.
 
     Raises:
-        FileExistsError: when the folder of results is there, and no demo has written it.
+        FileExistsError: when the folder of results or a study is there, and no demo has written it.
     """
-    results = study_results(settings.out)
-    if results.exists():
-        if not study_file(settings.out).exists():
-            raise FileExistsError(f"{results}: expected nothing or an earlier demo's results, found other files")
-        shutil.rmtree(results)
+    results, study = study_results(settings.out), study_file(settings.out)
+    if (results.exists() or study.exists()) and not _of_a_demo(study):
+        found = results if results.exists() else study
+        raise FileExistsError(f"{found}: expected nothing or an earlier demo's results, found other files")
+    shutil.rmtree(results, ignore_errors=True)
     settings.out.mkdir(parents=True, exist_ok=True)
-    with atomic_text(study_file(settings.out)) as file:
+    with atomic_text(study) as file:
         file.write(json.dumps(study_content(bundle, settings), indent=2) + "\n")
+
+
+def _of_a_demo(study: Path) -> bool:
+    """Say whether a demo has written a study's file."""
+    try:
+        return bool(json.loads(study.read_text(encoding="utf-8"))["name"] == NAME)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

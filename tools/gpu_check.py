@@ -24,6 +24,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINING = ROOT / "bundles" / "genesis_chest_ct_pretraining"
+STOPPED = 128 + signal.SIGTERM
+"""Exit code of a training that was told to stop and has saved its state."""
+
 SECONDS_TO_STOP = 20.0
 """What a part that ran out of time has to shut down cleanly."""
 
@@ -90,7 +93,7 @@ def pretraining(out: Path, data: Path | None, quick: bool) -> list[list[str]]:
         ]
         commands.append([sys.executable, "-m", *phantoms])
     given: dict[str, Any] = {"bundle_root": PRETRAINING, "output_dir": out / "eval", "ckpt_dir": out / "models"}
-    given |= {"datalist": data, "dataset_dir": data.parent, "deform_on": "step", "resume": (out / "models").is_dir()}
+    given |= {"datalist": data, "dataset_dir": data.parent, "deform_on": "step", "resume": "auto"}
     if quick:
         given |= {"features": [4, 8, 16], "cube_size": [32, 32, 16], "epochs": 1, "cubes_per_scan": 4, "batch_size": 2}
         given |= {"val_cubes_per_scan": 2}
@@ -107,7 +110,8 @@ def run_part(part: Part, out: Path, end: float) -> dict[str, Any]:
         end: time (``time.monotonic``) at which it is stopped.
 
     Returns:
-        How it went: ``status`` is ``"ok"``, ``"failed"`` or ``"out of time"``.
+        How it went: ``status`` is ``"ok"``, ``"stopped"`` where the part can go on later, ``"failed"`` or ``"out of
+        time"``.
     """
     report: dict[str, Any] = {"part": part.name, "status": "ok", "commands": []}
     with (out / f"{part.name}.log").open("w") as log:
@@ -124,7 +128,9 @@ def run_part(part: Part, out: Path, end: float) -> dict[str, Any]:
             seconds = time.monotonic() - start
             report["commands"].append({"command": command, "seconds": seconds, "exit": process.returncode})
             if stopped:
-                report["status"] = "stopped" if part.may_be_stopped else "out of time"
+                cleanly = part.may_be_stopped and process.returncode in (0, STOPPED)
+                if report["status"] == "ok":
+                    report["status"] = "stopped" if cleanly else "out of time"
                 break
             if process.returncode != 0:
                 report["status"] = "failed"

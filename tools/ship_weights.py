@@ -42,7 +42,9 @@ def headline(report: Mapping[str, Any]) -> dict[str, float]:
         {'mse_restored': 0.01, 'mse_mean_image': 0.02, 'mse_deformed': 0.2}
     """
     if "regions" in report:
-        scores = {name: means["dice"]["mean"] for name, means in report["regions"].items()}
+        # a region that no case has is without a score
+        means = {name: means["dice"]["mean"] for name, means in report["regions"].items()}
+        scores = {name: mean for name, mean in means.items() if mean is not None}
         mean = {"mean_dice": sum(scores.values()) / len(scores)} if len(scores) > 1 else {}
         named = {f"dice_{name.lower().replace(' ', '_')}": value for name, value in scores.items()}
         return {name: round(value, 4) for name, value in {**mean, **named}.items()}
@@ -70,12 +72,16 @@ def scores_by_case(report: Path) -> dict[str, dict[str, float]]:
     if report.name != "segmentation.json" or not path.is_file():
         return {}
     scores: dict[str, dict[str, float]] = {}
+    seen: set[tuple[str, str]] = set()
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            regions = scores.setdefault(Path(row["case"]).name, {})
-            if row["region"] in regions:
-                raise ValueError(f"{path}: expected cases of different names, found {Path(row['case']).name} twice")
-            regions[row["region"]] = round(float(row["dice"]), 4)
+            name, region = Path(row["case"]).name, row["region"]
+            if (name, region) in seen:
+                raise ValueError(f"{path}: expected cases of different names, found {name} twice")
+            seen.add((name, region))
+            found = scores.setdefault(name, {})
+            if row["dice"]:  # empty where neither the case nor its prediction has the region
+                found[region] = round(float(row["dice"]), 4)
     return scores
 
 

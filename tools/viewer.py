@@ -36,6 +36,8 @@ from types import FrameType
 
 import numpy as np
 
+from models_genesis.datasets.io.file_walk import find_files
+
 ROOT = Path(__file__).resolve().parents[1]
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 MODALITIES = ("CT", "MR")
@@ -327,7 +329,7 @@ def store_folder(orthanc: str, folder: Path) -> int:
         ValueError: when there is none.
     """
     stored, url = 0, f"{orthanc}/instances"
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for file in find_files(folder):
         if file.name == "DICOMDIR":  # the standard's name; it lists files, which an archive has no use for
             print(f"{file}: left out, for it is the list of a disc", flush=True)
             continue

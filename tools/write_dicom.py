@@ -67,6 +67,7 @@ def write_series(
     for number, instance in enumerate(instances):
         count = len(instances) - number if along else number + 1
         each = _new_file(SOP_CLASSES[modality], instance)
+        each.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, for names
         each.StudyInstanceUID, each.SeriesInstanceUID, each.FrameOfReferenceUID = study, series, frame
         each.PatientID = each.PatientName = patient
         each.PatientBirthDate = each.PatientSex = each.AccessionNumber = each.ReferringPhysicianName = ""
@@ -131,13 +132,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("scan", type=Path, help="the scan's file")
     parser.add_argument("folder", type=Path, help="folder of the series")
     parser.add_argument("--modality", choices=sorted(SOP_CLASSES), default="CT")
+    parser.add_argument("--patient", help="identifier (default: the file's name and some digits of its voxels' hash)")
     given = parser.parse_args(arguments)
     name = given.scan.name.split(".")[0]
     try:
         reader = ScanReader()
         volume, header = reader.get_data(reader.read(str(given.scan)))
         affine = np.asarray(header["affine"])
-        series = write_series(given.folder, np.asarray(volume), affine, given.modality, name, name)
+        # files of many patients have one name, such as ct.nii.gz, and an archive would take them for one
+        patient = given.patient or f"{name[:50]}-{hashlib.sha256(np.ascontiguousarray(volume)).hexdigest()[:6]}"
+        series = write_series(given.folder, np.asarray(volume), affine, given.modality, patient, name[:64])
     except (OSError, ValueError) as error:
         reason = str(error)
         parser.error(reason if str(given.scan) in reason else f"{given.scan}: {reason}")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from .scan_geometry import NIFTI_SUFFIXES, TOLERANCE, BadScanError, corner_dista
 
 logger = logging.getLogger(__name__)
 
+MARK = b"genesis"
+"""First word of the description in the header of each file that is written here."""
+
 
 class ScanWriter(NibabelWriter):
     """MONAI's ``NibabelWriter``, but a file appears whole or not at all, and lies on its scan in every viewer.
@@ -34,7 +38,8 @@ class ScanWriter(NibabelWriter):
     sform and qform of scanner coordinates in mm, on which nibabel and ITK agree. A single slice keeps its third axis.
 
     The header's description says of which scan a file is, as hashes of its path and its bytes. A file of another scan,
-    which was called alike, is not replaced; one of the same scan is, if that was moved or if it was mended.
+    which was called alike, is not replaced; one of the same scan is, if that was moved or if it was mended. A file that
+    no such writer wrote, such as the scan itself or a label map drawn by hand, is never replaced.
 
     Give it to MONAI as ``SaveImaged(keys="pred", writer="models_genesis.datasets.ScanWriter")``.
     """
@@ -87,7 +92,7 @@ class ScanWriter(NibabelWriter):
             obj_kwargs: passed on to ``nibabel.Nifti1Image``.
 
         Raises:
-            FileExistsError: when the file is of another scan.
+            FileExistsError: when the file is of another scan, or was not written by this class.
         """
         description = _description(self.source)
         _refuse_other_scan(Path(filename), description, self.source)
@@ -123,25 +128,41 @@ class ScanWriter(NibabelWriter):
         return header if corner_distance(shape, theirs, affine) <= TOLERANCE * sides.min() else None
 
 
+def is_written_here(path: str | Path) -> bool:
+    """Say whether a NIfTI file was written by :class:`ScanWriter`: a prediction, or a deformed or restored scan."""
+    return _words(path)[:1] == [MARK]
+
+
+def _words(path: str | Path) -> list[bytes]:
+    """Read the words of a NIfTI header's description; none where it cannot be read."""
+    if not str(path).lower().endswith(NIFTI_SUFFIXES):
+        return []
+    try:
+        image: Any = nib.load(path)
+        return bytes(image.header["descrip"]).rstrip(b"\0").split(b" ")
+    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError, KeyError):
+        return []
+
+
 def _description(source: str) -> bytes:
-    """Name a scan by hashes of its path and bytes, in what a NIfTI header has room for; empty where there is none."""
+    """Name a scan by hashes of its path and bytes, in what a NIfTI header has room for."""
     content = hash_of_files(source) if source else None
     if content is None:
-        return b""
+        return MARK
     path = hashlib.sha256(os.path.abspath(source).encode(errors="surrogateescape")).hexdigest()
-    return f"genesis {path[:32]} {content[:32]}".encode()
+    return b" ".join([MARK, path[:32].encode(), content[:32].encode()])
 
 
 def _refuse_other_scan(target: Path, description: bytes, source: str) -> None:
-    if not description or not target.is_file():
+    if not target.exists():
         return
-    try:
-        image: Any = nib.load(target)
-        there = bytes(image.header["descrip"]).rstrip(b"\0").split(b" ")
-    except (OSError, nib.filebasedimages.ImageFileError, KeyError):
-        return  # damaged, or of another program
-    ours = description.split(b" ")
-    if len(there) == 3 and there[0] == ours[0] and there[1] != ours[1] and there[2] != ours[2]:
+    there, ours = _words(target), description.split(b" ")
+    if there[:1] != [MARK] or (source and os.path.exists(source) and os.path.samefile(source, target)):
+        raise FileExistsError(
+            f"{target}: expected no file, or an earlier result, found one that was not written here, such as a scan or"
+            " a label map drawn by hand; give another --output_dir"
+        )
+    if len(there) == len(ours) == 3 and there[1] != ours[1] and there[2] != ours[2]:
         raise FileExistsError(
             f"{target}: expected a result of {source}, found that of another scan of the same name; give each folder of"
             " scans an --output_dir of its own, or remove the file"

@@ -20,6 +20,7 @@ from ..io.find_scans import find_pictures, find_scans, without_suffix
 from ..io.picture_file import PICTURE_SUFFIXES
 from ..io.radiograph import RADIOGRAPHS
 from ..io.scan_header import SCAN_SUFFIXES, SERIES_SEPARATOR, BadScanError, ScanHeader, read_scan_header
+from ..io.scan_writer import is_written_here
 from ..splits import RULE, patient_by_pattern, split_patients
 
 logger = logging.getLogger(__name__)
@@ -135,6 +136,9 @@ def _check(root: Path, image: str, rules: FolderRules) -> tuple[str, ScanHeader 
         header = read_scan_header(os.path.normpath(root / image))
     except BadScanError as error:
         return image, None, ScanRecord(image, reason=error.reason, detail=error.detail)
+    if is_written_here(root / image):
+        detail = "expected a scan, found a prediction or a restored scan that a bundle wrote"
+        return image, None, ScanRecord(image, reason="own result", detail=detail)
     geometry = ScanRecord.geometry(header)
     reason = detail = ""
     shape = header.ras_shape[: rules.spatial_dims]

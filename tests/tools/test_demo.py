@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,17 @@ def test_an_earlier_study_does_not_stand_in_the_way(demo, tmp_path):
     write_study_results(tmp_path)
     with pytest.raises(FileExistsError, match="expected nothing or an earlier demo's results"):
         demo.write_study(demo.SEGMENTATION, settings)
-    (tmp_path / "study.json").write_text("{}")
+    for own in ('{"name": "my_own_liver_study"}', "{}", "no study"):  # a study of somebody's own has such names, too
+        (tmp_path / "study.json").write_text(own)
+        with pytest.raises(FileExistsError, match="expected nothing or an earlier demo's results"):
+            demo.write_study(demo.SEGMENTATION, settings)
+        assert (tmp_path / "study" / "report.html").is_file() and (tmp_path / "study.json").read_text() == own
+    shutil.rmtree(tmp_path / "study")
+    with pytest.raises(FileExistsError, match=r"study\.json: expected nothing"):
+        demo.write_study(demo.SEGMENTATION, settings)
+    (tmp_path / "study.json").unlink()
+    demo.write_study(demo.SEGMENTATION, settings)
+    write_study_results(tmp_path)
     demo.write_study(demo.SEGMENTATION, settings)
     assert not (tmp_path / "study").exists() and (tmp_path / "study.json").is_file()
 

@@ -69,12 +69,26 @@ def test_it_is_a_script_and_names_its_parts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("may_be_stopped", "status"), [(False, "out of time"), (True, "stopped")])
 def test_a_part_that_takes_too_long_is_ended_and_noted(may_be_stopped: bool, status: str, tmp_path: Path) -> None:
-    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    code = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); time.sleep(60)"
+    sleep = [sys.executable, "-c", code]
     part = gpu_check.Part("slow", 1.0, [sleep, sleep], may_be_stopped)
     start = time.monotonic()
-    report = gpu_check.run_part(part, tmp_path, start + 2)
+    report = gpu_check.run_part(part, tmp_path, start + 3)
     assert report["status"] == status and len(report["commands"]) == 1
     assert time.monotonic() - start < 30
+
+
+def test_a_training_that_had_to_be_killed_or_came_after_a_failure_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_check, "SECONDS_TO_STOP", 0.5)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    deaf_part = gpu_check.Part("deaf", 1.0, [[sys.executable, "-c", deaf]], True)
+    assert gpu_check.run_part(deaf_part, tmp_path, time.monotonic() + 3)["status"] == "out of time"
+    obedient = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); time.sleep(60)"
+    commands = [[sys.executable, "-c", "raise SystemExit(3)"], [sys.executable, "-c", obedient]]
+    report = gpu_check.run_part(gpu_check.Part("failed", 1.0, commands, True), tmp_path, time.monotonic() + 3)
+    assert report["status"] == "failed" and [each["exit"] for each in report["commands"]] == [3, 143]
 
 
 def test_a_part_that_fails_is_noted_and_its_next_command_runs(tmp_path: Path) -> None:

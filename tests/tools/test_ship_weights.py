@@ -161,3 +161,19 @@ def test_two_cases_of_one_name_are_refused(tool, trained, bundle):
     path.with_suffix(".csv").write_text("case,region,dice\n/a/P1.nii,nodule,0.7\n/b/P1.nii,nodule,0.5\n")
     with pytest.raises(ValueError, match=r"found P1\.nii twice"):
         tool.ship(bundle, trained, {"testing": path}, {})
+
+
+def test_a_region_that_some_or_all_cases_lack_has_no_score(tool, trained):
+    """Such as a tumour that a healthy case has not."""
+    path = report(trained, 0.7)
+    content = json.loads(path.read_text())
+    content["regions"]["tumour"] = {"dice": {"mean": 0.4}}
+    content["regions"]["cyst"] = {"dice": {"mean": None}}
+    assert tool.headline(content) == {"mean_dice": 0.55, "dice_nodule": 0.7, "dice_tumour": 0.4}
+    path.with_suffix(".csv").write_text(
+        "case,region,dice,iou\n/a/P1.nii,nodule,0.7,0.6\n/a/P1.nii,tumour,,\n/a/P2.nii,tumour,0.4,0.3\n"
+    )
+    assert tool.scores_by_case(path) == {"P1.nii": {"nodule": 0.7}, "P2.nii": {"tumour": 0.4}}
+    path.with_suffix(".csv").write_text("case,region,dice\n/a/P1.nii,tumour,\n/b/P1.nii,tumour,\n")
+    with pytest.raises(ValueError, match=r"P1\.nii twice"):
+        tool.scores_by_case(path)

@@ -290,6 +290,14 @@ def test_files_that_are_not_dicom_are_left_out_and_named(viewer, orthanc, series
             viewer.store_folder(server.url, tmp_path / "notes")
 
 
+def test_linked_folders_are_stored(viewer, orthanc, series, tmp_path):
+    """A part of a series that is passed over would leave a gap."""
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "series").symlink_to(series)
+    with viewer.run_orthanc(tmp_path / "orthanc") as server:
+        assert viewer.store_folder(server.url, tmp_path / "study") == 3
+
+
 def test_a_slice_that_is_cut_off_is_refused(viewer, orthanc, series, tmp_path):
     """Without it the scan would have a gap."""
     shutil.copytree(series, tmp_path / "series")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -74,6 +75,23 @@ def test_what_would_be_changed_is_refused(tool, tmp_path):
     with pytest.raises(ValueError, match="expected axes at right angles"):
         tool.write_series(tmp_path / "a", values, sheared, "CT", "P", "test")
     assert not (tmp_path / "a").exists()
+
+
+def test_files_of_one_name_are_of_different_patients(tool, tmp_path):
+    """An archive takes scans of one identifier for one patient's."""
+    values, affine = volume("MR")
+    found = {}
+    for name in ("p1/ct", "p2/ct", "東京"):
+        scan = tmp_path / f"{name}.nii.gz"
+        scan.parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(values + np.int16(len(found)), affine), scan)
+        for number, words in enumerate(((), (), ("--patient", "Müller"))):
+            folder = tmp_path / "dicom" / name / str(number)
+            assert tool.main([str(scan), str(folder), "--modality", "MR", *words]) == 0
+            found[name, number] = str(pydicom.dcmread(folder / "0001.dcm").PatientID)
+    assert len(set(found.values())) == 4
+    assert all(found[name, 0] == found[name, 1] and found[name, 2] == "Müller" for name in ("p1/ct", "p2/ct", "東京"))
+    assert found["東京", 0].startswith("東京-")
 
 
 def test_a_folder_that_has_files_is_refused(tool, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from monai.transforms import LoadImage, SaveImage
 
 from models_genesis.datasets import ScanReader, ScanWriter
+from models_genesis.datasets.io.scan_writer import is_written_here
 
 
 def write_scan(path, value):
@@ -46,11 +47,42 @@ def test_the_same_scan_is_predicted_again_wherever_it_lies_and_when_it_was_mende
     assert np.unique(nib.load(made).get_fdata()) == [6]
 
 
-@pytest.mark.parametrize("other", [b"no image", None])
-def test_files_that_say_nothing_of_a_scan_are_replaced(other, tmp_path):
+@pytest.mark.parametrize("other", [b"no image", b"", None], ids=["text", "empty", "label map"])
+def test_files_of_others_are_never_replaced(other, tmp_path):
+    """Such as label maps that were drawn by hand, in a folder that is named for results."""
     made = tmp_path / "out" / "t1" / "t1_seg.nii.gz"
     write_scan(made, 5) if other is None else made.parent.mkdir(parents=True)
     if other is not None:
         made.write_bytes(other)
-    predict(write_scan(tmp_path / "p" / "t1.nii.gz", 1), tmp_path / "out")
-    assert np.unique(nib.load(made).get_fdata()) == [2]
+    before = made.read_bytes()
+    with pytest.raises(RuntimeError, match=r"FileExistsError: .*t1_seg.nii.gz: .*found one that was not written here"):
+        predict(write_scan(tmp_path / "p" / "t1.nii.gz", 1), tmp_path / "out")
+    assert made.read_bytes() == before and not is_written_here(made)
+
+
+@pytest.mark.parametrize("of_ours", [False, True], ids=["scan", "own result"])
+def test_a_scan_is_not_replaced_by_its_own_result(of_ours, tmp_path):
+    scan = write_scan(tmp_path / "p" / "t1.nii.gz", 1)
+    if of_ours:
+        scan = predict(scan, tmp_path / "out")
+    before = scan.read_bytes()
+    image = LoadImage(reader=ScanReader, ensure_channel_first=True)(str(scan))
+    writer = ScanWriter(output_dtype=np.int16)
+    writer.set_data_array(image)
+    writer.set_metadata(image.meta, resample=False)
+    (tmp_path / "link.nii.gz").symlink_to(scan)
+    for target in (scan, tmp_path / "link.nii.gz"):
+        with pytest.raises(FileExistsError, match="found one that was not written here, such as a scan"):
+            writer.write(target)
+    assert scan.read_bytes() == before
+
+
+def test_what_is_written_here_says_so(tmp_path):
+    scan = write_scan(tmp_path / "p" / "t1.nii.gz", 1)
+    assert is_written_here(predict(scan, tmp_path / "out")) and not is_written_here(scan)
+    writer = ScanWriter(output_dtype=np.int16)  # of no scan
+    writer.set_data_array(np.zeros((1, 2, 2, 2)))
+    writer.set_metadata({"affine": np.eye(4)}, resample=False)
+    writer.write(tmp_path / "own.nii")
+    assert is_written_here(tmp_path / "own.nii")
+    assert not is_written_here(tmp_path / "none.nii") and not is_written_here(tmp_path)

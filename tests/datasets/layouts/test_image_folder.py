@@ -9,8 +9,9 @@ import json
 import numpy as np
 import pytest
 from monai.data import load_decathlon_datalist
+from monai.transforms import LoadImage, SaveImage
 
-from models_genesis.datasets import build_datalist, list_folder, load_datalist
+from models_genesis.datasets import ScanReader, ScanWriter, build_datalist, list_folder, load_datalist
 from models_genesis.datasets.__main__ import main
 from models_genesis.datasets.io.find_scans import find_scans
 from models_genesis.datasets.splits import SPLITS
@@ -80,6 +81,20 @@ def test_label_maps_are_left_out_by_name(scan_folder, tools):
     left_out = [scan.image for scan in list_folder(scan_folder, **SMALL).scans if scan.reason == "name excluded"]
     assert sorted(left_out) == ["a/first_seg.nii.gz", "b/Mask.nii.gz", "labelsTr/a.nii.gz", "segmentation-3.nii"]
     assert not [scan for scan in list_folder(scan_folder, exclude="", **SMALL).scans if scan.reason]
+
+
+def test_what_a_bundle_wrote_is_no_scan(scan_folder, tools):
+    """A restored scan in the folder of scans would be trained on, while its original validates."""
+    before = sum(bool(scan.split) for scan in list_folder(scan_folder, **SMALL).scans)
+    scan = LoadImage(reader=ScanReader, ensure_channel_first=True)(str(scan_folder / "b" / "only.nii"))
+    for postfix in ("restored", "deformed"):
+        save = SaveImage(scan_folder / "out", postfix, writer=ScanWriter, resample=False, print_log=False)
+        save(scan)
+    found = list_folder(scan_folder, **SMALL)
+    assert sum(bool(scan.split) for scan in found.scans) == before
+    assert [scan.image for scan in found.scans if scan.reason == "own result"] == [
+        "out/only/only_deformed.nii.gz", "out/only/only_restored.nii.gz",
+    ]  # fmt: skip
 
 
 def test_size_is_measured_along_the_body(tmp_path, tools):
