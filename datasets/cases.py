@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..transforms.brats_regions import check_brats_convention
-from .datalist import NAME_EXCLUDED, DatasetSummary, read_datalist, resolve_paths
+from .channels import choose_sequences, listed_channels, order_channels
+from .datalist import PASSED_OVER, DatasetSummary, read_datalist, resolve_paths
 from .io.json_file import read_json
 from .io.scan_header import paths_of
-from .layouts.brats import MODALITIES, NAMES, brats_images, list_brats
+from .layouts.brats import MODALITIES, brats_images, list_brats
 from .layouts.image_folder import list_folder
 from .layouts.label_maps import MOST_VALUES
 from .layouts.lits import list_lits
@@ -23,9 +24,6 @@ from .loading.stored_scans import load_stored_entries
 from .splits import SPLITS
 
 logger = logging.getLogger(__name__)
-
-UNNAMED_SEQUENCES = {"mr", "mri"}
-"""What a list calls channels without telling which sequences they are."""
 
 Layout = Literal["lits", "lidc", "brats", "msd"]
 
@@ -101,7 +99,7 @@ def build_datalist(
     summary = list_luna16(dataset_dir, **rules) if layout == "luna16" else list_folder(dataset_dir, **rules)
     for line in summary.table().splitlines():
         logger.info(line)
-    summary.warn_of_names()
+    summary.warn_of_passed_over()
     return summary.datalist()
 
 
@@ -121,14 +119,16 @@ def load_labelled_cases(
         dataset_dir: folder that the list's relative paths start from.
         key: the split, ``"training"``, ``"validation"`` or ``"testing"``.
         expected: what the data list must say where it says it, such as ``{"label_convention": "2018"}``.
-        channels: names of the channels to take, for layouts with a file for each; None for all.
+        channels: names of the channels to take, for BraTS; for the Decathlon and nnU-Net those of the network, in whose
+            order the files of each image are put; None for all as they are.
 
     Returns:
         Entries with ``image`` (a path, or one of each channel) and ``label``.
 
     Raises:
         FileNotFoundError: when the folder, the list or files that it names are missing.
-        ValueError: when there is no labelled case, a label is no file, or the list says something else than expected.
+        ValueError: when there is no labelled case, a label is no file, or the list says something else than expected,
+            or has other channels.
     """
     if datalist is not None:
         cases = read_datalist(datalist, dataset_dir, key, with_label=True)
@@ -140,7 +140,7 @@ def load_labelled_cases(
         if layout == "brats" and expected and "label_convention" in expected:
             for case in cases:  # a list that was written by hand may say nothing
                 check_brats_convention(_label_path(case), str(expected["label_convention"]))
-        cases = _choose_channels(datalist, cases, content, channels)
+        cases = _choose_channels(layout, datalist, cases, content, channels)
     else:
         summary = _list_scans(layout, dataset_dir, channels, (expected or {}).get("label_convention"))
         for line in summary.table().splitlines():
@@ -148,6 +148,8 @@ def load_labelled_cases(
         content = summary.datalist(absolute=True)
         _compare(dataset_dir, content, expected)
         cases = [case for case in content[key] if case.get("label")]
+        if layout == "msd":
+            cases = order_channels(dataset_dir, cases, content, channels)
     if not cases:
         raise ValueError(
             f"{datalist or dataset_dir}: expected labelled cases for {key}, found none; "
@@ -181,11 +183,11 @@ def load_cases(
 
     Raises:
         FileNotFoundError: when the folder, the list or files that it names are missing.
-        ValueError: when there is no image.
+        ValueError: when there is no image, or the list has other channels.
     """
     if datalist is not None:
         content = read_json(datalist) if Path(datalist).is_file() else {}
-        cases = _choose_channels(datalist, read_datalist(datalist, dataset_dir, key), content, channels)
+        cases = _choose_channels(layout, datalist, read_datalist(datalist, dataset_dir, key), content, channels)
     else:
         cases = _images(layout, dataset_dir, channels)
     if not cases:
@@ -198,10 +200,12 @@ def _images(layout: Layout, dataset_dir: str | Path, channels: Sequence[str] | N
     if layout == "brats":
         return [scan.entry(root) for scan in brats_images(dataset_dir, MODALITIES if channels is None else channels)]
     if layout == "msd" and _is_nnunet(dataset_dir):
-        return [scan.entry(root) for scan in nnunet_images(dataset_dir)]
+        names = read_nnunet_dataset(root / "dataset.json").channels
+        cases = [scan.entry(root) for scan in nnunet_images(dataset_dir)]
+        return order_channels(dataset_dir, cases, {"modality": dict(enumerate(names))}, channels)
     summary = list_folder(dataset_dir, min_size=(1, 1, 1), modality="any")
-    summary.warn_of_names()
-    return [scan.entry(root) for scan in summary.scans if scan.reason != NAME_EXCLUDED]
+    summary.warn_of_passed_over()
+    return [scan.entry(root) for scan in summary.scans if scan.reason not in PASSED_OVER]
 
 
 def _is_nnunet(root: str | Path) -> bool:
@@ -235,42 +239,14 @@ def _list_scans(
 
 
 def _choose_channels(
-    source: str | Path, cases: list[dict[str, Any]], content: Mapping[str, Any], channels: Sequence[str] | None
+    layout: Layout,
+    source: str | Path,
+    cases: list[dict[str, Any]],
+    content: Mapping[str, Any],
+    channels: Sequence[str] | None,
 ) -> list[dict[str, Any]]:
-    """Take the files of some channels, in the given order; of an image of one file its channels must be these."""
-    if channels is None:
-        return cases
-    modality = content.get("modality") or {}
-    modality = {"0": modality} if isinstance(modality, str) else modality
-    if not isinstance(modality, Mapping) or not all(str(number).isdecimal() for number in modality):
-        raise ValueError(f"{source}: expected 'modality' as names of the channels by number, found {modality!r}")
-    listed = [str(modality[number]) for number in sorted(modality, key=int)]
-    return [{**case, "image": _with_channels(source, case["image"], listed, channels)} for case in cases]
-
-
-def _with_channels(
-    source: str | Path, image: str | list[str], listed: Sequence[str], channels: Sequence[str]
-) -> str | list[str]:
-    """Choose from a file of each channel by name, and compare the names of the channels of one file."""
-    if isinstance(image, str):
-        told = [] if {name.casefold() for name in listed} <= UNNAMED_SEQUENCES else listed
-        if told and list(map(_sequence, told)) != list(map(_sequence, channels)):
-            raise ValueError(
-                f"{source}: expected the channels {list(channels)} in this order, for {image} holds all in one file, "
-                f"found {list(listed)} as its 'modality'; leave it out of the list if these are the same by other names"
-            )
-        return image
-    if missing := [name for name in channels if name not in listed]:
-        raise ValueError(f"{source}: expected the channels {list(channels)}, found {list(listed)} without {missing}")
-    if len(image) != len(listed):
-        raise ValueError(f"{source}: expected a file for each of {list(listed)}, found {len(image)} for {image[0]}")
-    return [image[listed.index(name)] for name in channels]
-
-
-def _sequence(name: str) -> str:
-    """Name a sequence of MR as BraTS does, whose names changed over the years; the Decathlon has others still."""
-    name = name.casefold()
-    return {"t1w": "t1", "t1gd": "t1ce", **NAMES}.get(name, name)
+    choose = order_channels if layout == "msd" else choose_sequences
+    return choose(source, cases, content, channels)
 
 
 def _compare(source: str | Path, content: Mapping[str, Any], expected: Mapping[str, Any] | None) -> None:
@@ -287,7 +263,8 @@ def msd_task(task: str | Path) -> dict[str, Any]:
             nnU-Net v2, or of a data list that says labels and modality.
 
     Returns:
-        ``name``, ``modality`` (``"CT"`` or ``"MR"``), ``in_channels``, ``labels`` (names by value, background first),
+        ``name``, ``modality`` (``"CT"`` or ``"MR"``), ``in_channels``, ``channels`` (their names in order), ``labels``
+        (names by value, background first),
         ``out_channels``, ``regions`` (label values by name, without the background) and ``tolerance_mm`` of the surface
         Dice as the challenge has it (2 mm where the task is not one of the ten).
 
@@ -296,8 +273,8 @@ def msd_task(task: str | Path) -> dict[str, Any]:
         FileNotFoundError: when the ``dataset.json`` is missing.
 
     Example:
-        >>> msd_task("Task09_Spleen")["regions"], msd_task("Task01_BrainTumour")["in_channels"]
-        ({'spleen': [1]}, 4)
+        >>> msd_task("Task09_Spleen")["regions"], msd_task("Task05_Prostate")["channels"]
+        ({'spleen': [1]}, ['T2', 'ADC'])
     """
     name = str(task)
     if name in MSD_TASKS:
@@ -312,7 +289,8 @@ def msd_task(task: str | Path) -> dict[str, Any]:
     return {
         "name": name,
         "modality": modality,
-        "in_channels": channels,
+        "in_channels": len(channels),
+        "channels": list(channels),
         "labels": {str(value): label for value, label in enumerate(names)},
         "out_channels": len(names),
         "regions": {label: [value] for value, label in enumerate(names) if value > 0},
@@ -320,11 +298,11 @@ def msd_task(task: str | Path) -> dict[str, Any]:
     }
 
 
-def _read_task(path: Path) -> tuple[str, Literal["CT", "MR"], int, tuple[str, ...]]:
+def _read_task(path: Path) -> tuple[str, Literal["CT", "MR"], Sequence[str], Sequence[str]]:
     content = read_json(path, "the description of a task")
     if is_nnunet_dataset(content):
         dataset = read_nnunet_dataset(path)
-        return dataset.name, _modality(dataset.channels), len(dataset.channels), tuple(dataset.labels.values())
+        return dataset.name, _modality(dataset.channels), dataset.channels, tuple(dataset.labels.values())
     try:
         labels = {int(value): str(label) for value, label in content["labels"].items()}
         content["modality"].values()
@@ -332,9 +310,9 @@ def _read_task(path: Path) -> tuple[str, Literal["CT", "MR"], int, tuple[str, ..
         raise ValueError(f"{path}: expected 'labels' and 'modality' as names by number ({error!r})") from error
     if sorted(labels) != list(range(len(labels))):
         raise ValueError(f"{path}: expected labels 0, 1, 2, ... without a gap, found {sorted(labels)}")
-    channels = [str(each) for each in content["modality"].values()]
+    channels = listed_channels(path, content)
     names = tuple(labels[value] for value in sorted(labels))
-    return str(content.get("name", path.parent.name)), _modality(channels), len(channels), names
+    return str(content.get("name", path.parent.name)), _modality(channels), channels, names
 
 
 def _modality(channels: Sequence[str]) -> Literal["CT", "MR"]:
@@ -342,18 +320,20 @@ def _modality(channels: Sequence[str]) -> Literal["CT", "MR"]:
     return "CT" if all("CT" in each or each.casefold() == "ct" for each in channels) else "MR"
 
 
-_Task = tuple[Literal["CT", "MR"], int, Sequence[str], float]
+_Task = tuple[Literal["CT", "MR"], Sequence[str], Sequence[str], float]
 
 MSD_TASKS: dict[str, _Task] = {
-    "Task01_BrainTumour": ("MR", 4, ("background", "edema", "non-enhancing tumor", "enhancing tumour"), 5.0),
-    "Task02_Heart": ("MR", 1, ("background", "left atrium"), 4.0),
-    "Task03_Liver": ("CT", 1, ("background", "liver", "cancer"), 7.0),
-    "Task04_Hippocampus": ("MR", 1, ("background", "Anterior", "Posterior"), 1.0),
-    "Task05_Prostate": ("MR", 2, ("background", "PZ", "TZ"), 4.0),
-    "Task06_Lung": ("CT", 1, ("background", "cancer"), 2.0),
-    "Task07_Pancreas": ("CT", 1, ("background", "pancreas", "cancer"), 5.0),
-    "Task08_HepaticVessel": ("CT", 1, ("background", "Vessel", "Tumour"), 3.0),
-    "Task09_Spleen": ("CT", 1, ("background", "spleen"), 3.0),
-    "Task10_Colon": ("CT", 1, ("background", "colon cancer primaries"), 4.0),
-}
+    "Task01_BrainTumour": (
+        "MR", ("FLAIR", "T1w", "t1gd", "T2w"), ("background", "edema", "non-enhancing tumor", "enhancing tumour"), 5.0
+    ),
+    "Task02_Heart": ("MR", ("MRI",), ("background", "left atrium"), 4.0),
+    "Task03_Liver": ("CT", ("CT",), ("background", "liver", "cancer"), 7.0),
+    "Task04_Hippocampus": ("MR", ("MRI",), ("background", "Anterior", "Posterior"), 1.0),
+    "Task05_Prostate": ("MR", ("T2", "ADC"), ("background", "PZ", "TZ"), 4.0),
+    "Task06_Lung": ("CT", ("CT",), ("background", "cancer"), 2.0),
+    "Task07_Pancreas": ("CT", ("CT",), ("background", "pancreas", "cancer"), 5.0),
+    "Task08_HepaticVessel": ("CT", ("CT",), ("background", "Vessel", "Tumour"), 3.0),
+    "Task09_Spleen": ("CT", ("CT",), ("background", "spleen"), 3.0),
+    "Task10_Colon": ("CT", ("CT",), ("background", "colon cancer primaries"), 4.0),
+}  # fmt: skip
 """The ten tasks as the challenge has them: modality, channels, labels from 0, tolerance of the surface Dice in mm."""

@@ -25,6 +25,12 @@ logger = logging.getLogger(__name__)
 NAME_EXCLUDED = "name excluded"
 """Reason of scans that are passed over because they are called as label maps are."""
 
+OWN_RESULT = "own result"
+"""Reason of files that are passed over because a bundle wrote them, as a prediction or a restored scan."""
+
+PASSED_OVER = {NAME_EXCLUDED: "they are called as label maps are", OWN_RESULT: "a bundle wrote them"}
+"""What may be no scan at all, and why."""
+
 DECATHLON_TEST = "test"
 """What the Decathlon calls its list of test images, which have no labels."""
 
@@ -175,15 +181,15 @@ class DatasetSummary:
                 lines.append(f"      and {number - names} more")
         return printable("\n".join(lines + [f"  note: {note}" for note in self.notes]))
 
-    def warn_of_names(self) -> None:
-        """Log how many scans are passed over by their names, and which: one of them may be wanted after all."""
-        names = [scan.name for scan in self.scans if scan.reason == NAME_EXCLUDED]
-        if names:
-            logger.warning(
-                "%s: %d of %d scans are passed over, since they are called as label maps are; name them in a data list"
-                " to use them:\n  %s",
-                self.root, len(names), len(self.scans), "\n  ".join(names),
-            )  # fmt: skip
+    def warn_of_passed_over(self) -> None:
+        """Log which files are passed over as no scans: one of them may be wanted after all."""
+        for reason, why in PASSED_OVER.items():
+            names = [scan.name for scan in self.scans if scan.reason == reason]
+            if names:
+                logger.warning(
+                    "%s: %d of %d scans are passed over, since %s; name them in a data list to use them:\n  %s",
+                    self.root, len(names), len(self.scans), why, "\n  ".join(names),
+                )  # fmt: skip
 
     def write_report(self, path: str | Path) -> None:
         """Write one row of CSV for each scan found, whole or not at all; no cell is a formula to a spreadsheet."""

@@ -23,6 +23,7 @@ LAYERS = {
         ("__init__", "__main__"),
         ("overlap",),
         ("phantom", "cases", "prepare"),
+        ("channels",),
         ("layouts",),
         ("candidates",),
         ("datalist", "loading"),

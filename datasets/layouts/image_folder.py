@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..datalist import NAME_EXCLUDED, DatasetSummary, ScanRecord, smaller_than
+from ..datalist import NAME_EXCLUDED, OWN_RESULT, DatasetSummary, ScanRecord, smaller_than
 from ..io.find_scans import find_pictures, find_scans, without_suffix
 from ..io.picture_file import PICTURE_SUFFIXES
 from ..io.radiograph import RADIOGRAPHS
@@ -138,7 +138,7 @@ def _check(root: Path, image: str, rules: FolderRules) -> tuple[str, ScanHeader 
         return image, None, ScanRecord(image, reason=error.reason, detail=error.detail)
     if is_written_here(root / image):
         detail = "expected a scan, found a prediction or a restored scan that a bundle wrote"
-        return image, None, ScanRecord(image, reason="own result", detail=detail)
+        return image, None, ScanRecord(image, reason=OWN_RESULT, detail=detail)
     geometry = ScanRecord.geometry(header)
     reason = detail = ""
     shape = header.ras_shape[: rules.spatial_dims]

@@ -7,9 +7,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.transforms import LoadImage, SaveImage
 from monai.utils import ensure_tuple
 
-from models_genesis.datasets import MSD_TASKS, load_cases, load_labelled_cases, msd_task
+from models_genesis.datasets import MSD_TASKS, ScanReader, ScanWriter, load_cases, load_labelled_cases, msd_task
 
 
 def save(path, shape=(40, 40, 40)):
@@ -116,6 +117,92 @@ def test_files_of_channels_go_by_number_and_none_may_lack(brats):
         load_cases("brats", brats / "list.json", brats, channels=["t1"])
 
 
+def prostate(root, modality, files=True):
+    """A list of one case whose channels lie in two files, or in one."""
+    for part in ("0000", "0001"):
+        save(root / f"p_{part}.nii.gz")
+    save(root / "p.nii.gz", (40, 40, 40, 2))
+    image = ["p_0000.nii.gz", "p_0001.nii.gz"] if files else "p.nii.gz"
+    content = {"modality": modality, "training": [{"image": image, "label": "p_0000.nii.gz"}]}
+    (root / "list.json").write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+    return root / "list.json"
+
+
+@pytest.mark.parametrize(
+    ("modality", "order"),
+    [
+        ({"0": "T2", "1": "ADC"}, (0, 1)),
+        ({"1": "T2", "0": "ADC"}, (1, 0)),
+        ({"0": "adc", "1": "t2w"}, (1, 0)),
+        ({"0": "MRI", "1": "MRI"}, (0, 1)),  # which tells nothing
+        (None, (0, 1)),
+    ],
+)
+@pytest.mark.parametrize("load", [load_cases, load_labelled_cases])
+def test_channels_are_put_in_the_order_of_the_network(load, modality, order, tmp_path, caplog):
+    listed = prostate(tmp_path, modality)
+    (case,) = load("msd", listed, tmp_path, "training", channels=["T2", "ADC"])
+    assert [Path(path).name for path in case["image"]] == [f"p_000{number}.nii.gz" for number in order]
+    assert ("does not name its channels" in caplog.text) == (modality is None)
+    assert load("msd", listed, tmp_path, "training")[0]["image"][0].endswith("p_0000.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("modality", "channels", "message"),
+    [
+        ({"0": "T2", "1": "T1"}, ["T2", "ADC"], r"expected the channels \['T2', 'ADC'\], found \['T2', 'T1'\]"),
+        ({"0": "T2"}, ["T2", "ADC"], "expected the channels"),
+        ({"0": "CT"}, ["MRI"], "expected MR, found CT: its 'modality' is"),
+        ({"0": "T2"}, ["CT"], "expected CT, found MR"),
+    ],
+)
+def test_other_channels_and_modalities_are_refused(modality, channels, message, tmp_path):
+    listed = prostate(tmp_path, modality)
+    with pytest.raises(ValueError, match=rf"list\.json: {message}"):
+        load_cases("msd", listed, tmp_path, "training", channels=channels)
+
+
+def test_channels_of_one_file_cannot_be_put_in_order(tmp_path):
+    listed = prostate(tmp_path, {"0": "ADC", "1": "T2"}, files=False)
+    with pytest.raises(ValueError, match=r"for .*p\.nii\.gz holds all in one file, found \['ADC', 'T2'\]"):
+        load_cases("msd", listed, tmp_path, "training", channels=["T2", "ADC"])
+    assert load_cases("msd", listed, tmp_path, "training", channels=["ADC", "T2"])
+
+
+def test_a_folder_of_nnunet_is_put_in_order_too(tmp_path):
+    content = {"labels": {"background": 0, "PZ": 1}, "numTraining": 1, "file_ending": ".nii.gz"}
+    content["channel_names"] = {"0": "ADC", "1": "T2"}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    for part in ("imagesTr", "imagesTs"):
+        for number in range(2):
+            save(tmp_path / part / f"p_000{number}.nii.gz")
+    save(tmp_path / "labelsTr" / "p.nii.gz")
+    for case in (
+        load_cases("msd", None, tmp_path, channels=["T2", "ADC"])[0],
+        *[each for key in ("training", "validation") for each in labelled(tmp_path, key)],
+    ):
+        assert [Path(path).name for path in case["image"]] == ["p_0001.nii.gz", "p_0000.nii.gz"]
+
+
+def labelled(root, key):
+    """Load the cases of a split that may be empty."""
+    try:
+        return load_labelled_cases("msd", None, root, key, channels=["T2", "ADC"])
+    except ValueError as error:
+        assert "found none" in str(error)
+        return []
+
+
+def test_results_among_the_scans_are_not_predicted(tmp_path, caplog):
+    save(tmp_path / "a.nii.gz")
+    image = LoadImage(reader=ScanReader, ensure_channel_first=True)(str(tmp_path / "a.nii.gz"))
+    SaveImage(tmp_path / "pred", "", writer=ScanWriter, resample=False, separate_folder=False)(image)
+    assert (tmp_path / "pred" / "a.nii.gz").is_file()
+    (case,) = load_cases("lits", None, tmp_path)
+    assert case["image"] == str(tmp_path / "a.nii.gz")
+    assert "1 of 2 scans are passed over, since a bundle wrote them" in caplog.text
+
+
 def test_lidc_needs_its_cubes_first(tmp_path):
     with pytest.raises(ValueError, match="datasets lidc"):
         load_labelled_cases("lidc", None, tmp_path)
@@ -137,6 +224,9 @@ def test_any_dataset_json_is_a_task(tmp_path):
     path.write_text(json.dumps(content))
     task = msd_task(path)
     assert (task["modality"], task["in_channels"], task["regions"]) == ("MR", 2, {"spleen": [1]})
+    assert task["channels"] == ["T2", "ADC"]
+    path.write_text(json.dumps({**content, "modality": {"1": "T2", "0": "ADC"}}))
+    assert msd_task(path)["channels"] == ["ADC", "T2"]
     assert task["tolerance_mm"] == msd_task("Task09_Spleen")["tolerance_mm"]
     path.write_text(json.dumps({**content, "labels": {"0": "background", "2": "spleen"}}))
     with pytest.raises(ValueError, match="without a gap"):

@@ -22,6 +22,7 @@ from monai.transforms import Transform
 from torch import Tensor
 
 from ...datasets.cases import MSD_TASKS, msd_task
+from ...datasets.channels import same_channels
 from ...datasets.io.atomic_write import atomic_path, atomic_text
 from ...networks.weight_container import sha256_of
 from ...networks.weight_files import save_weights
@@ -160,10 +161,11 @@ def check_model_settings(recorded: Mapping[str, Any], given: Mapping[str, Any], 
     """
     if len(recorded.get("cube_size") or ()) == 3:  # what lacks such a key was written before there were slices
         recorded = {"slice_axis": None, "slice_axes": None, **recorded}
+    compared = [(key, recorded[key], _plain(value)) for key, value in given.items() if key in recorded]
     differing = [
-        f"--{key}: trained with {json.dumps(recorded[key])}, given {json.dumps(_plain(value), default=str)}"
-        for key, value in given.items()
-        if key in recorded and _plain(recorded[key]) != _plain(value)
+        f"--{key}: trained with {json.dumps(theirs)}, given {json.dumps(ours, default=str)}"
+        for key, theirs, ours in (*(_what_differs(*each) for each in compared), *_other_findings(recorded, given))
+        if _plain(theirs) != ours
     ]
     if differing and not allow:
         raise ModelSettingsError(
@@ -172,6 +174,30 @@ def check_model_settings(recorded: Mapping[str, Any], given: Mapping[str, Any], 
         )
     if differing:
         logger.warning("other settings than in training, as asked for. %s", "; ".join(differing))
+
+
+def _what_differs(key: str, recorded: Any, given: Any) -> tuple[str, Any, Any]:
+    """Name a setting as the user does, with both values; of a task's facts those that differ, but for its name."""
+    if key != "task_facts" or not isinstance(recorded, Mapping) or not isinstance(given, Mapping):
+        return key, recorded, given
+    names = [name for name in given if name in recorded and name not in ("name", "tolerance_mm")]
+    other = [name for name in names if _plain(recorded[name]) != given[name]]
+    if "channels" in other and same_channels(recorded["channels"], given["channels"]):
+        other.remove("channels")
+    return "task", {name: _plain(recorded[name]) for name in other}, {name: given[name] for name in other}
+
+
+def _other_findings(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Compare what weights and bundle predict where they say it in other words: the weights are another bundle's."""
+    keys = ("labels", "task_facts", "targets")
+    theirs, ours = ([key for key in keys if settings.get(key)] for settings in (recorded, given))
+    if not theirs or not ours or set(theirs) & set(ours):
+        return []
+
+    def predicted(settings: Mapping[str, Any], key: str) -> Any:
+        return _plain(settings[key]["labels"] if key == "task_facts" else settings[key])
+
+    return [("ckpt_dir", predicted(recorded, theirs[0]), predicted(given, ours[0]))]
 
 
 def check_config_settings(

@@ -80,8 +80,8 @@ _MOVING = frozenset(
 )  # fmt: skip
 _IMPLEMENTATION = frozenset({"params", "lr", "name", "foreach", "fused", "capturable", "differentiable"})
 
-_NOTED_SINCE = ("validation_scans", "validation_scan_names", "validation_samples")
-"""Facts that checkpoints of the candidates' bundles did not have at first: without them nothing can be compared."""
+_NOTED_SINCE = ("validation_scans", "validation_scan_names", "validation_samples", "task_facts#channels")
+"""Facts that checkpoints did not have at first: without them nothing can be compared."""
 
 # Components that had another name when the checkpoint was written: the last parts of their `_target_`.
 _RENAMED = {
@@ -117,6 +117,7 @@ _ADDED = {
     "head_learning_rate": (None,),
     "class_names": ("@regions",),  # of what mirrors at test time
     "compile": (False,),
+    "channels": ("$@task_facts.get('channels')",),  # the order of the files of an image, which is checked now
 }
 """Keys that came later, most of them with the bundles' 2D forms, by the last part of their id: checkpoints without them
 had the first value; components then refer to it as the second. Those that ask for ``slice_axis`` itself did as for

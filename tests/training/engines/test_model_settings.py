@@ -175,3 +175,46 @@ def test_a_task_of_the_decathlon_is_recorded_by_its_name_not_by_a_path():
         assert name_of_task({**msd_task(name), "name": "as the file says"}) == name
     other = {**msd_task("Task09_Spleen"), "name": "Kidneys", "labels": {"0": "background", "1": "kidney"}}
     assert name_of_task(other) == "Kidneys"
+
+
+def test_tasks_are_the_same_by_what_they_hold_not_by_name():
+    """As an nnU-Net data set of another hospital with the same channels and labels."""
+    ours = msd_task("Task05_Prostate")
+    check = check_model_settings
+    check({"task_facts": ours}, {"task_facts": {**ours, "name": "Dataset999_Extern", "tolerance_mm": 2.0}})
+    check({"task_facts": {**ours, "channels": ["t2w", "adc"]}}, {"task_facts": ours})
+    check({"task_facts": {name: value for name, value in ours.items() if name != "channels"}}, {"task_facts": ours})
+    turned = {**ours, "channels": ["ADC", "T2"]}
+    with pytest.raises(ModelSettingsError, match=r'--task: trained with \{"channels": \["T2", "ADC"\]\}'):
+        check({"task_facts": ours}, {"task_facts": turned})
+    with pytest.raises(ModelSettingsError, match=r'--task: trained with \{"labels": \{"0": "background", "1": "PZ"'):
+        check({"task_facts": ours}, {"task_facts": {**ours, "labels": {"0": "background", "1": "TZ", "2": "PZ"}}})
+
+
+LIVER, NODULE = {"0": "background", "1": "liver", "2": "tumour"}, {"0": "background", "1": "nodule"}
+SPLEEN = msd_task("Task09_Spleen")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "message"),
+    [
+        ({"labels": NODULE}, {"labels": LIVER}, r'--labels: trained with .*"nodule".*, given .*"liver"'),
+        ({"task_facts": SPLEEN}, {"labels": LIVER}, r'--ckpt_dir: trained with .*"spleen".*, given .*"liver"'),
+        ({"labels": NODULE}, {"task_facts": SPLEEN}, r"--ckpt_dir: trained with .*nodule.*, given .*spleen"),
+        ({"targets": ["whole tumour"]}, {"labels": LIVER}, r"--ckpt_dir: trained with .*whole tumour.*, given .*liver"),
+        ({"labels": LIVER}, {"targets": ["whole tumour"]}, r"--ckpt_dir: trained with .*liver.*, given .*whole tumour"),
+    ],
+    ids=["labels", "Decathlon", "into the Decathlon", "BraTS", "into BraTS"],
+)  # fmt: skip
+def test_weights_of_another_finding_are_refused(recorded, given, message):
+    """Networks of the same shape take each other's weights, and call nodules a liver."""
+    shape = {"features": [8, 16]}
+    with pytest.raises(ModelSettingsError, match=message):
+        check_model_settings({**shape, **recorded}, {**shape, **given})
+    check_model_settings({**shape, **recorded}, {**shape, **recorded})
+    check_model_settings(shape, {**shape, **given})  # written before labels were
+
+
+def test_a_task_that_has_the_labels_of_another_bundle_is_the_same_finding():
+    facts = {**msd_task("Task03_Liver"), "labels": LIVER}
+    check_model_settings({"task_facts": facts}, {"labels": {int(value): name for value, name in LIVER.items()}})
