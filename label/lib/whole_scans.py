@@ -7,23 +7,23 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import nibabel as nib
 import numpy as np
 import requests
 from filelock import FileLock
 from monai.transforms import LoadImage
 from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.datastore.utils.convert import dicom_to_nifti
 from monailabel.datastore.utils.dicom import dicom_web_download_series
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
-from pydicom import dcmread
 from pydicom.dataset import Dataset
 
+from models_genesis.datasets import BadScanError, ScanWriter, open_scan, read_scan_header
 from models_genesis.datasets.io.atomic_write import atomic_text
+from models_genesis.datasets.io.scan_geometry import TOLERANCE, corner_distance
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,9 @@ BROKEN_CONNECTION = (
 )
 """What says that the archive cannot be reached, of which no single scan is to blame."""
 
+CONVERSION = 2
+"""Noted of each scan. One without it was converted by MONAI Label, and is downloaded and read again."""
+
 
 class WholeScanDatastore(DICOMWebDatastore):
     """MONAI Label's datastore of an archive, which downloads a scan again where it is not whole.
@@ -43,6 +46,9 @@ class WholeScanDatastore(DICOMWebDatastore):
     MONAI Label takes every folder that has a file in it for a downloaded scan, also where the download was interrupted,
     goes on in another process, or is older than slices that the archive has got since. Here a note next to the scan
     says how many files the archive had, and is written last; one process downloads a scan at a time.
+
+    Scans are read as everywhere in this project, and not by MONAI Label, which lays slices that are missing, uneven or
+    tilted onto an even grid without a word.
 
     MONAI Label makes its client of a dozen settings and the datastore of it in one go, so :meth:`of` takes a datastore
     that has been made.
@@ -66,7 +72,7 @@ class WholeScanDatastore(DICOMWebDatastore):
 
         Raises:
             MONAILabelException: when the archive has no such series, or gives other than all of its files, or they
-                do not become a scan of as many slices.
+                are not a scan, such as of slices that are missing; see :class:`models_genesis.datasets.BadScanError`.
         """
         series = self.series(image_id)
         folder = Path(os.path.realpath(os.path.join(self._datastore.image_path(), image_id)))
@@ -135,7 +141,7 @@ class WholeScanDatastore(DICOMWebDatastore):
         """What the note says of a scan: files in the archive and here, and the size of the converted file."""
         files = len(list(folder.iterdir())) if folder.is_dir() else 0
         size = file.stat().st_size if self._convert_to_nifti and file.is_file() else None
-        return {"instances": count, "files": files, "size": size}
+        return {"instances": count, "files": files, "size": size, "conversion": CONVERSION}
 
     def _download(self, study: str, image_id: str, folder: Path, count: int) -> None:
         if folder.exists():
@@ -145,25 +151,44 @@ class WholeScanDatastore(DICOMWebDatastore):
         files = sorted(folder.iterdir())
         if len(files) != count:
             self._refuse(image_id, folder, f"expected {count} files of the archive, found {len(files)}")
-        if not self._convert_to_nifti:
-            return
-        made = Path(dicom_to_nifti(str(folder)))
-        frames = sum(int(_header(path).get("NumberOfFrames") or 1) for path in files)
-        found = (*nib.Nifti1Image.from_filename(made).shape, 1)[2]
-        if found != frames:
-            made.unlink()
-            self._refuse(image_id, folder, f"expected {frames} slices in the file that it becomes, found {found}")
-        self.add_image(image_id, str(made), self._dicom_info(image_id))
-        made.unlink()
+        with tempfile.TemporaryDirectory() as scratch:
+            made = Path(scratch) / "scan.nii.gz"
+            try:
+                if not self._convert_to_nifti:
+                    read_scan_header(str(folder))
+                    return
+                convert(str(folder), made)
+            except BadScanError as error:
+                self._refuse(image_id, folder, str(error))
+            self.add_image(image_id, str(made), self._dicom_info(image_id))
 
     @staticmethod
-    def _refuse(image_id: str, folder: Path, found: str) -> None:
+    def _refuse(image_id: str, folder: Path, found: str) -> NoReturn:
         shutil.rmtree(folder)
         raise MONAILabelException(MONAILabelError.SERVER_ERROR, f"{image_id}: {found}")
 
 
-def _header(path: Path) -> Any:
-    return dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
+def convert(scan: str, target: Path) -> None:
+    """Write a scan as a NIfTI file, on the grid that its header tells.
+
+    Args:
+        scan: what :func:`models_genesis.datasets.open_scan` reads, such as a folder of DICOM files.
+        target: the file.
+
+    Raises:
+        BadScanError: when it cannot be read, or the file's header tells another grid.
+    """
+    header, read = open_scan(scan)
+    voxels = read()
+    writer = ScanWriter(output_dtype=voxels.dtype)
+    writer.set_data_array(voxels, channel_dim=None)
+    writer.set_metadata({"affine": header.affine}, resample=False)
+    writer.write(target)
+    found = read_scan_header(str(target), header.components)
+    apart = corner_distance(header.shape, header.affine, found.affine)
+    if found.shape != header.shape or apart > TOLERANCE * min(header.spacing):
+        expected = f"expected {header.shape} voxels at {header.affine.round(3).tolist()} in the file that it becomes"
+        raise BadScanError(scan, "converted", f"{expected}, found {found.shape} at {found.affine.round(3).tolist()}")
 
 
 def _read(note: Path) -> Any:

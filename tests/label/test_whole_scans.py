@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -160,19 +161,87 @@ def test_an_archive_that_gives_less_than_it_has_is_refused(datastore, archive, m
     np.testing.assert_array_equal(voxels(datastore().get_image_uri(series)), values)
 
 
-def test_a_scan_that_is_converted_in_part_is_refused(datastore, archive, whole_scans, monkeypatch, tmp_path):
+@pytest.mark.parametrize("convert", [True, False])
+@pytest.mark.parametrize("fault", ["a missing slice", "an uneven slice", "a tilted gantry"])
+def test_slices_that_make_no_even_grid_are_refused_as_in_a_folder(fault, convert, datastore, archive, tmp_path):
+    """MONAI Label would lay them on one, by the mean of their distances, so that everything lies elsewhere."""
     from monailabel.interfaces.exception import MONAILabelException
 
-    client, values = archive
+    from models_genesis.datasets import BadScanError, read_scan_header
 
-    def convert(folder: str) -> str:
-        nib.save(nib.Nifti1Image(values[:, :, :3], np.eye(4)), tmp_path / "made.nii.gz")
-        return str(tmp_path / "made.nii.gz")
-
-    monkeypatch.setattr(whole_scans, "dicom_to_nifti", convert)
+    client, _ = archive
+    series = str(client.files[0].SeriesInstanceUID)
+    if fault == "a missing slice":
+        del client.files[1]
+    for number, each in enumerate(client.files):
+        position = [float(value) for value in each.ImagePositionPatient]
+        position[1] += 0.5 * number if fault == "a tilted gantry" else 0
+        position[2] += 0.6 * (number == 1) if fault == "an uneven slice" else 0
+        each.ImagePositionPatient = [f"{value:.10g}" for value in position]
+    (tmp_path / "folder").mkdir()
+    for number, each in enumerate(client.files):
+        each.save_as(tmp_path / "folder" / f"{number}.dcm")
+    with pytest.raises(BadScanError) as expected:
+        read_scan_header(str(tmp_path / "folder"))
+    made = datastore()
+    made._convert_to_nifti = convert
     with pytest.raises(MONAILabelException) as error:
-        datastore().get_image_uri(client.files[0].SeriesInstanceUID)
-    assert "expected 4 slices in the file that it becomes, found 3" in error.value.msg
+        made.get_image_uri(series)
+    assert error.value.msg.endswith(f"{expected.value.reason}: {expected.value.detail}")
+    assert not list(Path(made._datastore.image_path()).glob("*.nii.gz"))
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 2, 0), (0, 2, 1)], ids=["axial", "sagittal", "coronal"])
+def test_a_scan_has_its_voxels_where_they_are_in_the_archive(axes, whole_scans, archive, load_script, tmp_path):
+    """As the header of its folder says, and, for segmentations by MONAI Label and dcmqi, on the grid that ITK makes."""
+    from monailabel.datastore.utils.convert import dicom_to_nifti
+
+    from models_genesis.datasets import read_scan_header
+
+    turn = np.eye(4)[:, [*axes, 3]]
+    angle = np.radians(12)
+    turn[:3, :3] = [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]] @ turn[:3, :3]
+    affine = turn @ np.diag([-0.7, 0.9, 2.5, 1.0])
+    affine[:3, 3] = (31.3, -12.7, 405.1)
+    load_script(ROOT / "tools" / "write_dicom.py").write_series(tmp_path / "scan", archive[1], affine, "CT", "P", "t")
+    whole_scans.convert(str(tmp_path / "scan"), tmp_path / "scan.nii.gz")
+    header, found = read_scan_header(str(tmp_path / "scan")), nib.load(tmp_path / "scan.nii.gz")
+    np.testing.assert_allclose(found.affine, header.affine, atol=1e-4)
+    assert found.get_data_dtype() == np.int16
+    by_itk = nib.load(dicom_to_nifti(str(tmp_path / "scan")))
+    np.testing.assert_allclose(found.affine, by_itk.affine, atol=1e-3)
+    np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(by_itk.dataobj))
+
+
+def test_what_was_not_scanned_is_air_as_in_a_folder(datastore, archive):
+    client, values = archive
+    for each in client.files:
+        each.add_new(0x00280120, "SS", 7)  # PixelPaddingValue
+    expected = np.where(values == 7, -1000, values)
+    np.testing.assert_array_equal(voxels(datastore().get_image_uri(client.files[0].SeriesInstanceUID)), expected)
+
+
+def test_a_file_that_tells_another_grid_is_refused(whole_scans, archive, monkeypatch, tmp_path):
+    from models_genesis.datasets import BadScanError
+
+    write = whole_scans.ScanWriter.set_metadata
+    moved = {"affine": np.diag([1.0, 1.0, 3.0, 1.0])}
+    monkeypatch.setattr(whole_scans.ScanWriter, "set_metadata", lambda self, meta, **other: write(self, moved, **other))
+    with pytest.raises(BadScanError, match=r"converted: expected \(5, 6, 4\) voxels at .* in the file that it becomes"):
+        whole_scans.convert(str(tmp_path / "dicom"), tmp_path / "scan.nii.gz")
+
+
+def test_what_monai_label_has_converted_is_read_again(datastore, archive):
+    """Its note lacks which conversion it was."""
+    client, values = archive
+    series = str(client.files[0].SeriesInstanceUID)
+    uri = Path(datastore().get_image_uri(series))
+    note = uri.with_name(f"{series}.whole.json")
+    squeezed = nib.Nifti1Image(values[:, :, ::-1].copy(), np.diag([1.0, 1.0, 3.0, 1.0]))
+    nib.save(squeezed, uri)
+    state = {"instances": 4, "files": 4, "size": uri.stat().st_size}
+    note.write_text(json.dumps(state))
+    np.testing.assert_array_equal(voxels(datastore().get_image_uri(series)), values)
 
 
 @pytest.mark.parametrize("series", ["1.2.3", "*", "../outside"])
