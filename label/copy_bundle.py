@@ -22,10 +22,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai.bundle import ConfigParser
+
 from models_genesis.training import (
     ModelSettingsError,
     convert_option,
     read_model_settings,
+    recorded_overrides,
 )
 from models_genesis.training.engines.bundle_metadata import describe_channels
 from models_genesis.training.engines.component_arguments import holder
@@ -68,11 +71,9 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
             raise
         print(f"{trained}: left out of the copy. {error}")
         recorded, enclosed = {}, False
-    for key, value in recorded.items():
-        for config in (contents["train"], contents["train"].get("deformation", {})):
-            if key in config:
-                config[key] = value
-                break
+    train = ConfigParser(contents["train"])
+    train.update(recorded_overrides(contents["train"], recorded))
+    contents["train"] = train.config
     for key, value in settings.items():
         having = [found for name in CONFIGS if (found := holder(contents[name], key)) is not None]
         if not having:

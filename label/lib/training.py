@@ -11,15 +11,21 @@ from typing import Any
 from lib.archive_labels import fetch_cases
 from lib.inference import named_weights
 from lib.whole_scans import BROKEN_CONNECTION, WholeScanDatastore
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigExpression, ConfigParser
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.tasks.train.bundle import BundleTrainTask
 
-from models_genesis.datasets import BadScanError
+from models_genesis.datasets import BadScanError, msd_task
 from models_genesis.datasets.loading.prepare_scan import PrepareScan
-from models_genesis.training import read_model_settings
+from models_genesis.training import (
+    ModelSettingsError,
+    check_model_settings,
+    name_of_task,
+    read_model_settings,
+    recorded_overrides,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +69,9 @@ class GenesisTrainTask(BundleTrainTask):
             Nothing of interest; the weights are in the bundle's ``models/model.pt``.
 
         Raises:
-            MONAILabelException: when there is nothing to train on, ``start_from`` is something else, or the name of the
-                weights to go on from, ``model_filename``, has a folder in it or is of no file.
+            MONAILabelException: when there is nothing to train on, ``start_from`` is something else, the name of the
+                weights to go on from, ``model_filename``, has a folder in it or is of no file, or they were trained
+                with other settings than the bundle's copy was given.
         """
         asked = request.get("start_from", self.starts[0])
         self.start_from = asked if isinstance(asked, str) else asked[0]
@@ -75,6 +82,7 @@ class GenesisTrainTask(BundleTrainTask):
         given = request.get("model_filename")  # a viewer sends [] where there are no weights yet
         models = Path(self.bundle_path) / "models"
         self.weights = named_weights(models, given) if given else models / "model.pt"
+        self._settings_of_model()  # refuses before scans are downloaded
         checked = {"pretrained": self.start_from == "model", "model_filename": self.weights.name}
         return super().__call__({**request, **checked}, datastore)
 
@@ -112,23 +120,50 @@ class GenesisTrainTask(BundleTrainTask):
             super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
 
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        overrides.update(self._shape_of_model())
+        overrides.update(self._settings_of_model())
         if self.start_from == "scratch":
             overrides["pretrained"] = "none"
         return overrides
 
-    def _shape_of_model(self) -> dict[str, Any]:
-        """The network has width and dimensions of the weights that it goes on from, as the JSON next to them says.
+    def _settings_of_model(self) -> dict[str, Any]:
+        """What the weights that it goes on from were trained with, as the JSON next to them says.
 
-        With weights of slices all else that a training on slices does differently comes from ``configs/2d.json``.
+        The first training that goes on otherwise would describe its weights by the settings of ``train.json``, on which
+        they were not pretrained. With weights of slices all else that a training on slices does differently comes from
+        ``configs/2d.json``.
+
+        Raises:
+            MONAILabelException: when the JSON describes other weights, or the bundle's copy was given other settings.
         """
         if self.start_from != "model" or not self.weights.is_file():
             return {}
-        settings = read_model_settings(self.weights.parent, self.weights.name)
-        sliced = settings.get("slice_axis") is not None
-        keys = ["features", "slice_axis", "cube_size"] if sliced else ["features"]
-        known = {key: settings[key] for key in keys if settings.get(key) is not None}
-        return {**self._keys_of_slices(), **known} if sliced else known
+        train = ConfigParser.load_config_file(self.bundle_config_path)
+        try:
+            recorded = read_model_settings(self.weights.parent, self.weights.name)
+            own = self._own_settings(train, recorded)
+        except ModelSettingsError as error:
+            raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"{self.weights}: {error}") from error
+        sliced = recorded.get("slice_axis") is not None
+        known = {**(self._keys_of_slices() if sliced else {}), **recorded_overrides(train, recorded)}
+        return {key: value for key, value in known.items() if key not in own}
+
+    def _own_settings(self, train: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+        """The settings that the bundle's copy was given, of those that the weights were trained with.
+
+        ``copy_bundle.py`` writes them into both configs, in place of the expressions by which ``inference.json`` takes
+        those of the weights. They are compared as inference compares them, and then count.
+        """
+        inference = ConfigParser.load_config_file(Path(self.bundle_config_path).with_name("inference.json"))
+        written = {key: inference[key] for key in recorded if key in inference and inference[key] == train.get(key)}
+        own = {key: value for key, value in written.items() if not ConfigExpression.is_expression(value)}
+        compared = {"task", *inference.get("settings_check", {}).get("given", {})}
+        if len(own.get("cube_size") or ()) != len(recorded.get("cube_size") or ()):
+            compared.add("cube_size")  # a cube is no slice; other sides are free
+        given = {key: value for key, value in own.items() if key in compared}
+        if "task" in given:
+            given["task"] = name_of_task(msd_task(given["task"]))
+        check_model_settings(recorded, given, bool(inference.get("allow_changed_settings", False)))
+        return own
 
     def _keys_of_slices(self) -> dict[str, Any]:
         """The keys of ``configs/2d.json``; MONAI adds ``+imports`` of a config file, but not of overrides."""
@@ -208,11 +243,11 @@ class PretrainTask(GenesisTrainTask):
         """What the training does with a scan before it takes cubes of it."""
         parser = ConfigParser()
         parser.read_config(self.bundle_config_path)
-        parser.update({"bundle_root": self.bundle_path, **self._shape_of_model()})
+        parser.update({"bundle_root": self.bundle_path, **self._settings_of_model()})
         return PrepareScan(parser.get_parsed_content("train#preprocessing"), "image", "starts", "raise")
 
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        overrides.update({"cubes_per_scan": 32, **self._shape_of_model(), "on_bad_scan": "skip"})
+        overrides.update({"cubes_per_scan": 32, **self._settings_of_model(), "on_bad_scan": "skip"})
         if self.cubes_per_scan is not None:
             overrides["cubes_per_scan"] = self.cubes_per_scan
         return overrides

@@ -114,7 +114,107 @@ def test_the_network_has_the_width_of_the_model_it_goes_on_from(lib, tmp_path, t
     save_trained_weights({"head.weight": torch.zeros(1)}, made.weights, {**slices, "spacing": None})
     assert slices.items() <= made._update_overrides({}).items()
     save_trained_weights({"head.weight": torch.zeros(1)}, made.weights, {"features": [4, 8], "cube_size": [32, 32, 16]})
-    assert not {"slice_axis", "cube_size"} & set(made._update_overrides({}))
+    assert "slice_axis" not in made._update_overrides({})
+
+
+def trainer_of(lib: Any, bundle: Path, weights: Path | None = None) -> Any:
+    """A training task that goes on from the bundle's weights, or from others."""
+    made = getattr(lib["training"], "PretrainTask" if "pretraining" in bundle.name else "GenesisTrainTask")(
+        str(bundle), {}
+    )
+    made.start_from, made.weights = "model", weights or bundle / "models" / "model.pt"
+    return made
+
+
+TRAINED: dict[str, dict[str, Any]] = {
+    "genesis_lits_liver_ct_segmentation": {"spacing": [1, 1, 2.5], "intensity_range": [-200, 300], "tumour": True},
+    "genesis_lidc_nodule_ct_segmentation": {"spacing": [0.7, 0.7, 1.25], "cube_size": [48, 48, 16]},
+    "genesis_brats_mri_segmentation": {"normalise": "zscore", "channels": ["t1", "t2"], "convention": "msd"},
+    "genesis_msd_segmentation": {"normalise": "ct", "spacing": [2, 2, 2], "task": "Task09_Spleen", "task_facts": {}},
+    "genesis_chest_ct_pretraining": {"axcodes": "LPS", "normalise": "zscore", "mask_ratio": 0.3, "num_blocks": 77},
+}
+"""What weights were trained with, and the bundles' own ``train.json`` have otherwise."""
+
+
+@pytest.mark.parametrize("name", sorted(TRAINED))
+def test_training_goes_on_with_what_the_weights_were_trained_with(lib, tmp_path, name):
+    """Every recorded setting, as in the copy that ``copy_bundle.py`` makes with the same weights."""
+    from monai.bundle import ConfigParser
+
+    from models_genesis.datasets import msd_task
+    from models_genesis.training import save_trained_weights
+
+    bundle, trained = ROOT / "bundles" / name, {"features": [4, 8], **TRAINED[name]}
+    if "task" in trained:
+        trained["task_facts"] = msd_task(trained["task"])
+    save_trained_weights({"head.weight": torch.zeros(1)}, tmp_path / "best.pt", trained)
+    found = ConfigParser()
+    found.read_config(str(bundle / "configs" / "train.json"))
+    overrides = trainer_of(lib, bundle, tmp_path / "best.pt")._settings_of_model()
+    assert {key.split("#")[-1] for key in overrides} == set(trained)
+    found.update(overrides)
+    runpy.run_path(str(ROOT / "label" / "copy_bundle.py"))["copy_bundle"](
+        bundle, tmp_path / name, {}, tmp_path / "best.pt"
+    )
+    copied = json.loads((tmp_path / name / "configs" / "train.json").read_text())
+    assert json.loads(json.dumps(found.config)) == {**copied, "_meta_": {}}
+    for key, value in trained.items():
+        place = key if key in copied else f"deformation#{key}"
+        assert json.loads(json.dumps(found.get_parsed_content(place))) == json.loads(json.dumps(value)), key
+
+
+def test_enclosed_weights_are_trained_on_with_their_spacing(lib):
+    """Of the nodules, whose ``train.json`` has none: the written ``model.json`` would say so of weights of 0.7 mm."""
+    overrides = trainer_of(lib, ROOT / "bundles" / "genesis_lidc_nodule_ct_segmentation")._update_overrides({})
+    assert overrides["spacing"] == [0.7, 0.7, 1.25] and overrides["cube_size"] == [48, 48, 16]
+
+
+def test_a_copy_of_other_settings_refuses_the_weights_by_name(lib, tmp_path):
+    """As inference does; what it does not compare, such as the side of a cube, is the copy's own."""
+    from monailabel.interfaces.exception import MONAILabelException
+
+    from models_genesis.training import save_trained_weights
+
+    tool = runpy.run_path(str(ROOT / "label" / "copy_bundle.py"))["copy_bundle"]
+    source = ROOT / "bundles" / "genesis_lits_liver_ct_segmentation"
+    given = {"spacing": [1, 1, 1], "cube_size": [32, 32, 16], "features": [4, 8]}
+    for name, more in (("a_segmentation", {}), ("b_segmentation", {"allow_changed_settings": True})):
+        tool(source, tmp_path / name, {**given, **more})
+        made = trainer_of(lib, tmp_path / name)
+        made.weights.parent.mkdir(exist_ok=True)
+
+        def trained(made: Any = made, **settings: Any) -> dict[str, Any]:
+            recorded = {"features": [4, 8], "cube_size": [64, 64, 32], "intensity_range": [-200, 300], **settings}
+            save_trained_weights({"head.weight": torch.zeros(1)}, made.weights, recorded)
+            return made._settings_of_model()
+
+        assert trained(spacing=[1, 1, 1]) == {"intensity_range": [-200, 300]}
+        for key, value in (("spacing", None), ("features", [8, 16])):
+            if more:  # the copy's own win, as in inference
+                assert trained(**{key: value}) == {"intensity_range": [-200, 300]}
+                continue
+            with pytest.raises(MONAILabelException, match=f"--{key}: trained with .*, given") as error:
+                trained(**{key: value})
+            assert str(made.weights) in error.value.msg
+    made = trainer_of(lib, tmp_path / "a_segmentation")
+    slices = {"spacing": [1, 1, 1], "features": [4, 8], "cube_size": [32, 32], "slice_axis": 2}
+    save_trained_weights({"head.weight": torch.zeros(1)}, made.weights, slices)
+    with pytest.raises(MONAILabelException, match=r"--cube_size: trained with \[32, 32\], given \[32, 32, 16\]"):
+        made({"start_from": "model"}, None)  # before anything is asked of the datastore
+
+
+def test_pretraining_prepares_scans_as_the_weights_were_trained(lib, tmp_path):
+    from models_genesis.training import save_trained_weights
+
+    volume = np.random.default_rng(0).integers(-900, 300, (64, 64, 48)).astype(np.int16)
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "scan.nii.gz")
+    made = trainer_of(lib, ROOT / "bundles" / "genesis_chest_ct_pretraining", tmp_path / "model.pt")
+    prepared = []
+    for high in (100, 250):
+        trained = {"features": [4, 8], "cube_size": [32, 32, 16], "intensity_range": [-1000, high]}
+        save_trained_weights({"head.weight": torch.zeros(1)}, made.weights, trained)
+        prepared.append(made._prepare_scan()({"image": str(tmp_path / "scan.nii.gz")})["image"])
+    assert [float(np.asarray(each).max()) for each in prepared] == [100, 250]
 
 
 @pytest.mark.parametrize(
@@ -291,7 +391,7 @@ def test_training_goes_on_from_the_weights_that_a_request_names(lib, tmp_path, m
 
     bundle = tmp_path / "genesis_lits_liver_ct_segmentation"
     tool = runpy.run_path(str(ROOT / "label" / "copy_bundle.py"))["copy_bundle"]
-    tool(ROOT / "bundles" / bundle.name, bundle, {"features": [4, 8]})
+    tool(ROOT / "bundles" / bundle.name, bundle, {})
     task = lib["training"].GenesisTrainTask(str(bundle), {})
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(BundleTrainTask, "__call__", lambda self, request, store: asked.append(request) or {})

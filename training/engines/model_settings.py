@@ -43,6 +43,7 @@ __all__ = [
     "features_of_pretrained",
     "name_of_task",
     "read_model_settings",
+    "recorded_overrides",
     "save_trained_weights",
     "settings_of_load",
     "settings_path",
@@ -143,6 +144,30 @@ def features_of_pretrained(pretrained: str | Path | None, default: Sequence[int]
         return list(default)
     logger.info("--features %s: those of the weights, by %s", list(found), settings_path(pretrained))
     return list(found)
+
+
+def recorded_overrides(config: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a training's config the settings of weights that it goes on from.
+
+    Args:
+        config: content of ``train.json``.
+        recorded: see :func:`read_model_settings`.
+
+    Returns:
+        All of them that the config has, by top-level key or by nested id of its ``deformation``.
+
+    Example:
+        >>> config = {"spacing": None, "deformation": {"mask_ratio": 0.6}}
+        >>> recorded_overrides(config, {"spacing": [1, 1, 2], "mask_ratio": 0.3, "epoch": 3})
+        {'spacing': [1, 1, 2], 'deformation#mask_ratio': 0.3}
+    """
+    overrides = {}
+    for key, value in recorded.items():
+        if key in config:
+            overrides[key] = value
+        elif key in config.get("deformation", {}):
+            overrides[f"deformation#{key}"] = value
+    return overrides
 
 
 def check_model_settings(recorded: Mapping[str, Any], given: Mapping[str, Any], allow: bool = False) -> None:

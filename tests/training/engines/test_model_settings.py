@@ -19,6 +19,7 @@ from models_genesis.training import (
     features_of_pretrained,
     name_of_task,
     read_model_settings,
+    recorded_overrides,
     save_trained_weights,
     trained_task,
 )
@@ -218,3 +219,12 @@ def test_weights_of_another_finding_are_refused(recorded, given, message):
 def test_a_task_that_has_the_labels_of_another_bundle_is_the_same_finding():
     facts = {**msd_task("Task03_Liver"), "labels": LIVER}
     check_model_settings({"task_facts": facts}, {"labels": {int(value): name for value, name in LIVER.items()}})
+
+
+def test_a_training_takes_over_what_its_config_has():
+    """A value of None too; what the config has nowhere, such as the facts of another bundle, is left out."""
+    config = {"spacing": [1, 1, 1], "variant": "genesis", "deformation": {"variant": "@variant", "mask_ratio": 0.6}}
+    recorded = {"spacing": None, "variant": "masking", "mask_ratio": 0.3, "tumour": True}
+    expected = {"spacing": None, "variant": "masking", "deformation#mask_ratio": 0.3}
+    assert recorded_overrides(config, recorded) == expected
+    assert recorded_overrides({"spacing": None}, {"mask_ratio": 0.3}) == {}
