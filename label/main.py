@@ -108,16 +108,14 @@ class GenesisApp(MONAILabelApp):
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
         """Offer the uncertainty of the model that ``--conf uncertainty`` names."""
-        name = self.conf.get("uncertainty")
-        if not name:
-            return {}
-        path = str(self.bundles[name])
-        return {"uncertainty": UncertaintyScoring(name, lambda: EntropyInferTask(path, self.conf, self.flips))}
+        return {"uncertainty": self._scoring()} if self.conf.get("uncertainty") else {}
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Offer MONAI Label's own strategies, and the least certain scan where ``--conf uncertainty`` is given."""
         strategies = {"random": Random(), "first": First()}
-        return {**strategies, "uncertainty": LeastCertain()} if self.conf.get("uncertainty") else strategies
+        return (
+            {**strategies, "uncertainty": LeastCertain(self._scoring())} if self.conf.get("uncertainty") else strategies
+        )
 
     def info(self) -> dict[str, Any]:
         """Describe the app, with the models that have got weights since the server started."""
@@ -128,6 +126,10 @@ class GenesisApp(MONAILabelApp):
         """Run a model, also one that has got weights since the server started."""
         self._find_new_weights()
         return super().infer(request, datastore)
+
+    def _scoring(self) -> UncertaintyScoring:
+        name = self.conf["uncertainty"]
+        return UncertaintyScoring(name, lambda: EntropyInferTask(str(self.bundles[name]), self.conf, self.flips))
 
     def _infer_task(self, name: str) -> InferTask | None:
         path = self.bundles[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from models_genesis.training import FlipInferer
 logger = logging.getLogger(__name__)
 
 KEY = "uncertainty"
-"""Key of an image's information: the ``score``, and the ``model`` and its ``weights`` that gave it."""
+"""Key of an image's information: the ``score``, and the ``model``, its ``weights`` and ``flips`` that gave it."""
 
 
 class ProbabilityInferer(Inferer):
@@ -98,7 +98,8 @@ class EntropyInferTask(CheckedInferTask):
 class UncertaintyScoring(ScoringMethod):
     """Scores each unlabelled scan by the mean entropy of the model's segmentation.
 
-    A scan is not scored again before the model's weights change. The same weights and scans give the same scores.
+    A scan is not scored again before the model's weights or the flips change. The same weights, flips and scans give
+    the same scores. A scan that cannot be scored has no score, for an earlier one says nothing of these weights.
 
     Args:
         model: name of the bundle.
@@ -126,11 +127,9 @@ class UncertaintyScoring(ScoringMethod):
             # no error, for MONAI Label asks for scores by itself as it starts
             logger.warning("%s has no weights yet, so no scan is scored: train it", self.model)
             return {"scores": {}, "skipped": [], "failed": {}}
-        file = task.weights({})
-        assert file is not None, "a valid task has weights"
-        weights = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        source = self._source(task)
         images = sorted(datastore.get_unlabeled_images())
-        skipped = [image for image in images if up_to_date(datastore.get_image_info(image), self.model, weights)]
+        skipped = [image for image in images if up_to_date(datastore.get_image_info(image), source)]
         waiting = [image for image in images if image not in skipped]
         scores: dict[str, float] = {}
         failed: dict[str, str] = {}
@@ -143,24 +142,44 @@ class UncertaintyScoring(ScoringMethod):
             except Exception as error:  # one broken scan must not keep the others from being scored
                 logger.exception("%s: could not be scored", image)
                 failed[image] = f"{type(error).__name__}: {error}"
+                if datastore.get_image_info(image).get(KEY):
+                    datastore.update_image_info(image, {KEY: {}})
                 continue
             scores[image] = float(data[task.output_label_key].double().mean())
-            datastore.update_image_info(image, {KEY: {"score": scores[image], "model": self.model, "weights": weights}})
+            datastore.update_image_info(image, {KEY: {"score": scores[image], **source}})
             logger.info("%s: mean entropy %.6f", image, scores[image])
         return {"scores": scores, "skipped": skipped, "failed": failed}
 
+    def source(self) -> dict[str, Any] | None:
+        """What scores are of now: the model, its weights and the flips; None where it has no weights yet."""
+        task = self.make_task()
+        return self._source(task) if task.is_valid() else None
 
-def up_to_date(info: dict[str, Any], model: str, weights: str) -> bool:
-    """Tell whether an image's information has the score of these weights."""
+    def _source(self, task: EntropyInferTask) -> dict[str, Any]:
+        file = task.weights({})
+        assert file is not None, "a valid task has weights"
+        weights = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        return {"model": self.model, "weights": weights, "flips": sorted(task.flips)}
+
+
+def up_to_date(info: dict[str, Any], source: Mapping[str, Any] | None) -> bool:
+    """Tell whether an image's information has a score of this model, of these weights and flips."""
     score = info.get(KEY, {})
-    return bool(score.get("model") == model and score.get("weights") == weights)
+    return source is not None and all(score.get(key) == value for key, value in source.items())
 
 
 class LeastCertain(Strategy):
-    """Gives the unlabelled scan with the highest uncertainty; of equal ones, and before there are scores, by name."""
+    """Gives the unlabelled scan with the highest uncertainty; of equal ones, and before there are scores, by name.
 
-    def __init__(self) -> None:
+    Scores of other weights or flips than those of now do not count, for all of a better model's are lower.
+
+    Args:
+        scoring: gives the scores.
+    """
+
+    def __init__(self, scoring: UncertaintyScoring) -> None:
         super().__init__("The scan that the fine-tuned model is least sure of")
+        self.scoring = scoring
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
         """Choose the next scan.
@@ -170,12 +189,15 @@ class LeastCertain(Strategy):
             datastore: the studies.
 
         Returns:
-            The scan's ``id`` and its ``score``, which is None where it has none; None where all scans are labelled.
+            The scan's ``id`` and its ``score``, which is None where it has none that counts; None where all scans are
+            labelled.
         """
         images = sorted(datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")))
         if not images:
             return None
-        scores = {image: datastore.get_image_info(image).get(KEY, {}).get("score") for image in images}
-        chosen = max(images, key=lambda image: -1.0 if scores[image] is None else scores[image])
-        logger.info("%s of %d unlabelled scans: uncertainty %s", chosen, len(images), scores[chosen])
-        return {"id": chosen, "score": scores[chosen]}
+        source = self.scoring.source()
+        notes = {image: datastore.get_image_info(image) for image in images}
+        scores = {image: float(info[KEY]["score"]) for image, info in notes.items() if up_to_date(info, source)}
+        chosen = max(images, key=lambda image: scores.get(image, -1.0))
+        logger.info("%s of %d unlabelled scans: uncertainty %s", chosen, len(images), scores.get(chosen))
+        return {"id": chosen, "score": scores.get(chosen)}

@@ -65,6 +65,86 @@ def test_entropy_sees_answers_that_change_with_a_flip(lib):
     torch.testing.assert_close(entropy(halves, flips=[0])(batch, None), torch.ones(1, 1, 4, 4, 4))
 
 
+class Studies:
+    """What scoring asks of a datastore: scans, none of them labelled, and what is noted of them."""
+
+    def __init__(self, *names: str) -> None:
+        self.notes: dict[str, dict[str, Any]] = {name: {} for name in names}
+
+    def get_unlabeled_images(self, *filters: Any) -> list[str]:
+        return list(self.notes)
+
+    def get_image_info(self, name: str) -> dict[str, Any]:
+        return dict(self.notes[name])
+
+    def update_image_info(self, name: str, info: dict[str, Any]) -> None:
+        self.notes[name].update(json.loads(json.dumps(info)))
+
+    def get_image_uri(self, name: str) -> str:
+        return name
+
+
+@pytest.fixture
+def score(lib, tmp_path):
+    """Score scans with weights, which are known by their bytes, flips and the entropy of each; choose the next."""
+
+    class Model:
+        output_label_key = "pred"
+
+        def __init__(self, flips: tuple[int, ...], entropy: dict[str, float]) -> None:
+            self.flips, self.entropy = flips, entropy
+
+        def is_valid(self) -> bool:
+            return (tmp_path / "model.pt").is_file()
+
+        def weights(self, request: dict[str, Any]) -> Path:
+            return tmp_path / "model.pt"
+
+        def __call__(self, request: dict[str, Any]) -> tuple[None, dict[str, torch.Tensor]]:
+            if request["image"] not in self.entropy:
+                raise RuntimeError("damaged")
+            return None, {"pred": torch.full((1,), self.entropy[request["image"]], dtype=torch.float64)}
+
+    def run(studies: Studies, weights: bytes, flips: tuple[int, ...], entropy: dict[str, float], **request: Any) -> Any:
+        (tmp_path / "model.pt").write_bytes(weights)
+        scoring = lib["uncertainty"].UncertaintyScoring("liver", lambda: Model(flips, entropy))
+        return scoring(request, studies), lib["uncertainty"].LeastCertain(scoring)({}, studies)
+
+    return run
+
+
+def test_scores_of_other_flips_are_made_again(score):
+    studies = Studies("a", "b")
+    assert score(studies, b"1", (0,), {"a": 0.2, "b": 0.3})[1] == {"id": "b", "score": 0.3}
+    done, chosen = score(studies, b"1", (0, 1), {"a": 0.6, "b": 0.1})
+    assert done["scores"] == {"a": 0.6, "b": 0.1} and chosen == {"id": "a", "score": 0.6}
+    again, _ = score(studies, b"1", (1, 0), {"a": 0.6, "b": 0.1})
+    assert again["skipped"] == ["a", "b"]
+    assert studies.notes["a"]["uncertainty"]["flips"] == [0, 1]
+    del studies.notes["a"]["uncertainty"]["flips"]  # as noted by earlier versions
+    assert score(studies, b"1", (0, 1), {"a": 0.5, "b": 0.1})[0]["scores"] == {"a": 0.5}
+
+
+def test_a_scan_that_cannot_be_scored_loses_the_score_of_other_weights(score):
+    studies = Studies("a", "b", "c")
+    score(studies, b"1", (0,), {"a": 0.2, "b": 0.3, "c": 0.1})
+    done, chosen = score(studies, b"2", (0,), {"a": 0.05, "c": 0.01})
+    assert done["failed"] == {"b": "RuntimeError: damaged"}
+    assert studies.notes["b"]["uncertainty"] == {}
+    assert chosen == {"id": "a", "score": 0.05}
+    assert score(studies, b"2", (0,), {"a": 0.05, "b": 0.5, "c": 0.01})[1] == {"id": "b", "score": 0.5}
+
+
+def test_only_scores_of_the_weights_of_now_are_ranked(score):
+    """A better model is surer of everything, so that scans which are not scored yet would always come first."""
+    studies = Studies("a", "b", "c")
+    score(studies, b"1", (0,), {"a": 0.9, "b": 0.8, "c": 0.7})
+    entropy = {"a": 0.01, "b": 0.02, "c": 0.03}
+    done, chosen = score(studies, b"2", (0,), entropy, max_samples=2)
+    assert done["scores"] == {"a": 0.01, "b": 0.02} and chosen == {"id": "b", "score": 0.02}
+    assert score(studies, b"2", (1,), {}, max_samples=1)[1] == {"id": "a", "score": None}  # none of these flips
+
+
 @pytest.fixture
 def trainer(lib):
     """A training task without the rest of its app."""
@@ -665,6 +745,8 @@ def test_a_broken_connection_is_not_one_bad_scan(step, lib, labelled, monkeypatc
 
     class Sound:
         """A model with weights, of which no more is asked."""
+
+        flips = (0,)
 
         def is_valid(self) -> bool:
             return True
