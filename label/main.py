@@ -17,7 +17,7 @@ from typing import Any
 from lib.inference import CheckedInferTask
 from lib.points import PointScoreTask
 from lib.training import GenesisTrainTask, PretrainTask
-from lib.uncertainty import EntropyInferTask, LeastCertain, UncertaintyScoring
+from lib.uncertainty import EntropyInferTask, LeastCertain, UncertaintyScoring, axes_of_bundle, check_flips
 from lib.web import read_hosts, read_origins, set_up
 from lib.whole_scans import WholeScanDatastore
 from monailabel.datastore.dicom import DICOMWebDatastore
@@ -52,19 +52,20 @@ class GenesisApp(MONAILabelApp):
         conf: settings of ``--conf KEY VALUE``: ``bundles``, folder of the bundles, by default ``bundles`` next to the
             app; ``models``, names of bundles separated by commas, by default all; ``uncertainty``, the segmentation
             bundle that chooses the next sample; ``uncertainty_flips``, axes to mirror for it, such as ``0,1``, or
-            ``none``; ``origins``, addresses of other servers whose web pages may use this one; ``hosts``, names of
-            this server besides ``localhost`` and the machine's own.
+            ``none``, by default 0 unless that tells labels of the bundle apart; ``origins``, addresses of other servers
+            whose web pages may use this one; ``hosts``, names of this server besides ``localhost`` and the machine's
+            own.
 
     Raises:
         FileNotFoundError: when a bundle is missing.
-        ValueError: when a setting is something else, or neither this app nor MONAI Label has it.
+        ValueError: when a setting is something else, neither this app nor MONAI Label has it, or an axis to mirror
+            tells labels apart.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         check_keys(conf)
         folder = Path(conf.get("bundles", Path(app_dir).parent / "bundles"))
         self.bundles = find_bundles(folder.resolve(), conf.get("models", ""))
-        self.flips = read_flips(conf.get("uncertainty_flips", "0"))
         self.origins = read_origins(conf.get("origins", ""))
         self.hosts = read_hosts(conf.get("hosts", ""))
         if (name := conf.get("uncertainty")) and kind_of(self.bundles.get(name)) != "segmentation":
@@ -72,6 +73,10 @@ class GenesisApp(MONAILabelApp):
             raise ValueError(
                 f"--conf uncertainty {name}: expected a segmentation bundle of {offered}, found another name"
             )
+        told = axes_of_bundle(self.bundles[name]) if name else {}
+        flips = conf.get("uncertainty_flips")
+        self.flips = [axis for axis in (0,) if axis not in told] if flips is None else read_flips(flips)
+        check_flips(self.flips, told)
         super().__init__(
             app_dir=app_dir,
             studies=studies,

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +20,56 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from torch import Tensor
 
-from models_genesis.training import FlipInferer
+from models_genesis.training import FlipInferer, read_model_settings
+from models_genesis.transforms.flip_probability import axes_between
 
 logger = logging.getLogger(__name__)
 
 KEY = "uncertainty"
 """Key of an image's information: the ``score``, and the ``model``, its ``weights`` and ``flips`` that gave it."""
+
+
+def told_apart(names: Iterable[str], slice_axis: int | None = None) -> dict[int, str]:
+    """Find the axes along which no scan may be mirrored: the anterior part of its mirror image lies behind.
+
+    Args:
+        names: the classes' names.
+        slice_axis: axis that the slices stand across in which a scan is taken apart, so that it is not mirrored.
+
+    Returns:
+        Two classes for each such axis.
+
+    Example:
+        >>> told_apart(["Anterior", "Posterior"]), told_apart(["Anterior", "Posterior"], 1)
+        ({1: 'Anterior and Posterior'}, {})
+    """
+    return {axis: classes for axis, classes in axes_between(names).items() if axis != slice_axis}
+
+
+def axes_of_bundle(bundle: Path) -> dict[int, str]:
+    """Find the axes that tell apart the labels of a bundle's ``metadata.json``, with weights or without."""
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    output = next(iter(metadata["network_data_format"]["outputs"].values()))
+    told = told_apart(output.get("channel_def", {}).values())
+    sliced = read_model_settings(bundle / "models").get("slice_axis") if told else None
+    return {axis: classes for axis, classes in told.items() if axis != sliced}
+
+
+def check_flips(flips: Sequence[int], told: Mapping[int, str]) -> None:
+    """Refuse axes that tell classes apart.
+
+    Raises:
+        ValueError: naming the setting, the axis and two classes.
+
+    Example:
+        >>> check_flips([0], {1: "Anterior and Posterior"})
+    """
+    for axis in flips:
+        if axis in told:
+            raise ValueError(
+                f"--conf uncertainty_flips {','.join(map(str, flips))}: expected axes along which no classes are told "
+                f"apart, found {axis}, which tells {told[axis]} apart"
+            )
 
 
 class ProbabilityInferer(Inferer):
@@ -55,12 +101,25 @@ class EntropyInferer(Inferer):
         inferer: gives logits (B, C, ...).
         sigmoid: see :class:`ProbabilityInferer`.
         flips: axes to mirror, 0 the first; all their combinations are run.
+        slice_axis: axis that the slices stand across in which ``inferer`` takes a scan apart; it is not mirrored.
+        class_names: the classes, whose names tell along which axes nothing may be mirrored.
+
+    Raises:
+        ValueError: when an axis to mirror tells two classes apart.
     """
 
-    def __init__(self, inferer: Inferer, sigmoid: bool = False, flips: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        inferer: Inferer,
+        sigmoid: bool = False,
+        flips: Sequence[int] = (),
+        slice_axis: int | None = None,
+        class_names: Iterable[str] = (),
+    ) -> None:
         super().__init__()
         self.sigmoid = sigmoid
-        self.inferer = FlipInferer(ProbabilityInferer(inferer, sigmoid), flips)
+        check_flips(flips, told_apart(class_names, slice_axis))
+        self.inferer = FlipInferer(ProbabilityInferer(inferer, sigmoid), flips, slice_axis)
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the entropy (B, 1, ...), in [0, 1]."""
@@ -88,7 +147,13 @@ class EntropyInferTask(CheckedInferTask):
         """Put the entropy around the bundle's own inferer."""
         activations = [each for each in super().post_transforms(data) if isinstance(each, Activationsd)]
         sigmoid = any(any(each.sigmoid) for each in activations)
-        return EntropyInferer(super().inferer(data), sigmoid, self.flips)
+        inferer = super().inferer(data)
+        slice_axis, names = (self._parsed(key) for key in ("slice_axis", "regions"))
+        return EntropyInferer(inferer, sigmoid, self.flips, slice_axis, self.labels if names is None else names)
+
+    def _parsed(self, key: str) -> Any:
+        """A key of ``inference.json``, which other people's bundles may not have."""
+        return None if self.bundle_config.get(key) is None else self.bundle_config.get_parsed_content(key)
 
     def post_transforms(self, data: dict[str, Any] | None = None) -> Sequence[Callable]:
         """Leave the map as it is."""

@@ -65,6 +65,39 @@ def test_entropy_sees_answers_that_change_with_a_flip(lib):
     torch.testing.assert_close(entropy(halves, flips=[0])(batch, None), torch.ones(1, 1, 4, 4, 4))
 
 
+def test_a_network_that_is_sure_of_front_and_back_is_not_mirrored_onto_itself(lib):
+    """It would contradict itself: the mirrored front lies behind. Slices across that axis are left as they are."""
+    entropy, names = lib["uncertainty"].EntropyInferer, {"Anterior": [1], "Posterior": [2]}
+    with pytest.raises(ValueError, match=r"--conf uncertainty_flips 1: .* found 1, which tells Anterior and Posterior"):
+        entropy(None, flips=[1], class_names=names)
+
+    def front_and_back(batch, network):
+        logits = torch.full((1, 3, *batch.shape[2:]), -50.0)
+        logits[:, 1, :, : batch.shape[3] // 2] = logits[:, 2, :, batch.shape[3] // 2 :] = 50.0
+        return logits
+
+    batch = image(1, 1, 4, 4, 4)
+    assert entropy(front_and_back, flips=[0, 2], class_names=names)(batch, None).max() < 1e-6
+    assert entropy(front_and_back, flips=[1], slice_axis=1, class_names=names)(batch, None).max() < 1e-6
+
+
+def test_scoring_knows_the_classes_of_the_weights(lib, tmp_path):
+    """And across which axis they were trained on slices, whatever the flips were when the app started."""
+    from models_genesis.networks import GenesisUNet
+    from models_genesis.training import save_trained_weights
+
+    bundle = tmp_path / "genesis_msd_segmentation"
+    runpy.run_path(str(ROOT / "label" / "copy_bundle.py"))["copy_bundle"](ROOT / "bundles" / bundle.name, bundle, {})
+    task = lib["uncertainty"].EntropyInferTask
+    with pytest.raises(ValueError, match="found 1, which tells Anterior and Posterior apart"):
+        task(str(bundle), {}, (1,)).inferer({"device": "cpu"})
+    assert task(str(bundle), {}, (0, 2)).inferer({"device": "cpu"}).inferer.axes == (0, 2)
+    network = GenesisUNet(features=(4, 8), out_channels=3, spatial_dims=2)
+    trained = {"features": [4, 8], "cube_size": [32, 32], "slice_axis": 1}
+    save_trained_weights(network.state_dict(), bundle / "models" / "model.pt", trained)
+    assert task(str(bundle), {}, (0, 1)).inferer({"device": "cpu"}).inferer.axes == (0,)
+
+
 class Studies:
     """What scoring asks of a datastore: scans, none of them labelled, and what is noted of them."""
 

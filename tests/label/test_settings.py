@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import re
 import shutil
 import socket
@@ -14,10 +15,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+
+from models_genesis.training import save_trained_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 LITS, NODULES = "genesis_lits_liver_ct_segmentation", "genesis_luna16_nodule_ct_classification"
-PRETRAINING = "genesis_chest_ct_pretraining"
+PRETRAINING, HIPPOCAMPUS = "genesis_chest_ct_pretraining", "genesis_msd_segmentation"
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,48 @@ def test_invalid_settings_are_refused_at_the_start(app, bundles, tmp_path, setti
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         app.GenesisApp(str(tmp_path), str(tmp_path / "studies"), {"bundles": str(bundles), **settings})
     assert not (tmp_path / "studies").exists()  # nothing was begun
+
+
+@pytest.fixture
+def hippocampus(tmp_path) -> Path:
+    """Folder of a bundle whose labels are an anterior and a posterior part."""
+    configs = tmp_path / "bundles" / HIPPOCAMPUS / "configs"
+    configs.mkdir(parents=True)
+    shutil.copy(ROOT / "bundles" / HIPPOCAMPUS / "configs" / "metadata.json", configs)
+    return tmp_path / "bundles"
+
+
+def rename_labels(bundles: Path, *names: str) -> None:
+    metadata = bundles / HIPPOCAMPUS / "configs" / "metadata.json"
+    content = json.loads(metadata.read_text())
+    content["network_data_format"]["outputs"]["pred"]["channel_def"] = dict(enumerate(("background", *names)))
+    metadata.write_text(json.dumps(content))
+
+
+def test_flips_that_swap_labels_are_refused_at_the_start(app, hippocampus, tmp_path, monkeypatch):
+    """As ``--tta_flips`` are; across slices nothing is mirrored, and the default leaves out what it must."""
+    begun: list[dict[str, str]] = []
+    monkeypatch.setattr(app.MONAILabelApp, "__init__", lambda self, conf, **others: begun.append(conf))
+
+    def flips(**settings: str) -> list[int]:
+        conf = {"bundles": str(hippocampus), "uncertainty": HIPPOCAMPUS, **settings}
+        return app.GenesisApp(str(tmp_path), str(tmp_path / "studies"), conf).flips
+
+    expected = (
+        r"^--conf uncertainty_flips 0,1: expected axes along which no classes are told apart, found 1, which tells "
+    )
+    with pytest.raises(ValueError, match=f"{expected}Anterior and Posterior apart$"):
+        flips(uncertainty_flips="0,1")
+    assert begun == []
+    assert flips() == [0] and flips(uncertainty_flips="0,2") == [0, 2] and flips(uncertainty_flips="none") == []
+    models = hippocampus / HIPPOCAMPUS / "models"
+    models.mkdir()
+    save_trained_weights({"head.weight": torch.zeros(1)}, models / "model.pt", {"slice_axis": 1})
+    assert flips(uncertainty_flips="0,1") == [0, 1]
+    rename_labels(hippocampus, "left kidney", "right kidney")
+    assert flips() == []
+    with pytest.raises(ValueError, match=r"uncertainty_flips 0: .* found 0, which tells left kidney and right kidney"):
+        flips(uncertainty_flips="0")
 
 
 def test_bundles_that_are_not_offered_are_named(app, bundles, caplog):
