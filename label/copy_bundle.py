@@ -16,6 +16,7 @@ import argparse
 import ast
 import json
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,9 @@ from models_genesis.training.engines.moved_keys import now_at
 
 CONFIGS = ("train", "inference")
 """The configs that MONAI Label reads."""
+
+PATHS_OF_SCANS = "monailabel_train.json"
+"""The config that MONAI Label writes for a training on several GPUs, with the paths of all scans; it is not copied."""
 
 
 def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights: Path | None = None) -> None:
@@ -92,16 +96,24 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
     # next to the target, which thus is whole or does not exist, wherever the copying is interrupted
     with tempfile.TemporaryDirectory(prefix=".copy-", dir=target.parent) as scratch:
         copy = Path(scratch) / target.name
-        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("eval", "__pycache__", *left_out))
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("eval", "__pycache__", PATHS_OF_SCANS, *left_out))
+        make_writable(copy)
         for name, content in contents.items():
             text = json.dumps(content, indent=4, ensure_ascii=False)
             (copy / "configs" / f"{name}.json").write_text(text + "\n", encoding="utf-8")
         if weights is not None:
             (copy / "models").mkdir(exist_ok=True)
-            shutil.copy(weights, copy / "models" / "model.pt")
+            shutil.copyfile(weights, copy / "models" / "model.pt")
             if recorded:
-                shutil.copy(weights.with_suffix(".json"), copy / "models" / "model.json")
+                shutil.copyfile(weights.with_suffix(".json"), copy / "models" / "model.json")
         copy.replace(target)
+
+
+def make_writable(folder: Path) -> None:
+    """Let the owner write what was copied from a read-only folder, whose modes ``shutil.copytree`` copies, too."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | stat.S_IWUSR)
 
 
 def setting(text: str) -> tuple[str, Any]:

@@ -379,6 +379,16 @@ def copy_bundles(folder: Path) -> None:
             copy_bundle(bundle, folder / bundle.name, {})
 
 
+def copy_app(folder: Path) -> None:
+    """Copy the app, or what has changed of it, so that the server can write next to it wherever it is installed."""
+    make_writable = runpy.run_path(str(ROOT / "label" / "copy_bundle.py"))["make_writable"]
+    if folder.exists():
+        make_writable(folder)  # of a copy that was interrupted
+    left_out = shutil.ignore_patterns("bin", "logs", "model", "__pycache__")
+    shutil.copytree(ROOT / "label", folder, ignore=left_out, dirs_exist_ok=True)
+    make_writable(folder)
+
+
 def dicomweb_environment(folder: Path, modalities: Sequence[str] = MODALITIES) -> dict[str, str]:
     """Give what MONAI Label must be told to work on an archive.
 
@@ -436,8 +446,7 @@ def run_monailabel(
         if taken.connect_ex(("127.0.0.1", port)) == 0:
             raise RuntimeError(f"--port {port}: expected a free port, found that another program listens on it")
     copy_bundles(folder / "bundles")
-    left_out = shutil.ignore_patterns("bin", "logs", "model", "__pycache__")
-    shutil.copytree(ROOT / "label", folder / "app", ignore=left_out, dirs_exist_ok=True)
+    copy_app(folder / "app")
     settings = {"bundles": str(folder / "bundles"), **conf}
     options = [part for key, value in settings.items() for part in ("--conf", key, value)]
     # not by the launcher `monailabel`, which takes a path with a space for two arguments and drops an empty one

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import doctest
 import json
+import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,61 @@ def test_an_interrupted_copy_leaves_nothing(tool, tmp_path, monkeypatch):
     monkeypatch.undo()
     tool.copy_bundle(ROOT / "bundles" / LITS, tmp_path / "bundles" / LITS, {})
     assert [path.name for path in (tmp_path / "bundles").iterdir()] == [LITS]
+
+
+def read_only(source: Path, target: Path) -> Path:
+    """Copy a folder as a package manager or an administrator installs it."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "logs", "eval"))
+    for path in (*target.rglob("*"), target):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    return target
+
+
+def not_writable(folder: Path) -> list[Path]:
+    return [path for path in (folder, *folder.rglob("*")) if not path.stat().st_mode & stat.S_IWUSR]
+
+
+def test_the_copy_of_a_read_only_bundle_can_be_written(tool, tmp_path):
+    """By the copying itself, whose modes are those of the source, by training, and by whoever deletes it."""
+    weights = tmp_path / "w.pt"
+    save_trained_weights({"head.weight": torch.zeros(1)}, weights, {"features": [4, 8]})
+    for path in (weights, weights.with_suffix(".json")):
+        path.chmod(0o444)
+    source = read_only(ROOT / "bundles" / LIDC, tmp_path / LIDC)
+    assert len(not_writable(source)) > 10
+    tool.copy_bundle(source, tmp_path / "copy", {})
+    tool.copy_bundle(source, tmp_path / "other", {}, weights)
+    assert not_writable(tmp_path / "copy") == not_writable(tmp_path / "other") == []
+    assert (tmp_path / "other" / "models" / "model.pt").read_bytes() == weights.read_bytes()
+
+
+def test_so_can_the_viewers_copy_of_a_read_only_app(load_script, tmp_path, monkeypatch):
+    viewer = load_script(ROOT / "tools" / "viewer.py")
+    read_only(ROOT / "label", tmp_path / "label")
+    monkeypatch.setattr(viewer, "ROOT", tmp_path)
+    for _ in range(2):  # a kept storage has a copy already
+        viewer.copy_app(tmp_path / "app")
+        assert not_writable(tmp_path / "app") == []
+    assert (tmp_path / "app" / "main.py").read_bytes() == (ROOT / "label" / "main.py").read_bytes()
+
+
+def test_paths_of_scans_are_not_copied(tool, tmp_path):
+    """MONAI Label leaves them in the bundle after a training on several GPUs; git ignores them."""
+    source = tmp_path / LIDC
+    shutil.copytree(ROOT / "bundles" / LIDC, source)
+    (source / "configs" / "monailabel_train.json").write_text(
+        '{"train#dataset#data": [{"image": "SMITH_JOHN.nii.gz"}]}'
+    )
+    tool.copy_bundle(source, tmp_path / "copy", {})
+    copied = {path.name for path in (tmp_path / "copy" / "configs").iterdir()}
+    assert copied == {path.name for path in (source / "configs").iterdir()} - {"monailabel_train.json"}
+    assert f"bundles/*/configs/{tool.PATHS_OF_SCANS}" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_the_server_writes_the_config_that_is_not_copied():
+    """The name is MONAI Label's own."""
+    bundle = pytest.importorskip("monailabel.tasks.train.bundle")
+    assert '"monailabel_train.json"' in Path(bundle.__file__).read_text()
 
 
 def test_examples(tool):
