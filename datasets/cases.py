@@ -62,7 +62,14 @@ def load_datalist(
         return read_datalist(datalist, dataset_dir, key, with_label)
     if dataset_dir is None:
         raise ValueError("expected a data list or a dataset_dir, found neither.")
-    return resolve_paths(build_datalist(dataset_dir, **rules)[key], Path(dataset_dir), f"{dataset_dir}")
+    found = build_datalist(dataset_dir, **rules)
+    if not found[key]:
+        numbers = ", ".join(f"{len(found[split])} in {split}" for split in SPLITS)
+        raise ValueError(
+            f"{dataset_dir}: expected scans for {key}, found {numbers}: without a data list a folder is split by"
+            " patient; name another split, or a data list (--datalist)"
+        )
+    return resolve_paths(found[key], Path(dataset_dir), f"{dataset_dir}")
 
 
 def build_datalist(

@@ -10,7 +10,15 @@ import pytest
 from monai.transforms import LoadImage, SaveImage
 from monai.utils import ensure_tuple
 
-from models_genesis.datasets import MSD_TASKS, ScanReader, ScanWriter, load_cases, load_labelled_cases, msd_task
+from models_genesis.datasets import (
+    MSD_TASKS,
+    ScanReader,
+    ScanWriter,
+    load_cases,
+    load_datalist,
+    load_labelled_cases,
+    msd_task,
+)
 
 
 def save(path, shape=(40, 40, 40)):
@@ -233,3 +241,15 @@ def test_any_dataset_json_is_a_task(tmp_path):
         msd_task(path)
     with pytest.raises(FileNotFoundError):
         msd_task(tmp_path / "nowhere.json")
+
+
+def test_a_split_of_a_folder_that_is_empty_is_named(tmp_path):
+    """One patient cannot be in two splits."""
+    save(tmp_path / "a.nii.gz")
+    rules = {"min_size": (8, 8, 8)}
+    (entry,) = load_datalist(None, tmp_path, "training", **rules)
+    assert entry["image"] == str(tmp_path / "a.nii.gz")
+    with pytest.raises(
+        ValueError, match=r"expected scans for validation, found 1 in training, 0 in validation, 0 in test"
+    ):
+        load_datalist(None, tmp_path, "validation", **rules)

@@ -86,9 +86,9 @@ def _read_number(value: Any) -> int | float:
     return value
 
 
-def _read_text(value: Any) -> str | os.PathLike[str]:
+def _read_text(value: Any) -> str:
     if isinstance(value, str | os.PathLike):
-        return value
+        return os.fspath(value)  # configs add names to paths
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # a name such as 2023 looks like a number
     raise ValueError

@@ -52,7 +52,7 @@ UNAMBIGUOUS = [
     ("border", "[[2, 2], [2, 2], [1, 1]]", [[2, 2], [2, 2], [1, 1]]),
     ("device", "cpu", "cpu"),
     ("device", torch.device("cpu"), torch.device("cpu")),
-    ("dataset_dir", Path("/d"), Path("/d")),
+    ("dataset_dir", Path("/d"), "/d"),
     ("spacing", "$[1, 1, 1]", "$[1, 1, 1]"),
     ("epochs", "@other", "@other"),
 ]
