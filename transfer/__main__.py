@@ -58,6 +58,17 @@ def _parser() -> argparse.ArgumentParser:
     permute.set_defaults(command=_permute)
     _add_embed(commands.add_parser("embed", help="write the encoder's features of scans, for retrieval and probes"))
     _add_probe(commands.add_parser("probe", help="tell two classes of scans apart from frozen features"))
+    trainings = commands.add_parser(
+        "trainings", help="compare tasks of pretraining by several trainings of each: is it the task, or its luck?"
+    )
+    trainings.add_argument(
+        "folder", type=Path, help="of a probe, or of a study's runs, whose weights or arms are called TASK_1, TASK_2"
+    )
+    trainings.add_argument("--against", required=True, metavar="TASK", help="what others are compared with")
+    trainings.add_argument("--of", required=True, nargs="+", metavar="TASK", help="whose mean is compared first")
+    trainings.add_argument("--labels", type=_labels, default="all", help="labelled patients, a number or all")
+    trainings.add_argument("--resamples", type=int, default=9999, help="bootstrap samples")
+    trainings.set_defaults(command=_trainings)
     return parser
 
 
@@ -260,6 +271,14 @@ def _power(arguments: argparse.Namespace) -> int:
     from .study import load_study
 
     print(power_text(load_study(arguments.study), arguments.out, arguments.power))
+    return 0
+
+
+def _trainings(arguments: argparse.Namespace) -> int:
+    from .trainings import compare_trainings
+
+    labels, resamples = arguments.labels, arguments.resamples
+    print(compare_trainings(arguments.folder, arguments.against, arguments.of, labels, resamples))
     return 0
 
 
