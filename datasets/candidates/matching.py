@@ -44,9 +44,10 @@ def match_scans(root: Path, names: Iterable[str]) -> tuple[dict[str, str], dict[
     Returns:
         The scan of each name that means one; the scans of each name that means several; the scans that no name means.
     """
-    images = list(find_scans(root))
+    images: list[str] = []
     by_name: dict[str, list[str]] = {}
-    for image in images:
+    for image in find_scans(root):  # each as it is found, while the headers of its folder are known
+        images.append(image)
         for name in scan_names(root, image):
             by_name.setdefault(name, []).append(image)
     wanted = set(names)

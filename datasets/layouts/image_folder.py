@@ -99,13 +99,14 @@ def list_folder(root: str | Path, progress: bool = False, **rules: Any) -> Datas
     folder = Path(root)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a folder of scans, found no such folder.")
-    images = list((find_scans if settings.spatial_dims == 3 else find_pictures)(folder))
-    if not images:
+    images = (find_scans if settings.spatial_dims == 3 else find_pictures)(folder)
+    # each scan as it is found: a folder of DICOM, all of whose headers were read to find it, is still known then
+    checked = [_check(folder, image, settings) for image in tqdm(images, "scans", disable=None if progress else True)]
+    if not checked:
         expected = ", ".join(SCAN_SUFFIXES if settings.spatial_dims == 3 else PICTURE_SUFFIXES)
         flat = settings.spatial_dims == 3 and next(find_pictures(folder), None)
         hint = f", but {flat}: images of two dimensions are listed with --spatial-dims 2" if flat else ""
         raise ValueError(f"{folder}: expected scans ({expected} or DICOM), found none{hint}.")
-    checked = [_check(folder, image, settings) for image in tqdm(images, "headers", disable=None if progress else True)]
     kept = [image for image, _, scan in checked if not scan.reason]
     identifiers = {image: header.patient for image, header, _ in checked if header}
     patients, by_file = _patients(folder, kept, identifiers, settings)

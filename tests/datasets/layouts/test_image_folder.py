@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from monai.transforms import LoadImage, SaveImage
 
 from models_genesis.datasets import ScanReader, ScanWriter, build_datalist, list_folder, load_datalist
 from models_genesis.datasets.__main__ import main
+from models_genesis.datasets.io import dicom_series
 from models_genesis.datasets.io.find_scans import find_scans
 from models_genesis.datasets.splits import SPLITS
 
@@ -263,3 +265,21 @@ def test_patients_that_are_named_by_files_are_pointed_out(tmp_path, tools):
         for path in list(tmp_path.glob(f"P{patient}_*")):
             path.rename(tmp_path / f"in/P{patient}/{path.name}")
     assert list_folder(tmp_path, **SMALL).notes == []
+
+
+def test_headers_of_dicom_are_read_once(tmp_path, tools, monkeypatch):
+    """With more folders than are remembered."""
+    number = dicom_series._find_series.cache_info().maxsize + 3
+    for patient in range(number):
+        tools.write_series(tmp_path / f"p{patient}", tools.make_scan(0, (8, 8, 4)), patient=f"p{patient}")
+    read = Counter()
+    read_slices = dicom_series.read_slices
+
+    def count(file):
+        read[file] += 1
+        return read_slices(file)
+
+    monkeypatch.setattr(dicom_series, "read_slices", count)
+    found = list_folder(tmp_path, **SMALL)
+    assert sum(bool(scan.split) for scan in found.scans) == number
+    assert len(read) == 4 * number and set(read.values()) == {1}
