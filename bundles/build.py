@@ -284,11 +284,11 @@ def not_following(config: Mapping[str, Any], carried: Mapping[str, Any]) -> dict
     return {key: value for key, value in carried.items() if not follows(key)}
 
 
-def decathlon_tasks() -> frozenset[str]:
-    """Name the tasks whose channels and labels the bundles know."""
-    from models_genesis.datasets.cases import MSD_TASKS
+def decathlon_tasks() -> dict[str, dict[str, Any]]:
+    """Tell of the tasks that the bundles know by name."""
+    from models_genesis.datasets.cases import MSD_TASKS, msd_task
 
-    return frozenset(MSD_TASKS)
+    return {name: msd_task(name) for name in MSD_TASKS}
 
 
 def check_weights(weights: Path, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -462,8 +462,9 @@ def contents(
         FileNotFoundError: when a file is missing.
         ValueError: when metadata, configs, README or weights are not as they must be.
     """
+    from models_genesis.datasets.channels import same_channels
     from models_genesis.training.engines.component_arguments import holder
-    from models_genesis.training.engines.model_settings import check_config_settings
+    from models_genesis.training.engines.model_settings import BUNDLE, check_config_settings
 
     metadata = check_bundle(folder)
     recorded: dict[str, Any] = {}
@@ -472,8 +473,9 @@ def contents(
         # training goes on with the network of the weights; inference and evaluation read their settings themselves
         recorded = trained_settings(weights.path)
         check_config_settings(recorded, read_json(folder / "configs" / "inference.json"), settings)
-        carried = by_id(recorded)
-        if carried.get("task") in decathlon_tasks():
+        carried = by_id({key: value for key, value in recorded.items() if key != BUNDLE})
+        known = decathlon_tasks().get(carried.get("task", ""), {}).get("channels")
+        if known and same_channels(carried.get("task_facts", {}).get("channels", known), known):
             carried.pop("task_facts", None)  # they follow from the task, and from another one that a user gives
         check_weights(weights.path, folder, {**carried, **settings})
     check_described(folder, metadata, {**carried, **settings})

@@ -53,9 +53,16 @@ def order_channels(
     Raises:
         ValueError: When the list names other channels, another modality, or has them in one file in another order.
     """
-    listed = listed_channels(source, content)
-    if not channels or not listed:
-        if channels and len(channels) > 1:
+    if not channels:
+        return cases
+    modality = content.get("modality")
+    numbered = dict(enumerate(modality)) if isinstance(modality, list) else modality
+    try:
+        listed = listed_channels(source, {"modality": numbered})
+    except ValueError:  # a list that was written by hand
+        listed = []
+    if not listed:
+        if len(channels) > 1:
             logger.warning("%s: does not name its channels; they are taken for %s", source, ", ".join(channels))
         return cases
     known, found = modality_of(channels), modality_of(listed)
@@ -68,11 +75,14 @@ def order_channels(
     advice = "name them alike if they are the same"
     if sorted(names) != sorted(wanted):
         raise ValueError(f"{source}: expected the channels {list(channels)}, found {list(listed)}; {advice}")
-    if one := next((case["image"] for case in cases if len(case["image"]) != len(names)), None):
-        raise ValueError(
-            f"{source}: expected the channels {list(channels)} in this order, for {one} holds all in one file, found"
-            f" {list(listed)}; {advice}"
-        )
+    for image in (case["image"] for case in cases):
+        if isinstance(image, str):
+            raise ValueError(
+                f"{source}: expected the channels {list(channels)} in this order, for {image} holds all in one file,"
+                f" found {list(listed)}; {advice}"
+            )
+        if len(image) != len(names):
+            raise ValueError(f"{source}: expected a file for each of {list(listed)}, found {len(image)} for {image[0]}")
     order = [names.index(name) for name in wanted]
     logger.info("%s: the channels %s are taken in the order %s", source, ", ".join(listed), ", ".join(channels))
     return [{**case, "image": [case["image"][number] for number in order]} for case in cases]

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 NAME_EXCLUDED = "name excluded"
 """Reason of scans that are passed over because they are called as label maps are."""
 
-OWN_RESULT = "own result"
+OWN_RESULT = "written by a bundle"
 """Reason of files that are passed over because a bundle wrote them, as a prediction or a restored scan."""
 
 PASSED_OVER = {NAME_EXCLUDED: "they are called as label maps are", OWN_RESULT: "a bundle wrote them"}

@@ -15,6 +15,10 @@ from models_genesis.datasets.io.atomic_write import atomic_text
 NAME = "models_genesis_demo"
 """Of the study, by which a later demo knows what it may replace."""
 
+FORMER_NAME = "demo"
+
+TITLE = "Livers of the phantom: does the pretraining help when few are labelled?"
+
 
 def study_content(bundle: Path, settings: Settings) -> dict[str, Any]:
     """A study of two starts on the phantom's livers, small enough for the demo.
@@ -34,7 +38,7 @@ def study_content(bundle: Path, settings: Settings) -> dict[str, Any]:
     }
     return {
         "name": NAME,
-        "title": "Livers of the phantom: does the pretraining help when few are labelled?",
+        "title": TITLE,
         "bundle": str(bundle),
         "datalist": "phantom/dataset.json",
         "dataset_dir": "phantom",
@@ -76,8 +80,12 @@ def write_study(bundle: Path, settings: Settings) -> None:
     results, study = study_results(settings.out), study_file(settings.out)
     if (results.exists() or study.exists()) and not _of_a_demo(study):
         found = results if results.exists() else study
-        raise FileExistsError(f"{found}: expected nothing or an earlier demo's results, found other files")
-    shutil.rmtree(results, ignore_errors=True)
+        raise FileExistsError(
+            f"{found}: expected nothing or an earlier demo's results, found other files; give another --out, or remove"
+            " it"
+        )
+    if results.exists():
+        shutil.rmtree(results)
     settings.out.mkdir(parents=True, exist_ok=True)
     with atomic_text(study) as file:
         file.write(json.dumps(study_content(bundle, settings), indent=2) + "\n")
@@ -86,6 +94,7 @@ def write_study(bundle: Path, settings: Settings) -> None:
 def _of_a_demo(study: Path) -> bool:
     """Say whether a demo has written a study's file."""
     try:
-        return bool(json.loads(study.read_text(encoding="utf-8"))["name"] == NAME)
+        content = json.loads(study.read_text(encoding="utf-8"))
+        return bool(content["name"] in (NAME, FORMER_NAME) and content["title"] == TITLE)
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -97,10 +97,13 @@ class Trainings:
             against: the other one.
 
         Raises:
-            ValueError: when there is no such task, or too few patients.
+            ValueError: when there is no such task, one is there twice, or there are too few patients.
         """
         if missing := [task for task in (*of, against) if task not in self.tasks]:
             raise ValueError(f"expected tasks of {', '.join(self.tasks)}, found {', '.join(missing)}")
+        if len({*of, against}) <= len(of):
+            found = ", ".join((*of, against))
+            raise ValueError(f"expected each task once, and another one to compare with, found {found}")
         weights = {name: 1 / len(of) / len(self.tasks[task]) for task in of for name in self.tasks[task]}
         weights |= {name: -1 / len(self.tasks[against]) for name in self.tasks[against]}
 
@@ -109,13 +112,13 @@ class Trainings:
             parts = [weight * self._estimators[name](seeds, patients) for name, weight in weights.items()]
             return np.asarray(np.sum(parts, axis=0))
 
-        found = two_level_bootstrap(estimate, 1, self._strata, self.num_resamples, self.seed)
-        if found.se is None:
+        drawn = two_level_bootstrap(estimate, 1, self._strata, self.num_resamples, self.seed)
+        if drawn.se is None:
             raise ValueError("expected two patients or more in each fold, found one")
         trainings = self.spread * float(np.sqrt(sum(weight**2 for weight in weights.values())))
-        half = float(student.ppf(0.975, self.df)) * float(np.hypot(found.se, trainings))
-        ends = found.value - half, found.value + half
-        return TaskContrast("+".join(of), against, found.value, *ends, found.se, trainings, self.df)
+        half = float(student.ppf(0.975, self.df)) * float(np.hypot(drawn.se, trainings))
+        ends = drawn.value - half, drawn.value + half
+        return TaskContrast("+".join(of), against, drawn.value, *ends, drawn.se, trainings, self.df)
 
 
 def compare_trainings(
@@ -143,7 +146,8 @@ def compare_trainings(
     table = [asdict(row) for row in rows]
     write_csv(Path(folder) / "trainings.csv", list(table[0]), table)
     lines = [f"standard deviation between trainings: {trainings.spread:.4f}, {trainings.df} degrees of freedom"]
-    lines += [f"{name}: {value:.4f}" for name, value in trainings.values.items()]
+    for task, names in trainings.tasks.items():
+        lines.append(f"{task}: " + ", ".join(f"{name} {trainings.values[name]:.4f}" for name in names))
     for row in rows:
         lines.append(f"{row.of} - {row.against}: {row.difference:+.4f} ({row.low:+.4f} to {row.high:+.4f})")
     return "\n".join(lines)
@@ -170,6 +174,8 @@ def read_trainings(folder: str | Path, labels: Labels = "all") -> dict[str, Scor
     if protocol is None:
         raise FileNotFoundError(f"{folder}: expected the results of a probe or of a study, found neither")
     study = study_of(protocol["versions"][-1]["study"], Protocol(results).path)
+    if labels not in study.labels:
+        raise ValueError(f"{folder}: expected --labels of {', '.join(map(str, study.labels))}, found {labels}")
     analysis = Analysis(study, results)
     found = {arm: analysis.cell(arm, labels, "common").scores for arm in study.arms}
     scores = {arm: each for arm, each in found.items() if each is not None}

@@ -26,6 +26,11 @@ from .scan_geometry import NIFTI_SUFFIXES, TOLERANCE, BadScanError, corner_dista
 
 logger = logging.getLogger(__name__)
 
+_UNREADABLE = (
+    OSError, EOFError, ValueError, KeyError, zlib.error,
+    nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError,
+)  # fmt: skip
+
 MARK = b"genesis"
 """First word of the description in the header of each file that is written here."""
 
@@ -37,14 +42,27 @@ class ScanWriter(NibabelWriter):
     sides and unit are copied, so that whatever a program makes of the scan, it makes of the prediction. Others get
     sform and qform of scanner coordinates in mm, on which nibabel and ITK agree. A single slice keeps its third axis.
 
-    The header's description says of which scan a file is, as hashes of its path and its bytes. A file of another scan,
-    which was called alike, is not replaced; one of the same scan is, if that was moved or if it was mended. A file that
-    no such writer wrote, such as the scan itself or a label map drawn by hand, is never replaced.
+    The header's description says of which scan a file is, as hashes of its path and its bytes, and what its voxels
+    were. A file of another scan, which was called alike, is not replaced; one of the same scan is, if that was moved or
+    if it was mended. What no such writer wrote, such as the scan itself, a label map drawn by hand, or a prediction
+    that was corrected, is never replaced.
 
     Give it to MONAI as ``SaveImaged(keys="pred", writer="models_genesis.datasets.ScanWriter")``.
     """
 
     source: str = ""
+
+    def __init__(self, *args: Any, mark: bool = True, **kwargs: Any) -> None:
+        """Take MONAI's arguments.
+
+        Args:
+            args: passed on to ``NibabelWriter``.
+            mark: whether the header says that the file was written here; not for a file that is a scan, such as one
+                that was converted or resampled, which is no result to be replaced, nor to be left out of a listing.
+            kwargs: passed on to ``NibabelWriter``.
+        """
+        super().__init__(*args, **kwargs)
+        self.mark = mark
 
     def set_data_array(
         self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, squeeze_end_dims: bool = True, **kwargs: Any
@@ -102,7 +120,7 @@ class ScanWriter(NibabelWriter):
         image.set_sform(affine, code=1)
         image.set_qform(affine, code=1)
         image.header.set_xyzt_units("mm")
-        image.header["descrip"] = description
+        image.header["descrip"] = b" ".join([description, _checksum(image)]) if self.mark else b""
         source = self._source_header(image.shape, np.asarray(affine, np.float64))
         if source is not None:
             copy_geometry(source, image.header)
@@ -140,7 +158,7 @@ def _words(path: str | Path) -> list[bytes]:
     try:
         image: Any = nib.load(path)
         return bytes(image.header["descrip"]).rstrip(b"\0").split(b" ")
-    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError, KeyError):
+    except _UNREADABLE:
         return []
 
 
@@ -150,19 +168,37 @@ def _description(source: str) -> bytes:
     if content is None:
         return MARK
     path = hashlib.sha256(os.path.abspath(source).encode(errors="surrogateescape")).hexdigest()
-    return b" ".join([MARK, path[:32].encode(), content[:32].encode()])
+    return b" ".join([MARK, path[:24].encode(), content[:24].encode()])
+
+
+def _checksum(image: Any) -> bytes:
+    """Give the checksum of an image's voxels as they are stored, by which a corrected one is known."""
+    data = image.dataobj
+    stored = data.get_unscaled() if hasattr(data, "get_unscaled") else np.asarray(data, image.get_data_dtype())
+    return f"{zlib.crc32(np.asarray(stored, stored.dtype.newbyteorder('<')).tobytes(order='F')):08x}".encode()
+
+
+def _was_changed(path: Path, words: list[bytes]) -> bool:
+    """Say whether a file that was written here has other voxels now; of an earlier version's that is not known."""
+    if len(words) not in (2, 4):
+        return False
+    try:
+        return _checksum(nib.load(path)) != words[-1]
+    except _UNREADABLE:
+        return True
 
 
 def _refuse_other_scan(target: Path, description: bytes, source: str) -> None:
     if not target.exists():
         return
-    there, ours = _words(target), description.split(b" ")
-    if there[:1] != [MARK] or (source and os.path.exists(source) and os.path.samefile(source, target)):
+    found, ours = _words(target), description.split(b" ")
+    is_source = bool(source) and os.path.exists(source) and os.path.samefile(source, target)
+    if found[:1] != [MARK] or is_source or _was_changed(target, found):
         raise FileExistsError(
-            f"{target}: expected no file, or an earlier result, found one that was not written here, such as a scan or"
-            " a label map drawn by hand; give another --output_dir"
+            f"{target}: expected no file, or an earlier result, found one that was not written here or was changed"
+            " since, such as a scan or a label map drawn by hand; give another --output_dir, or remove it"
         )
-    if len(there) == len(ours) == 3 and there[1] != ours[1] and there[2] != ours[2]:
+    if len(found) >= len(ours) == 3 and all(was[:24] != now for was, now in zip(found[1:3], ours[1:], strict=True)):
         raise FileExistsError(
             f"{target}: expected a result of {source}, found that of another scan of the same name; give each folder of"
             " scans an --output_dir of its own, or remove the file"

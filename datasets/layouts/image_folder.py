@@ -138,7 +138,7 @@ def _check(root: Path, image: str, rules: FolderRules) -> tuple[str, ScanHeader 
     except BadScanError as error:
         return image, None, ScanRecord(image, reason=error.reason, detail=error.detail)
     if is_written_here(root / image):
-        detail = "expected a scan, found a prediction or a restored scan that a bundle wrote"
+        detail = "expected a scan, found a prediction or a restored scan"
         return image, None, ScanRecord(image, reason=OWN_RESULT, detail=detail)
     geometry = ScanRecord.geometry(header)
     reason = detail = ""

@@ -25,9 +25,10 @@ VERSION = 2
 """Version of what this package makes of a scan, part of the name of each prepared scan.
 
 Raise it with every change after which the same files and settings give other arrays: a reader that takes other voxels,
-such as padding that is filled, or a transform of this package that computes otherwise. It is not the package's version,
-with which all scans would be prepared again at each release. ``tests/datasets/loading/test_prepared_version.py`` has
-scans of several kinds and what they were prepared to, and fails where that changes and this number does not.
+such as padding that is filled, other files of a folder for a series, or a transform of this package that computes
+otherwise. It is not the package's version, with which all scans would be prepared again at each release.
+``tests/datasets/loading/test_prepared_version.py`` has scans of several kinds and what they were prepared to, and fails
+where that changes and this number does not.
 """
 
 NAMES = ("patient", "seriesuid", "fold", "prediction", "candidates", "positives")

@@ -79,7 +79,7 @@ class ScanNotes:
             entry: entry of a data list.
             note: what :meth:`look` gave.
         """
-        if not note.name or self._path(note.name).exists() or self._name(entry) != note.name:
+        if not note.name or self._read(note.name) == note or self._name(entry) != note.name:
             return  # a folder that changed since is another scan
         try:
             with atomic_path(self._path(note.name), durable=False) as temporary:

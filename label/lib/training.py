@@ -140,6 +140,8 @@ class GenesisTrainTask(BundleTrainTask):
         train = ConfigParser.load_config_file(self.bundle_config_path)
         try:
             recorded = read_model_settings(self.weights.parent, self.weights.name)
+            if not recorded:
+                return {}
             own = self._own_settings(train, recorded)
         except ModelSettingsError as error:
             raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"{self.weights}: {error}") from error

@@ -180,7 +180,7 @@ def convert(scan: str, target: Path) -> None:
     """
     header, read = open_scan(scan)
     voxels = read()
-    writer = ScanWriter(output_dtype=voxels.dtype)
+    writer = ScanWriter(output_dtype=voxels.dtype, mark=False)  # a scan, not a result
     writer.set_data_array(voxels, channel_dim=None)
     writer.set_metadata({"affine": header.affine}, resample=False)
     writer.write(target)

@@ -225,6 +225,8 @@ def test_an_earlier_study_does_not_stand_in_the_way(demo, tmp_path):
         demo.write_study(demo.SEGMENTATION, settings)
     (tmp_path / "study.json").unlink()
     demo.write_study(demo.SEGMENTATION, settings)
+    former = {**json.loads((tmp_path / "study.json").read_text()), "name": "demo"}  # of an earlier version
+    (tmp_path / "study.json").write_text(json.dumps(former))
     write_study_results(tmp_path)
     demo.write_study(demo.SEGMENTATION, settings)
     assert not (tmp_path / "study").exists() and (tmp_path / "study.json").is_file()

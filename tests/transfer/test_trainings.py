@@ -116,6 +116,9 @@ def test_what_cannot_be_compared_is_refused(probe, tmp_path, capsys):
     folder, _ = probe
     with pytest.raises(ValueError, match="expected tasks of all, one, other, found some"):
         compare_trainings(folder, "all", ["some"], num_resamples=10)
+    for of, against in ((["one", "one"], "all"), (["all", "one"], "all"), (["all"], "all")):
+        with pytest.raises(ValueError, match="expected each task once, and another one to compare with"):
+            compare_trainings(folder, against, of, num_resamples=10)
     with pytest.raises(ValueError, match="expected scores with 5 labelled patients, found none"):
         read_trainings(folder, 5)
     with pytest.raises(FileNotFoundError, match="expected the results of a probe or of a study, found neither"):

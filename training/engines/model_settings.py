@@ -52,6 +52,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+BUNDLE = "bundle"
+"""Setting that names the bundle which weights are of: networks of one shape would take those of another finding."""
+
 
 def save_trained_weights(
     state_dict: Mapping[str, Tensor],
@@ -189,9 +192,14 @@ def check_model_settings(recorded: Mapping[str, Any], given: Mapping[str, Any], 
     compared = [(key, recorded[key], _plain(value)) for key, value in given.items() if key in recorded]
     differing = [
         f"--{key}: trained with {json.dumps(theirs)}, given {json.dumps(ours, default=str)}"
-        for key, theirs, ours in (*(_what_differs(*each) for each in compared), *_other_findings(recorded, given))
+        for key, theirs, ours in (_what_differs(*each) for each in compared)
         if _plain(theirs) != ours
     ]
+    if not allow and BUNDLE in recorded and recorded[BUNDLE] != given.get(BUNDLE, recorded[BUNDLE]):
+        raise ModelSettingsError(
+            f"expected weights of {given[BUNDLE]}, found those of {recorded[BUNDLE]}: run their bundle, or give the"
+            " --ckpt_dir of this one's; --allow_changed_settings True takes them all the same"
+        )
     if differing and not allow:
         raise ModelSettingsError(
             f"the weights were trained with other settings. {'; '.join(differing)}. Leave the keys out to take what "
@@ -212,19 +220,6 @@ def _what_differs(key: str, recorded: Any, given: Any) -> tuple[str, Any, Any]:
     return "task", {name: _plain(recorded[name]) for name in other}, {name: given[name] for name in other}
 
 
-def _other_findings(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Compare what weights and bundle predict where they say it in other words: the weights are another bundle's."""
-    keys = ("labels", "task_facts", "targets")
-    theirs, ours = ([key for key in keys if settings.get(key)] for settings in (recorded, given))
-    if not theirs or not ours or set(theirs) & set(ours):
-        return []
-
-    def predicted(settings: Mapping[str, Any], key: str) -> Any:
-        return _plain(settings[key]["labels"] if key == "task_facts" else settings[key])
-
-    return [("ckpt_dir", predicted(recorded, theirs[0]), predicted(given, ours[0]))]
-
-
 def check_config_settings(
     recorded: Mapping[str, Any], inference: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
@@ -240,9 +235,10 @@ def check_config_settings(
     """
     checked = inference.get("settings_check", {}).get("given", {})
     given = {key: value for key, value in settings.items() if key in checked}
+    given |= {BUNDLE: checked[BUNDLE]} if BUNDLE in checked else {}
     if "task" in settings:
         given["task"] = name_of_task(msd_task(settings["task"]))
-    check_model_settings(recorded, given)
+    check_model_settings(recorded, given, settings.get("allow_changed_settings") is True)
 
 
 def trained_task(settings: Mapping[str, Any], task: str | Path) -> dict[str, Any]:

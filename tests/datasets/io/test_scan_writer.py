@@ -8,6 +8,7 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from monai.transforms import LoadImage, SaveImage
 
 from models_genesis.datasets import ScanReader, ScanWriter
@@ -55,7 +56,9 @@ def test_files_of_others_are_never_replaced(other, tmp_path):
     if other is not None:
         made.write_bytes(other)
     before = made.read_bytes()
-    with pytest.raises(RuntimeError, match=r"FileExistsError: .*t1_seg.nii.gz: .*found one that was not written here"):
+    with pytest.raises(
+        RuntimeError, match=r"FileExistsError: .*t1_seg.nii.gz: .*found one that was not written here or"
+    ):
         predict(write_scan(tmp_path / "p" / "t1.nii.gz", 1), tmp_path / "out")
     assert made.read_bytes() == before and not is_written_here(made)
 
@@ -72,7 +75,9 @@ def test_a_scan_is_not_replaced_by_its_own_result(of_ours, tmp_path):
     writer.set_metadata(image.meta, resample=False)
     (tmp_path / "link.nii.gz").symlink_to(scan)
     for target in (scan, tmp_path / "link.nii.gz"):
-        with pytest.raises(FileExistsError, match="found one that was not written here, such as a scan"):
+        with pytest.raises(
+            FileExistsError, match="found one that was not written here or was changed since, such as a scan"
+        ):
             writer.write(target)
     assert scan.read_bytes() == before
 
@@ -86,3 +91,49 @@ def test_what_is_written_here_says_so(tmp_path):
     writer.write(tmp_path / "own.nii")
     assert is_written_here(tmp_path / "own.nii")
     assert not is_written_here(tmp_path / "none.nii") and not is_written_here(tmp_path)
+
+
+@pytest.mark.parametrize("program", ["nibabel", "itk", "truncated"])
+def test_a_prediction_that_was_corrected_is_kept(program, tmp_path):
+    """Programs keep the description of a file that they change."""
+    scan = write_scan(tmp_path / "p" / "t1.nii.gz", 1)
+    made = predict(scan, tmp_path / "out")
+    if program == "nibabel":
+        image = nib.load(made)
+        voxels = np.array(image.dataobj)
+        voxels[3, 3, 3] = 7
+        nib.save(nib.Nifti1Image(voxels, image.affine, image.header), made)
+    elif program == "itk":
+        itk = pytest.importorskip("itk")
+        image = itk.imread(str(made))
+        image[3, 3, 3] = 7
+        itk.imwrite(image, str(made))
+    else:
+        made.write_bytes(made.read_bytes()[:-20])
+    before = made.read_bytes()
+    with pytest.raises(RuntimeError, match=r"FileExistsError: .*or was changed since"):
+        predict(scan, tmp_path / "out")
+    assert made.read_bytes() == before
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_a_result_is_known_again_in_any_type(dtype, tmp_path):
+    scan = write_scan(tmp_path / "p" / "t1.nii.gz", 1)
+    image = LoadImage(reader=ScanReader, ensure_channel_first=True)(str(scan))
+    image = image * 1.37 + torch.arange(8)
+    for _ in range(2):
+        SaveImage(tmp_path, "x", output_dtype=dtype, writer=ScanWriter, resample=False, print_log=False)(image)
+    found = nib.load(tmp_path / "t1" / "t1_x.nii.gz")
+    assert found.get_data_dtype() == dtype and len(bytes(found.header["descrip"]).rstrip(b"\0")) <= 79
+
+
+def test_a_scan_that_is_written_is_no_result(tmp_path):
+    """Such as one that was converted or resampled: it is listed, and nothing replaces it."""
+    scan = write_scan(tmp_path / "p" / "t1.nii.gz", 1)
+    image = LoadImage(reader=ScanReader, ensure_channel_first=True)(str(scan))
+    save = SaveImage(tmp_path / "out", "seg", writer=ScanWriter, resample=False, print_log=False)
+    save.set_options(init_kwargs={"mark": False})
+    save(image)
+    assert not is_written_here(tmp_path / "out" / "t1" / "t1_seg.nii.gz")
+    with pytest.raises(RuntimeError, match="FileExistsError: "):
+        predict(scan, tmp_path / "out")

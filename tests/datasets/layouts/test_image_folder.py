@@ -94,7 +94,7 @@ def test_what_a_bundle_wrote_is_no_scan(scan_folder, tools):
         save(scan)
     found = list_folder(scan_folder, **SMALL)
     assert sum(bool(scan.split) for scan in found.scans) == before
-    assert [scan.image for scan in found.scans if scan.reason == "own result"] == [
+    assert [scan.image for scan in found.scans if scan.reason == "written by a bundle"] == [
         "out/only/only_deformed.nii.gz", "out/only/only_restored.nii.gz",
     ]  # fmt: skip
 

@@ -120,6 +120,9 @@ def test_a_broken_note_is_as_none(content, start, read):
     again = start()
     assert set(read.values()) == {1}
     np.testing.assert_array_equal(again[0]["image"], cache[0]["image"])
+    read.clear()
+    start()
+    assert not read  # it has been written again
 
 
 def test_a_note_without_its_prepared_scan_prepares_it_again(start):

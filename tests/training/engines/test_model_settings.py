@@ -5,6 +5,8 @@ import hashlib
 import json
 import logging
 import os
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +25,10 @@ from models_genesis.training import (
     save_trained_weights,
     trained_task,
 )
+from models_genesis.training.engines.model_settings import check_config_settings
 
+BUNDLES = Path(__file__).resolve().parents[3] / "bundles"
+NAMES = sorted(path.name for path in BUNDLES.glob("genesis_*_*ation"))
 SETTINGS = {"features": [8, 16], "spacing": None, "intensity_range": [-1000, 600], "tumour": False}
 
 
@@ -192,33 +197,27 @@ def test_tasks_are_the_same_by_what_they_hold_not_by_name():
         check({"task_facts": ours}, {"task_facts": {**ours, "labels": {"0": "background", "1": "TZ", "2": "PZ"}}})
 
 
-LIVER, NODULE = {"0": "background", "1": "liver", "2": "tumour"}, {"0": "background", "1": "nodule"}
-SPLEEN = msd_task("Task09_Spleen")
-
-
-@pytest.mark.parametrize(
-    ("recorded", "given", "message"),
-    [
-        ({"labels": NODULE}, {"labels": LIVER}, r'--labels: trained with .*"nodule".*, given .*"liver"'),
-        ({"task_facts": SPLEEN}, {"labels": LIVER}, r'--ckpt_dir: trained with .*"spleen".*, given .*"liver"'),
-        ({"labels": NODULE}, {"task_facts": SPLEEN}, r"--ckpt_dir: trained with .*nodule.*, given .*spleen"),
-        ({"targets": ["whole tumour"]}, {"labels": LIVER}, r"--ckpt_dir: trained with .*whole tumour.*, given .*liver"),
-        ({"labels": LIVER}, {"targets": ["whole tumour"]}, r"--ckpt_dir: trained with .*liver.*, given .*whole tumour"),
-    ],
-    ids=["labels", "Decathlon", "into the Decathlon", "BraTS", "into BraTS"],
-)  # fmt: skip
-def test_weights_of_another_finding_are_refused(recorded, given, message):
+def test_weights_of_another_bundle_are_refused():
     """Networks of the same shape take each other's weights, and call nodules a liver."""
+    ours, theirs = "genesis_lits_liver_ct_segmentation", "genesis_lidc_nodule_ct_segmentation"
     shape = {"features": [8, 16]}
-    with pytest.raises(ModelSettingsError, match=message):
-        check_model_settings({**shape, **recorded}, {**shape, **given})
-    check_model_settings({**shape, **recorded}, {**shape, **recorded})
-    check_model_settings(shape, {**shape, **given})  # written before labels were
+    with pytest.raises(ModelSettingsError, match=f"expected weights of {ours}, found those of {theirs}"):
+        check_model_settings({**shape, "bundle": theirs}, {**shape, "bundle": ours})
+    check_model_settings({**shape, "bundle": theirs}, {**shape, "bundle": ours}, allow=True)
+    check_model_settings({**shape, "bundle": ours}, {**shape, "bundle": ours})
+    check_model_settings(shape, {**shape, "bundle": ours})  # written before bundles were
 
 
-def test_a_task_that_has_the_labels_of_another_bundle_is_the_same_finding():
-    facts = {**msd_task("Task03_Liver"), "labels": LIVER}
-    check_model_settings({"task_facts": facts}, {"labels": {int(value): name for value, name in LIVER.items()}})
+@pytest.mark.parametrize("name", NAMES)
+def test_each_bundle_records_its_name_and_asks_for_it(name):
+    """Also in a copy of another name."""
+    configs = BUNDLES / name / "configs"
+    train, inference = (json.loads((configs / f"{each}.json").read_text()) for each in ("train", "inference"))
+    assert train["train"]["run"]["model_settings"]["bundle"] == name
+    assert inference["settings_check"]["given"]["bundle"] == name
+    for settings, allowed in (({}, False), ({"allow_changed_settings": True}, True)):
+        with nullcontext() if allowed else pytest.raises(ModelSettingsError, match=f"expected weights of {name}"):
+            check_config_settings({"bundle": "genesis_other_segmentation"}, inference, settings)
 
 
 def test_a_training_takes_over_what_its_config_has():
