@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from monai.networks.layers.factories import Pool
 from torch import Tensor, nn
 
+from .bundle_load import refuse_partial_load
 from .genesis_encoder import GenesisEncoder, check_architecture
 from .hub import PretrainedMixin
 from .weight_container import refuse_non_finite
@@ -82,6 +83,7 @@ class GenesisClassifier(nn.Module, PretrainedMixin):
         self.classes = nn.Linear(hidden_channels, num_classes)
         self.register_load_state_dict_pre_hook(accept_prefixes)
         self.register_load_state_dict_pre_hook(refuse_non_finite)
+        self.register_load_state_dict_pre_hook(refuse_partial_load)
 
     def forward(self, x: Tensor) -> Tensor:
         """Give the logits, (batch, num_classes)."""

@@ -9,6 +9,7 @@ import torch
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
+from .bundle_load import refuse_partial_load
 from .genesis_decoder import GenesisDecoder
 from .genesis_encoder import GenesisEncoder, check_architecture
 from .hub import PretrainedMixin
@@ -115,6 +116,7 @@ class GenesisUNet(nn.Module, PretrainedMixin):
         self.head = Conv[Conv.CONV, spatial_dims](channels[0], out_channels, kernel_size=1)
         self.register_load_state_dict_pre_hook(accept_prefixes)
         self.register_load_state_dict_pre_hook(refuse_non_finite)
+        self.register_load_state_dict_pre_hook(refuse_partial_load)
 
     def forward(self, x: Tensor) -> Tensor:
         """Give the logits, ``(batch, out_channels, *spatial)``."""

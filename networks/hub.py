@@ -17,7 +17,7 @@ from .pretrained_config import HEADER, PREPROCESSING, NetworkConfig, arguments_o
 from .pretrained_files import CONFIG, WEIGHTS, find_files, hub_library
 from .weight_container import non_finite
 from .weight_files import atomic_save, read_weights, save_safetensors
-from .weight_names import bare_names
+from .weight_names import RESIZED, bare_names
 from .weight_report import WeightReport
 from .weights import load_pretrained
 
@@ -48,12 +48,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T", bound="PretrainedMixin")
 
 _FIXED = ("spatial_dims", "features")  # another value is another network
-_FRESH = {  # what may be left over where an argument differs from that of the weights
-    "in_channels": ("encoder.levels.0.conv1.weight",),
-    "out_channels": ("head.",),
-    "num_classes": ("classes.",),
-    "hidden_channels": ("hidden.", "classes."),
-}
 _OUTPUTS = {"GenesisUNet": "out_channels", "GenesisClassifier": "num_classes"}
 NETWORKS: dict[str, type[nn.Module]] = {}
 """The networks that can be told from weights, by name; each enters itself as it is defined."""
@@ -275,8 +269,8 @@ def _build(
                 f"{weights}: expected {name}={config.shape[name]}, which the weights have, found {name}="
                 f"{overrides[name]}: no tensor of another would fit{hint}"
             )
-    changed = [name for name in _FRESH if name in overrides and overrides[name] != config.shape.get(name)]
-    fresh = tuple(prefix for name in changed for prefix in _FRESH[name])
+    changed = [name for name in RESIZED if name in overrides and overrides[name] != config.shape.get(name)]
+    fresh = tuple(prefix for name in changed for prefix in RESIZED[name])
     if config.network != kind:
         if _OUTPUTS[kind] not in overrides:
             raise ValueError(

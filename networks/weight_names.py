@@ -9,7 +9,15 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["accept_prefixes", "bare_names", "names_in_file"]
+__all__ = ["RESIZED", "accept_prefixes", "bare_names", "names_in_file"]
+
+RESIZED = {
+    "in_channels": ("encoder.levels.0.conv1.weight",),
+    "out_channels": ("head.",),
+    "num_classes": ("classes.",),
+    "hidden_channels": ("hidden.", "classes."),
+}
+"""What the names of tensors begin with that have another shape with another value of a network's argument."""
 
 _WRAPPER = "module."  # DistributedDataParallel and DataParallel
 _COMPILED = "_orig_mod"  # torch.compile

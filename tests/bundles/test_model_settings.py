@@ -15,7 +15,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, load
 
-from models_genesis.networks import save_weights
+from models_genesis.networks import GenesisUNet, save_weights
 from models_genesis.training import CandidateScorer, ModelSettingsError, save_trained_weights
 from models_genesis.training.engines.moved_keys import MOVED_KEYS
 from models_genesis.training.handlers.run_settings import settings_of_run
@@ -144,6 +144,52 @@ def test_load_gives_the_network_of_the_weights_from_anywhere(bundle, kind, tmp_p
     network = load(bundle, bundle_dir=str(tmp_path), source="github", workflow_type=kind, device="cpu")
     loaded = network.state_dict()
     assert list(loaded) == list(state) and all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+def bundle_with(bundle: str, folder: Path, **settings: Any) -> dict[str, torch.Tensor]:
+    """Lay a bundle with weights and nothing that describes them; MONAI's `load` goes by the config alone."""
+    state = parser(bundle, ["train"], **{**TRAINED[bundle], **settings}).get_parsed_content("network_def").state_dict()
+    shutil.copytree(ROOT / bundle / "configs", folder / bundle / "configs")
+    save_weights(state, folder / bundle / "models" / "renamed.pt")
+    torch.save({"model": state, "epoch": 3}, folder / bundle / "models" / "last_epoch.pt")
+    return state
+
+
+def loaded(bundle: str, folder: Path, file: str = "renamed.pt", **given: Any) -> Any:
+    given = {"source": "github", "device": "cpu", **given}
+    return load(bundle, bundle_dir=str(folder), model_file=f"models/{file}", **given)
+
+
+@pytest.mark.parametrize("kind", ["train", "inference"])
+@pytest.mark.parametrize("bundle", NAMES)
+def test_load_without_settings_gives_the_network_that_the_tensors_tell(bundle, kind, tmp_path):
+    state = bundle_with(bundle, tmp_path)
+    for file, entry in (("renamed.pt", None), ("last_epoch.pt", "model")):
+        now = loaded(bundle, tmp_path, file, workflow_type=kind, key_in_ckpt=entry).state_dict()
+        assert list(now) == list(state) and all(torch.equal(now[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("kind", ["train", "inference"])
+def test_load_gives_all_tensors_or_says_which_are_left(kind, tmp_path, monkeypatch):
+    """MONAI's `load` passes over what does not fit; only what the caller resizes may be random."""
+    state = bundle_with(LITS, tmp_path)
+    folder = tmp_path / LITS / "models"
+    with pytest.raises(ModelSettingsError, match=r"expected all \d+ tensors of .*GenesisUNet, found 0; .*key_in_ckpt"):
+        loaded(LITS, tmp_path, "last_epoch.pt", workflow_type=kind)
+    torch.save({key: value for key, value in state.items() if key != "head.bias"}, folder / "partial.pt")
+    with pytest.raises(ModelSettingsError, match=r"left over are head\.bias"):
+        loaded(LITS, tmp_path, "partial.pt", workflow_type=kind)
+    with pytest.raises(ModelSettingsError, match="encoder"):
+        loaded(LITS, tmp_path, workflow_type=kind, net_override={"features": [4, 8, 32]})
+    network = loaded(LITS, tmp_path, workflow_type=kind, net_override={"out_channels": 7})
+    assert network.head.out_channels == 7
+    kept = [key for key, value in network.state_dict().items() if torch.equal(value, state.get(key, value * 0))]
+    assert set(state) - set(kept) == {"head.weight", "head.bias"}
+    own = GenesisUNet(features=SMALL["features"], out_channels=7)
+    warnings: list[str] = []
+    monkeypatch.setattr("models_genesis.networks.bundle_load.logger.warning", warnings.append)
+    loaded(LITS, tmp_path, model=own)
+    assert len(warnings) == 1 and warnings[0].endswith("left over are head.weight, head.bias")
 
 
 @pytest.mark.parametrize("trained", [LITS], indirect=True)

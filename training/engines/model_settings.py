@@ -8,24 +8,23 @@ inference, evaluation, ``monai.bundle.load`` and MONAI Label take them from ther
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
-import sys
 from collections.abc import Hashable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import load
 from monai.transforms import Transform
 from torch import Tensor
 
 from ...datasets.cases import MSD_TASKS, msd_task
 from ...datasets.channels import same_channels
 from ...datasets.io.atomic_write import atomic_path, atomic_text
+from ...networks.bundle_load import weights_of_load
 from ...networks.weight_container import sha256_of
-from ...networks.weight_files import save_weights
+from ...networks.weight_files import read_weights, save_weights
+from ...networks.weight_inspection import genesis_architecture
 from ...networks.weight_settings import (
     FORMAT,
     ModelSettingsError,
@@ -94,7 +93,8 @@ def save_trained_weights(
 def read_model_settings(ckpt_dir: str | Path, file: str = "model.pt") -> dict[str, Any]:
     """Read the settings that weights were trained with.
 
-    Within ``monai.bundle.load`` they are those of the weights that it loads, wherever the process runs.
+    Within ``monai.bundle.load`` they are those of the weights that it loads, wherever the process runs; see
+    :func:`settings_of_load`.
 
     Args:
         ckpt_dir: folder of the weights.
@@ -106,17 +106,40 @@ def read_model_settings(ckpt_dir: str | Path, file: str = "model.pt") -> dict[st
     Raises:
         ModelSettingsError: when the file cannot be read, or describes other weights.
     """
-    return settings_of_weights(_weights_of_load() or Path(ckpt_dir) / file)
+    return settings_of_load() if weights_of_load() is not None else settings_of_weights(Path(ckpt_dir) / file)
 
 
 def settings_of_load() -> dict[str, Any]:
     """Read the settings of the weights that ``monai.bundle.load`` is loading, empty in any other case.
 
     ``load`` builds the network of ``train.json`` by default, and passes over weights of another shape without a word.
-    Its channels and its width follow the weights by this; a training is not concerned.
+    Its channels and its width follow the weights by this; a training is not concerned. Of weights without a JSON, such
+    as renamed ones or ``last_epoch.pt``, they are what the shapes of the tensors tell of the network.
+
+    Returns:
+        The settings by key.
+
+    Raises:
+        ModelSettingsError: when ``model.json`` cannot be read, or describes other weights.
+        ValueError: when there is none, and the weights are damaged or no weights.
     """
-    weights = _weights_of_load()
-    return {} if weights is None else read_model_settings(weights.parent, weights.name)
+    weights = weights_of_load()
+    if weights is None:
+        return {}
+    return settings_of_weights(weights) or _settings_of_shapes(weights)
+
+
+def _settings_of_shapes(weights: Path) -> dict[str, Any]:
+    """Tell the keys that make the network of weights from shapes, in which preprocessing does not show."""
+    found = genesis_architecture(read_weights(weights).tensors)
+    if found is None:
+        return {}
+    settings: dict[str, Any] = {key: found[1][key] for key in ("in_channels", "out_channels") if key in found[1]}
+    settings["features"] = list(found[1]["features"])
+    if found[1]["spatial_dims"] == 2:  # the number of sides and of channels count, the axes do not show
+        settings |= {"cube_size": [64, 64], "slice_axis": 2, "slice_axes": [2]}
+    logger.info("%s: no %s; by the tensors' shapes %s", weights, settings_path(weights).name, settings)
+    return settings
 
 
 def features_of_pretrained(pretrained: str | Path | None, default: Sequence[int]) -> list[int]:
@@ -318,17 +341,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def _weights_of_load() -> Path | None:
-    """Find the weights that ``monai.bundle.load`` is loading: it runs a config that knows nothing of where it lies."""
-    code = inspect.unwrap(load).__code__
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is code and "full_path" in frame.f_locals:
-            return Path(frame.f_locals["full_path"])
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
 
 
 def _made_by() -> str:
