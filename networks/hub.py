@@ -13,7 +13,7 @@ import torch
 from monai.utils import min_version, optional_import
 from torch import nn
 
-from .pretrained_config import HEADER, PREPROCESSING, NetworkConfig, arguments_of, config_text, read_config
+from .pretrained_config import HEADER, NetworkConfig, arguments_of, config_text, kept_settings, read_config
 from .pretrained_files import CONFIG, WEIGHTS, find_files, hub_library
 from .weight_container import non_finite
 from .weight_files import atomic_save, read_weights, save_safetensors
@@ -116,7 +116,8 @@ class PretrainedMixin(
         Width, channels and classes are those of the weights; activation, norm and preprocessing those of
         ``config.json`` or ``model.json`` next to them. Every tensor has to match. Fresh parts have to be requested:
         another ``out_channels``, ``num_classes`` or ``hidden_channels`` gives a fresh head, another ``in_channels``
-        adapts the first convolution. ``out_channels`` or ``num_classes`` also takes the encoder from a
+        adapts the first convolution; of the task's settings, which are of the old network, the modality is kept then.
+        ``out_channels`` or ``num_classes`` also takes the encoder from a
         :class:`GenesisClassifier` or :class:`GenesisUNet`, the rest is fresh then.
 
         Args:
@@ -165,8 +166,8 @@ class PretrainedMixin(
         config = read_config(files, read_weights(files.weights), NETWORKS)
         network, report = _build(cls, config, overrides, files.weights)
         transferred = bool(report.adapted or report.skipped or report.missing)
-        settings = {name: config.settings[name] for name in PREPROCESSING if name in config.settings}
-        network.weight_report, network.model_settings = report, settings if transferred else dict(config.settings)
+        settings = kept_settings(config.settings) if transferred else dict(config.settings)
+        network.weight_report, network.model_settings = report, settings
         cast(nn.Module, network).to(map_location).eval()
         return network
 

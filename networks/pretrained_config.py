@@ -15,13 +15,13 @@ from .weight_files import WeightFile
 from .weight_inspection import genesis_architecture
 from .weight_settings import settings_of_weights, settings_path
 
-__all__ = ["HEADER", "PREPROCESSING", "NetworkConfig", "arguments_of", "config_text", "read_config"]
+__all__ = ["HEADER", "PREPROCESSING", "NetworkConfig", "arguments_of", "config_text", "kept_settings", "read_config"]
 
 HEADER = "models_genesis"
 """Entry of a safetensors header that holds the config, so that the one file is complete."""
 
 PREPROCESSING = ("cube_size", "slice_axis", "spacing", "axcodes", "normalise", "intensity_range", "task_facts")
-"""Settings that go with the encoder, whatever head is put on it; ``task_facts`` tell CT from MR."""
+"""Settings that go with the encoder, whatever head is put on it; of ``task_facts`` the modality, CT or MR."""
 
 _NETWORK, _SETTINGS = "network", "model_settings"  # entries of the config besides the network's arguments
 
@@ -108,8 +108,12 @@ def read_config(files: PretrainedFiles, weights: WeightFile, networks: Mapping[s
     network, shape = found
     described = _described(files, weights)
     settings = settings_of_weights(files.weights)
-    for place, content in (*described.items(), (str(settings_path(files.weights)), _of_the_network(settings))):
+    of_settings = {place: content.get(_SETTINGS, {}) for place, content in described.items()}
+    for place, content in described.items():
         _compare(place, content, {_NETWORK: network, **shape}, weights.path)
+    for place, content in (*of_settings.items(), (str(settings_path(files.weights)), settings)):
+        _compare(place, _of_the_network(content), shape, weights.path)
+        _compare(f"{place}, task_facts", _of_the_network(content.get("task_facts")), shape, weights.path)
     known = arguments_of(networks[network])
     arguments: dict[str, Any] = {}
     for place, content in described.items():
@@ -146,8 +150,29 @@ def _described(files: PretrainedFiles, weights: WeightFile) -> dict[str, dict[st
     return described
 
 
-def _of_the_network(settings: Mapping[str, Any]) -> dict[str, Any]:
+def kept_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what stays true of the settings of weights once their head is fresh, or their input is adapted.
+
+    Args:
+        settings: those that the weights were trained with.
+
+    Returns:
+        The preprocessing; of the task its modality alone, for its labels and channels are those of the old network.
+
+    Example:
+        >>> kept_settings({"spacing": None, "classes": [0, 1], "task_facts": {"modality": "MR", "out_channels": 3}})
+        {'spacing': None, 'task_facts': {'modality': 'MR'}}
+    """
+    kept = {name: settings[name] for name in PREPROCESSING if name in settings}
+    if isinstance(kept.get("task_facts"), Mapping):
+        kept["task_facts"] = {name: value for name, value in kept["task_facts"].items() if name == "modality"}
+    return kept
+
+
+def _of_the_network(settings: Any) -> dict[str, Any]:
     """Give the settings of a training as its network has them: slices along several axes are its channels."""
+    if not isinstance(settings, Mapping):
+        return {}
     channels, axes = settings.get("in_channels"), settings.get("slice_axes")
     if isinstance(channels, int) and isinstance(axes, list):
         return {**settings, "in_channels": channels * len(axes)}

@@ -130,6 +130,27 @@ def test_settings_travel_on(bundle: Path, tmp_path: Path) -> None:
     assert GenesisClassifier.from_pretrained(bundle, num_classes=1).model_settings == PREPROCESSING
 
 
+FACTS = {"name": "Two", "modality": "MR", "in_channels": 2, "labels": {"0": "background"}, "out_channels": 3}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept"),
+    [({}, FACTS), ({"out_channels": 3}, FACTS), ({"out_channels": 5}, {"modality": "MR"}),
+     ({"in_channels": 4}, {"modality": "MR"})],
+)  # fmt: skip
+def test_a_fresh_head_or_an_adapted_input_keeps_of_the_task_what_stays_true(
+    overrides: dict[str, Any], kept: Any, tmp_path: Path
+) -> None:
+    settings = {"features": [4, 8], "spacing": None, "task": "Two", "task_facts": FACTS}
+    save_trained_weights(unet().state_dict(), tmp_path / "model.pt", settings)
+    network = GenesisUNet.from_pretrained(tmp_path, **overrides)
+    network.save_pretrained(tmp_path / "again")
+    assert network.model_settings["task_facts"] == kept
+    assert ("task" in network.model_settings) == (kept == FACTS)
+    again = GenesisUNet.from_pretrained(tmp_path / "again")
+    assert again.model_settings == network.model_settings and again.architecture == network.architecture
+
+
 def test_the_originals_file_loads(original_shapes: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
     deep = unet(features=(4, 6, 8, 10), in_channels=1, out_channels=1)
     names = {from_original_name(name.removeprefix("module.")): name for name in original_shapes}
@@ -204,6 +225,14 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def write_facts(folder: Path, **changes: Any) -> None:
+    """Save a network as it was saved with the settings of another one."""
+    network = unet()
+    network.model_settings = {"task_facts": FACTS | changes}
+    network.save_pretrained(folder)
+    (folder / "config.json").unlink()
+
+
 def without(path: Path, *names: str, **extra: torch.Tensor) -> None:
     state = {name: tensor for name, tensor in unet().state_dict().items() if name not in names}
     save_safetensors(state | extra, path)
@@ -222,6 +251,16 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         lambda folder: edit(folder / "config.json", in_channels=1),
         {},
         r"config\.json: in_channels is 1, but .*model\.safetensors, header has 2",
+    ),
+    "channels of the config's task": (
+        lambda folder: write_facts(folder, in_channels=1),
+        {},
+        r"header, task_facts: in_channels is 1, but .*model\.safetensors has 2",
+    ),
+    "labels of the config's task": (
+        lambda folder: write_facts(folder, out_channels=2),
+        {"out_channels": 5},
+        r"header, task_facts: out_channels is 2, but .*model\.safetensors has 3",
     ),
     "width of the config": (
         lambda folder: edit(folder / "config.json", features=[8, 16]),
