@@ -26,6 +26,7 @@ from .engines.overrides import UnknownOverrideError, refuse_unknown_overrides
 from .engines.precision import AutocastInferer, Precision, choose_precision
 from .engines.prepare_batch import DEFORM_ON, BatchDeformation, DeformationBackend
 from .engines.pretrained import load_pretrained_weights
+from .engines.torchscript import load_torchscript
 from .engines.window_inferer import window_inferer
 from .handlers.candidate_curves import draw_candidate_curves
 from .handlers.candidate_report import CandidateReport, CandidateWriter, prediction_store
@@ -125,6 +126,7 @@ __all__ = [
     "layer_groups",
     "leave_process_group",
     "load_pretrained_weights",
+    "load_torchscript",
     "mask_scores",
     "match_detections",
     "match_scan_detections",
