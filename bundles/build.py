@@ -247,9 +247,11 @@ def trained_settings(weights: Path) -> dict[str, Any]:
 
 def by_id(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Give settings of weights by the ids that they have in the configs, which may be nested ones."""
+    from models_genesis.networks.network_def import NETWORK_DEF, rare_arguments
     from models_genesis.training.engines.moved_keys import MOVED_KEYS
 
-    return {MOVED_KEYS[key].id if key in MOVED_KEYS else key: value for key, value in recorded.items()}
+    named = {key: value for key, value in recorded.items() if key != NETWORK_DEF} | rare_arguments(recorded)
+    return {MOVED_KEYS[key].id if key in MOVED_KEYS else key: value for key, value in named.items()}
 
 
 def not_following(config: Mapping[str, Any], carried: Mapping[str, Any]) -> dict[str, Any]:
@@ -493,6 +495,8 @@ def contents(
     for key, value in not_following(configs["train.json"], carried).items():
         component, last = holder(configs["train.json"], key) or (configs["train.json"], key)
         component[last] = value
+        if key.startswith("network_def#"):  # inference reads settings with the weights, but no argument of the network
+            configs["inference.json"]["network_def"][last] = value
     for file, config in (portable_configs(configs) if vendored else configs).items():
         texts[f"configs/{file}"] = layout(config) + "\n"
     metadata = packed_metadata(metadata, provenance(folder.parents[1]), code)

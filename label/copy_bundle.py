@@ -25,6 +25,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from models_genesis.networks.network_def import rare_arguments
 from models_genesis.training import (
     ModelSettingsError,
     convert_option,
@@ -78,6 +79,7 @@ def copy_bundle(source: Path, target: Path, settings: Mapping[str, Any], weights
     train = ConfigParser(contents["train"])
     train.update(recorded_overrides(contents["train"], recorded))
     contents["train"] = train.config
+    settings = {**rare_arguments(recorded), **settings}  # of the network, which inference has to be told
     for key, value in settings.items():
         having = [found for name in CONFIGS if (found := holder(contents[name], key)) is not None]
         if not having:

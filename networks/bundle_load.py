@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``monai.bundle.load``: which weights it is loading, and that it loads all of them."""
+"""``monai.bundle.load``: which weights it is loading, and that its network is theirs."""
 
 from __future__ import annotations
 
 import inspect
 import logging
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from monai.bundle import load
+from monai.bundle.scripts import _export
 from torch import Tensor, nn
 
+from .network_def import NETWORK_DEF, describe_network, differing_arguments
 from .weight_names import RESIZED
-from .weight_settings import ModelSettingsError, settings_path
+from .weight_settings import ModelSettingsError, settings_of_weights, settings_path
 
 __all__ = ["refuse_partial_load", "weights_of_load"]
 
@@ -36,8 +38,9 @@ def refuse_partial_load(module: nn.Module, _: MutableMapping[str, Any], prefix: 
     """Refuse what ``monai.bundle.load`` leaves random without a word: a hook of ``load_state_dict``.
 
     ``load`` copies the tensors that have the name and the shape of one of the network's, and passes over all others. A
-    network that the bundle's config has built gets all of its tensors, but for those that ``net_override`` resizes.
-    With a network of the caller's own, or ``copy_model_args``, what is left over is named in a warning.
+    network that the bundle's config has built gets all of its tensors, but for those that ``net_override`` resizes,
+    and has the activation and norm that ``model.json`` tells, as has what ``ckpt_export`` exports. With a network of
+    the caller's own, or ``copy_model_args``, what is left over is named in a warning.
 
     Args:
         module: the network.
@@ -46,6 +49,9 @@ def refuse_partial_load(module: nn.Module, _: MutableMapping[str, Any], prefix: 
     Raises:
         ModelSettingsError: tensors of the file or of the network are left over.
     """
+    exporting = None if prefix else _frame_of(_export, "ckpt_file")
+    if exporting is not None and exporting.f_locals.get("net") is module:
+        _refuse_other_arguments(module, Path(exporting.f_locals["ckpt_file"]), {})
     frame = None if prefix else _frame_of_load()
     if frame is None or frame.f_locals.get("model") is not module:
         return
@@ -53,9 +59,10 @@ def refuse_partial_load(module: nn.Module, _: MutableMapping[str, Any], prefix: 
     found, own = _shapes(given["model_dict"], given["key_in_ckpt"]), _shapes(module.state_dict())
     resized = tuple(start for name in given["net_override"] for start in RESIZED.get(name, ()))
     left = [name for name in {**own, **found} if own.get(name) != found.get(name) and not name.startswith(resized)]
-    if not left:
-        return
     weights = Path(given["full_path"])
+    if not left:
+        _refuse_other_arguments(module, weights, given["net_override"])
+        return
     message = (
         f"{weights}: expected all {len(own)} tensors of the bundle's {type(module).__name__}, found "
         f"{sum(own.get(name) == shape for name, shape in found.items())}; left over are {', '.join(left[:5])}"
@@ -69,6 +76,22 @@ def refuse_partial_load(module: nn.Module, _: MutableMapping[str, Any], prefix: 
     )
 
 
+def _refuse_other_arguments(network: nn.Module, weights: Path, overrides: Mapping[str, Any]) -> None:
+    """Compare what tensors do not show, such as the activation, with what ``model.json`` tells of the training."""
+    recorded, now = settings_of_weights(weights).get(NETWORK_DEF), describe_network(network)
+    if recorded is None or now is None:
+        return
+    differing = {name: pair for name, pair in differing_arguments(recorded, now).items() if name not in overrides}
+    if differing:
+        wanted = {name: before for name, (before, _) in differing.items()}
+        raise ModelSettingsError(
+            f"{weights}: expected the network that was trained, with {wanted}, found the config's, with "
+            f"{ {name: value for name, (_, value) in differing.items()} }: give it as in training (net_override of "
+            f"monai.bundle.load, --{NETWORK_DEF}#{next(iter(wanted))} of ckpt_export), or take "
+            f"{type(network).__name__}.from_pretrained"
+        )
+
+
 def _shapes(content: Any, entry: str | None = None) -> dict[str, tuple[int, ...]]:
     """List the tensors of what was read by name."""
     tensors = content if entry is None else content[entry]
@@ -79,10 +102,15 @@ def _shapes(content: Any, entry: str | None = None) -> dict[str, tuple[int, ...]
 
 def _frame_of_load() -> FrameType | None:
     """Find ``load`` in the call stack, with the weights that it has found."""
-    code = inspect.unwrap(load).__code__
+    return _frame_of(load, "full_path")
+
+
+def _frame_of(function: Callable[..., Any], known: str) -> FrameType | None:
+    """Find a function in the call stack, once it has a local variable."""
+    code = inspect.unwrap(function).__code__
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code is code and "full_path" in frame.f_locals:
+        if frame.f_code is code and known in frame.f_locals:
             return frame
         frame = frame.f_back
     return None

@@ -10,11 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from monai.bundle import ConfigParser
 
+from .network_def import CHANNELS, NETWORK_DEF, describe_network_def, differing_arguments
 from .nnunet_adaptation import CITATIONS, PLAN, adaptation_plan, encoder_tensors
-from .nnunet_plans import read_plan
+from .nnunet_plans import NetworkPlan, read_plan
 from .weight_files import atomic_save, read_weights
 from .weight_report import WeightReport
+from .weight_settings import settings_of_weights
 from .weights import load_pretrained
 
 HEADS = ".seg_layers."  # nnU-Net's own loader of pretrained weights leaves out names with this in them
@@ -96,6 +99,7 @@ def convert_to_nnunet(
     heads = {name: tensor for name, tensor in read_weights(weights).tensors.items() if HEADS in name}
     if not heads:
         raise ValueError(f"{weights}: expected weights of nnU-Net's network, found no name with {HEADS} in it")
+    _refuse_other_arguments(weights, plan, plans)
     network = plan.build(plan.in_channels, out_channels=next(iter(heads.values())).shape[0])
     report = _without_heads(load_pretrained(network, weights))
     if report.unexpected:
@@ -108,6 +112,22 @@ def convert_to_nnunet(
         content |= {PLAN: adaptation, "citations": CITATIONS}
     atomic_save(lambda file: torch.save(content, file), target)
     return report
+
+
+def _refuse_other_arguments(weights: str | os.PathLike[str], plan: NetworkPlan, plans: str | os.PathLike[str]) -> None:
+    """Compare what tensors do not show, such as the activation, by the ``model.json`` of the pretraining.
+
+    Raises:
+        ValueError: naming each argument with both values.
+    """
+    recorded = settings_of_weights(Path(weights)).get(NETWORK_DEF)
+    planned = describe_network_def(ConfigParser({NETWORK_DEF: plan.network_def()}))
+    if recorded is None or planned is None:
+        return
+    differing = differing_arguments(recorded, planned, left_out=CHANNELS)
+    if differing:
+        found = "; ".join(f"{name}: trained with {before}, planned {now}" for name, (before, now) in differing.items())
+        raise ValueError(f"{os.fspath(weights)} is not of the network that {os.fspath(plans)} has. {found}")
 
 
 def describe_encoder(checkpoint: str | os.PathLike[str]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .network_def import NETWORK_DEF, own_class
 from .pretrained_files import PretrainedFiles
 from .weight_files import WeightFile
 from .weight_inspection import genesis_architecture
@@ -115,11 +116,15 @@ def read_config(files: PretrainedFiles, weights: WeightFile, networks: Mapping[s
         _compare(place, _of_the_network(content), shape, weights.path)
         _compare(f"{place}, task_facts", _of_the_network(content.get("task_facts")), shape, weights.path)
     known = arguments_of(networks[network])
-    arguments: dict[str, Any] = {}
+    recorded = settings.pop(NETWORK_DEF, None) or {"arguments": {}}
+    if recorded.get("target") is not None:
+        _compare(str(settings_path(files.weights)), {_NETWORK: own_class(recorded)}, {_NETWORK: network}, weights.path)
+    arguments = {name: _as_argument(value) for name, value in recorded["arguments"].items() if name in known}
     for place, content in described.items():
         unknown = sorted(set(content) - set(known) - {_NETWORK, _SETTINGS})
         if unknown and _NETWORK in content:
             raise ValueError(f"{place}: expected the arguments {', '.join(known)} of {network}, found {unknown}")
+        _compare(place, content, {name: arguments[name] for name in arguments if name not in shape}, weights.path)
         arguments |= {name: _as_argument(value) for name, value in content.items() if name in known}
         settings = settings or dict(content.get(_SETTINGS, {}))
     return NetworkConfig(network, shape, arguments | shape, settings)

@@ -298,6 +298,21 @@ def test_the_settings_of_weights_go_with_them_and_need_no_key(build, tmp_path):
         build.build(PRETRAINING, tmp_path / "out", build.Weights(path))
 
 
+def test_the_networks_activation_goes_with_weights_into_both_configs(build, tmp_path):
+    network = GenesisUNet(features=SMALL["features"], act="elu")
+    described = {"target": "models_genesis.networks.GenesisUNet", "arguments": {"act": "elu", "norm": "batch"}}
+    settings = {"features": list(SMALL["features"]), "network_def": described}
+    save_trained_weights(network.state_dict(), tmp_path / "best.pt", settings)
+    archive = packed(build, tmp_path / "out", weights=build.Weights(tmp_path / "best.pt"))
+    for name in ("train", "inference"):
+        written = json.loads(archive.read(f"{PRETRAINING}/configs/{name}.json"))
+        assert written["network_def"]["act"] == "elu" and "norm" not in written["network_def"]
+        assert not any("#" in key for key in written)
+    with pytest.raises(ValueError, match='--network_def#act: trained with "elu", given "relu"'):
+        given = {"network_def#act": "relu"}
+        packed(build, tmp_path / "out2", weights=build.Weights(tmp_path / "best.pt"), settings=given)
+
+
 @pytest.mark.parametrize(
     ("trained", "message"),
     [

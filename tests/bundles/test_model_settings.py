@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, load
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, load
 
 from models_genesis.networks import GenesisUNet, save_weights
 from models_genesis.training import CandidateScorer, ModelSettingsError, save_trained_weights
+from models_genesis.training.engines.model_settings import network_entry
 from models_genesis.training.engines.moved_keys import MOVED_KEYS
 from models_genesis.training.handlers.run_settings import settings_of_run
 
@@ -192,6 +194,113 @@ def test_load_gives_all_tensors_or_says_which_are_left(kind, tmp_path, monkeypat
     assert len(warnings) == 1 and warnings[0].endswith("left over are head.weight, head.bias")
 
 
+ELU = {"network_def#act": "elu", "network_def#batch_statistics": True}
+SEGRESNET = {
+    "_target_": "SegResNet", "init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1], "in_channels": 1,
+    "out_channels": "@out_channels", "act": ["leakyrelu", {"negative_slope": 0.2}],
+}  # fmt: skip
+
+
+def trained_in(bundle: str, folder: Path, entry: bool = True, **settings: Any) -> Path:
+    """What a training leaves, with the entry on its network or, as before there was one, without."""
+    config = parser(bundle, ["train"], **{**TRAINED[bundle], **settings})
+    config.globals["entry"] = network_entry
+    config["entry"] = "$entry(@network_def)"
+    recorded = config.get_parsed_content(SETTINGS) | (config.get_parsed_content("entry") if entry else {})
+    state = config.get_parsed_content("network_def").state_dict()
+    save_trained_weights(state, folder / "models" / "model.pt", json.loads(json.dumps(recorded)))
+    return folder / "models"
+
+
+def refused(bundle: str, stages: list[str], folder: Path, key: str = "settings_check", **settings: Any) -> str:
+    with pytest.raises(RuntimeError) as error:
+        parser(bundle, stages, ckpt_dir=str(folder), **settings).get_parsed_content(key)
+    causes: list[BaseException] = [error.value]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    assert isinstance(causes[-1], ModelSettingsError)
+    return str(causes[-1])
+
+
+@pytest.mark.parametrize("stages", STAGES, ids="+".join)
+@pytest.mark.parametrize("bundle", [LITS, LUNA, PRETRAINING])
+def test_a_network_with_another_activation_than_the_weights_is_refused(bundle, stages, tmp_path):
+    folder = trained_in(bundle, tmp_path, **ELU)
+    message = refused(bundle, stages, folder)
+    assert '--network_def#act: trained with "elu", given "relu"' in message
+    assert "--network_def#batch_statistics: trained with true, given false" in message
+    assert "Give those of the network" in message and "Leave the keys out" not in message
+    assert "batch_statistics" in refused(bundle, stages, folder, **{"network_def#act": "elu"})
+    assert "act" in refused(bundle, ["inference"], folder, "preprocessing", **{"network_def#batch_statistics": True})
+    for allowed in (ELU, {"allow_changed_settings": True}, {**ELU, "network_def#use_checkpointing": True}):
+        parser(bundle, stages, ckpt_dir=str(folder), **allowed).get_parsed_content("settings_check")
+    plain = trained_in(bundle, tmp_path / "plain")
+    parser(bundle, stages, ckpt_dir=str(plain), **{"network_def#act": "relu"}).get_parsed_content("settings_check")
+    assert "act" in refused(bundle, stages, plain, **{"network_def#act": "elu"})
+    earlier = trained_in(bundle, tmp_path / "earlier", entry=False)
+    parser(bundle, stages, ckpt_dir=str(earlier), **ELU).get_parsed_content("settings_check")
+
+
+@pytest.mark.parametrize("stages", STAGES, ids="+".join)
+def test_another_network_than_the_weights_is_refused(stages, tmp_path):
+    given = {"network_def": SEGRESNET}
+    folder = trained_in(LITS, tmp_path, **given)
+    state = torch.load(folder / "model.pt", weights_only=True)
+    now = parser(LITS, stages, ckpt_dir=str(folder), **given)
+    now.get_parsed_content("settings_check")
+    now.get_parsed_content("network_def").load_state_dict(state)
+    dotted = {"network_def": {**SEGRESNET, "_target_": "monai.networks.nets.SegResNet"}}
+    parser(LITS, stages, ckpt_dir=str(folder), **dotted).get_parsed_content("settings_check")
+    names = r"monai\.networks\.nets\..*SegResNet.*models_genesis\.networks\.GenesisUNet"
+    assert re.search(names, refused(LITS, stages, folder))
+    flatter = {"network_def": {**SEGRESNET, "act": ["leakyrelu", {"negative_slope": 0.1}]}}
+    assert '--network_def#act: trained with ["leakyrelu", {"negative_slope": 0.2}]' in refused(
+        LITS, stages, folder, **flatter
+    )
+    script = {"network_def": "$torch.nn.Identity()"}  # of a TorchScript the tensors are compared
+    parser(LITS, stages, ckpt_dir=str(folder), **script).get_parsed_content("settings_check")
+
+
+@pytest.mark.parametrize("bundle", [LITS, LUNA])
+def test_fine_tuning_says_the_activation_of_its_weights_or_another_on_purpose(bundle, tmp_path):
+    weights = trained_in(PRETRAINING, tmp_path, **{"network_def#act": "elu"}) / "model.pt"
+    given = {"pretrained": str(weights), "cube_size": [32, 32, 16]}
+
+    def start(**settings: Any) -> Any:
+        config = parser(bundle, ["train"], **given, **settings)
+        config["begin"] = "$load_pretrained_weights(@network_def, @pretrained)"
+        return config.get_parsed_content("begin")
+
+    with pytest.raises(RuntimeError) as error:
+        start()
+    assert isinstance(error.value.__cause__, ModelSettingsError)
+    assert "act: trained with elu, here relu. Give --network_def#act" in str(error.value.__cause__)
+    for act in ("elu", "relu"):
+        assert start(**{"network_def#act": act}).matched
+
+
+@pytest.mark.parametrize("kind", ["train", "inference"])
+def test_load_and_export_ask_for_the_activation_of_the_weights(kind, tmp_path):
+    folder = trained_in(LITS, tmp_path / LITS, **ELU)
+    shutil.copytree(ROOT / LITS / "configs", tmp_path / LITS / "configs")
+    with pytest.raises(ModelSettingsError, match=r"expected the network that was trained, with \{'act': 'elu', 'batch"):
+        loaded(LITS, tmp_path, "model.pt", workflow_type=kind)
+    wanted = {"act": "elu", "batch_statistics": True}
+    network = loaded(LITS, tmp_path, "model.pt", workflow_type=kind, net_override=wanted)
+    assert wanted.items() <= network.architecture.items()
+    assert wanted.items() <= GenesisUNet.from_pretrained(folder / "model.pt").architecture.items()
+    export = {
+        "net_id": "network_def", "filepath": str(folder / "model.ts"), "ckpt_file": str(folder / "model.pt"),
+        "config_file": str(ROOT / LITS / "configs" / "inference.json"), "ckpt_dir": str(folder),
+        "meta_file": str(ROOT / LITS / "configs" / "metadata.json"),
+    }  # fmt: skip
+    with pytest.raises(ModelSettingsError, match="--network_def#act of ckpt_export"):
+        ckpt_export(**export)
+    ckpt_export(**export, **ELU)
+    cube = torch.rand(1, 1, 16, 16, 8)
+    torch.testing.assert_close(torch.jit.load(folder / "model.ts")(cube), network.eval()(cube))
+
+
 @pytest.mark.parametrize("trained", [LITS], indirect=True)
 def test_monai_labels_parts_of_the_config_carry_the_check(trained):
     """It asks for the network, the preprocessing, the inferer and the postprocessing, and runs nothing else."""
@@ -259,6 +368,11 @@ def test_from_training_to_prediction_and_on(tmp_path):
     given = {path.name: path.read_bytes() for path in (tmp_path / "eval").rglob("*_seg.nii.gz")}
     assert taken == given and len(taken) == 3
     run(["train", "evaluate"], tmp_path)
+    described = json.loads((tmp_path / "models" / "model.json").read_text())["settings"]["network_def"]
+    assert described["target"] == "models_genesis.networks.GenesisUNet" and described["arguments"]["act"] == "relu"
+    with pytest.raises(RuntimeError) as error:
+        run(["inference"], tmp_path, **{"network_def#act": "elu"})
+    assert '--network_def#act: trained with "relu", given "elu"' in str(error.value.__cause__)
     state = torch.load(tmp_path / "models" / "last_epoch.pt", weights_only=True)
     assert state["settings"]["epochs"] == 2 and state["settings"]["intensity_range"] == [-1000, 600]
     with pytest.raises(RuntimeError) as error:

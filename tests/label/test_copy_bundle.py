@@ -209,6 +209,18 @@ def test_the_settings_of_weights_come_along(tool, tmp_path):
         tool.copy_bundle(ROOT / "bundles" / LITS, tmp_path / "b_segmentation", {"tumour": "false"}, weights)
 
 
+def test_the_networks_activation_comes_along_to_both_configs(tool, tmp_path):
+    described = {"target": "models_genesis.networks.GenesisUNet", "arguments": {"act": "elu", "norm": "batch"}}
+    weights = tmp_path / "best.pt"
+    save_trained_weights({"head.weight": torch.zeros(1)}, weights, {"network_def": described})
+    tool.copy_bundle(ROOT / "bundles" / LITS, tmp_path / "a_segmentation", {}, weights)
+    for name in ("train", "inference"):
+        written = read(ROOT / "bundles" / LITS, name)["network_def"]
+        assert read(tmp_path / "a_segmentation", name)["network_def"] == {**written, "act": "elu"}
+    with pytest.raises(ValueError, match='--network_def#act: trained with "elu", given "relu"'):
+        tool.copy_bundle(ROOT / "bundles" / LITS, tmp_path / "b_segmentation", {"network_def#act": "relu"}, weights)
+
+
 def test_a_setting_of_another_type_is_refused(tool, tmp_path):
     with pytest.raises(ValueError, match="--tumour: expected True or False"):
         tool.copy_bundle(ROOT / "bundles" / LITS, tmp_path / "c_segmentation", {"tumour": "maybe"})

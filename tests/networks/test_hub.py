@@ -151,6 +151,26 @@ def test_a_fresh_head_or_an_adapted_input_keeps_of_the_task_what_stays_true(
     assert again.model_settings == network.model_settings and again.architecture == network.architecture
 
 
+def test_a_training_notes_what_tensors_do_not_show(tmp_path: Path) -> None:
+    network = unet(act="elu", batch_statistics=True)
+    described = {
+        "target": "models_genesis.networks.GenesisUNet",
+        "arguments": json.loads(json.dumps(network.architecture)),
+    }
+    save_trained_weights(network.state_dict(), tmp_path / "model.pt", {**SETTINGS, "network_def": described})
+    loaded = GenesisUNet.from_pretrained(tmp_path)
+    assert loaded.architecture == network.architecture and loaded.model_settings == SETTINGS
+    assert GenesisClassifier.from_pretrained(tmp_path, num_classes=1).architecture["act"] == "elu"
+    assert GenesisUNet.from_pretrained(tmp_path, act="relu").architecture["act"] == "relu"
+    save_trained_weights(
+        network.state_dict(),
+        tmp_path / "model.pt",
+        {"network_def": {**described, "target": "models_genesis.networks.GenesisClassifier"}},
+    )
+    with pytest.raises(ValueError, match=r"model\.json: network is GenesisClassifier, but .* has GenesisUNet"):
+        GenesisUNet.from_pretrained(tmp_path)
+
+
 def test_the_originals_file_loads(original_shapes: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
     deep = unet(features=(4, 6, 8, 10), in_channels=1, out_channels=1)
     names = {from_original_name(name.removeprefix("module.")): name for name in original_shapes}

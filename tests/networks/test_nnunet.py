@@ -16,7 +16,9 @@ from torch import nn
 
 from models_genesis.networks import nnunet_plans
 from models_genesis.networks.__main__ import main
+from models_genesis.networks.network_def import describe_network_def
 from models_genesis.networks.nnunet_plans import read_plan
+from models_genesis.training import save_trained_weights
 
 TRAIN = Path(__file__).resolve().parents[2] / "bundles" / "genesis_chest_ct_pretraining" / "configs" / "train.json"
 
@@ -206,3 +208,27 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, capsys: pytest.C
     torch.save(nn.Linear(2, 2).state_dict(), weights)
     assert main(["nnunet-checkpoint", str(weights), str(write_plans(tmp_path)), str(tmp_path / "nnunet.pth")]) == 2
     assert "expected weights of nnU-Net's network, found no name with .seg_layers. in it" in capsys.readouterr().err
+
+
+def test_plans_with_another_activation_than_the_pretraining_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names and shapes of the tensors are the same."""
+    plans = write_plans(tmp_path)
+    described = describe_network_def(ConfigParser({"network_def": read_plan(plans).network_def()}))
+    weights, target = tmp_path / "model.pt", tmp_path / "nnunet.pth"
+    state = {"decoder.seg_layers.0.weight": torch.zeros(1, 4, 1, 1, 1)}
+    save_trained_weights(state, weights, {"network_def": described})
+    at = "configurations__3d_fullres__architecture__arch_kwargs"
+    for key, value, message in (
+        (f"{at}__nonlin", "torch.nn.ReLU", "nonlin: trained with torch.nn.modules.activation.LeakyReLU, planned torch"),
+        (f"{at}__nonlin_kwargs", {"negative_slope": 0.2}, "nonlin_kwargs: trained with {'inplace': True}, planned"),
+    ):
+        write_plans(tmp_path, **{key: value})
+        assert main(["nnunet-checkpoint", str(weights), str(plans), str(target)]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("trained with") == 1
+    write_plans(tmp_path)
+    main(["nnunet-checkpoint", str(weights), str(plans), str(target)])
+    assert "trained with" not in capsys.readouterr().err
+    assert not target.exists()  # the package or tensors of the network are missing here

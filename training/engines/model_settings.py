@@ -16,12 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from monai.transforms import Transform
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...datasets.cases import MSD_TASKS, msd_task
 from ...datasets.channels import same_channels
 from ...datasets.io.atomic_write import atomic_path, atomic_text
 from ...networks.bundle_load import weights_of_load
+from ...networks.network_def import (
+    NETWORK_DEF,
+    describe_network,
+    describe_network_def,
+    differing_arguments,
+    rare_arguments,
+)
 from ...networks.weight_container import sha256_of
 from ...networks.weight_files import read_weights, save_weights
 from ...networks.weight_inspection import genesis_architecture
@@ -33,6 +40,7 @@ from ...networks.weight_settings import (
     settings_of_weights,
     settings_path,
 )
+from .running_workflow import running_parser
 
 __all__ = [
     "ModelSettingsError",
@@ -41,6 +49,7 @@ __all__ = [
     "check_model_settings",
     "features_of_pretrained",
     "name_of_task",
+    "network_entry",
     "read_model_settings",
     "recorded_overrides",
     "save_trained_weights",
@@ -180,15 +189,18 @@ def recorded_overrides(config: Mapping[str, Any], recorded: Mapping[str, Any]) -
         recorded: see :func:`read_model_settings`.
 
     Returns:
-        All of them that the config has, by top-level key or by nested id of its ``deformation``.
+        All of them that the config has, by top-level key or by nested id of its ``deformation``, and the arguments of
+        the network that are not its default.
 
     Example:
         >>> config = {"spacing": None, "deformation": {"mask_ratio": 0.6}}
         >>> recorded_overrides(config, {"spacing": [1, 1, 2], "mask_ratio": 0.3, "epoch": 3})
         {'spacing': [1, 1, 2], 'deformation#mask_ratio': 0.3}
     """
-    overrides = {}
+    overrides = rare_arguments(recorded)
     for key, value in recorded.items():
+        if key == NETWORK_DEF:
+            continue
         if key in config:
             overrides[key] = value
         elif key in config.get("deformation", {}):
@@ -196,8 +208,24 @@ def recorded_overrides(config: Mapping[str, Any], recorded: Mapping[str, Any]) -
     return overrides
 
 
+def network_entry(network: nn.Module) -> dict[str, Any]:
+    """Describe the network of a training, for ``model.json``: activation and norm do not show in weights.
+
+    Args:
+        network: what is trained.
+
+    Returns:
+        The entry of the settings; empty where neither the network nor the running config tells it.
+    """
+    parser = running_parser()
+    described = describe_network(network) or (None if parser is None else describe_network_def(parser))
+    return {} if described is None else {NETWORK_DEF: described}
+
+
 def check_model_settings(recorded: Mapping[str, Any], given: Mapping[str, Any], allow: bool = False) -> None:
-    """Compare the settings of a run with those that its weights were trained with.
+    """Compare the settings of a run with those that its weights were trained with, and its ``network_def``.
+
+    The network is that of the config that is being evaluated; activation, norm and the like do not show in weights.
 
     Args:
         recorded: see :func:`read_model_settings`; settings that it lacks are not compared.
@@ -223,13 +251,28 @@ def check_model_settings(recorded: Mapping[str, Any], given: Mapping[str, Any], 
             f"expected weights of {given[BUNDLE]}, found those of {recorded[BUNDLE]}: run their bundle, or give the"
             " --ckpt_dir of this one's; --allow_changed_settings True takes them all the same"
         )
-    if differing and not allow:
+    network = _differing_network(recorded)
+    if (differing or network) and not allow:
+        advice = "Leave the keys out to take what the weights were trained with" if differing else ""
+        advice += f"{', but g' if advice else 'G'}ive those of the network as they were in training" if network else ""
         raise ModelSettingsError(
-            f"the weights were trained with other settings. {'; '.join(differing)}. Leave the keys out to take what "
-            "the weights were trained with, or give --allow_changed_settings True"
+            f"the weights were trained with other settings. {'; '.join(differing + network)}. {advice}, or give "
+            "--allow_changed_settings True"
         )
-    if differing:
-        logger.warning("other settings than in training, as asked for. %s", "; ".join(differing))
+    if differing or network:
+        logger.warning("other settings than in training, as asked for. %s", "; ".join(differing + network))
+
+
+def _differing_network(recorded: Mapping[str, Any]) -> list[str]:
+    """Compare the network of the config that is being evaluated with that of the weights."""
+    described, parser = recorded.get(NETWORK_DEF), running_parser()
+    given = None if described is None or parser is None else describe_network_def(parser)
+    if described is None or given is None:
+        return []
+    return [
+        f"--{NETWORK_DEF}#{name}: trained with {json.dumps(before)}, given {json.dumps(now)}"
+        for name, (before, now) in differing_arguments(described, given).items()
+    ]
 
 
 def _what_differs(key: str, recorded: Any, given: Any) -> tuple[str, Any, Any]:
@@ -261,7 +304,15 @@ def check_config_settings(
     given |= {BUNDLE: checked[BUNDLE]} if BUNDLE in checked else {}
     if "task" in settings:
         given["task"] = name_of_task(msd_task(settings["task"]))
-    check_model_settings(recorded, given, settings.get("allow_changed_settings") is True)
+    allow = settings.get("allow_changed_settings") is True
+    check_model_settings(recorded, given, allow)
+    described, below = recorded.get(NETWORK_DEF), f"{NETWORK_DEF}#"
+    if described is not None:
+        changed = {key.removeprefix(below): value for key, value in settings.items() if key.startswith(below)}
+        now = {**described, "arguments": {**described["arguments"], **changed}}
+        pairs = differing_arguments(described, now).items()
+        before = {f"{below}{name}": value for name, (value, _) in pairs}
+        check_model_settings(before, {f"{below}{name}": value for name, (_, value) in pairs}, allow)
 
 
 def trained_task(settings: Mapping[str, Any], task: str | Path) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from torch import nn
 
 from ...networks import PRETRAINED_SCALES, WeightReport, load_pretrained
 from ...networks.kernel_slices import DimensionsError, kernel_axes
+from ...networks.network_def import CHANNELS, NETWORK_DEF, describe_network_def, differing_arguments, own_class
 from ...networks.weight_files import read_weights
-from .running_workflow import running_workflow
+from ...networks.weight_settings import ModelSettingsError, settings_of_weights
+from .running_workflow import running_parser, running_workflow
 
 __all__ = ["dimensions_error", "load_pretrained_weights"]
 
@@ -58,6 +60,8 @@ def load_pretrained_weights(
         FileNotFoundError: when there is no such file.
         ValueError: when the file is damaged, holds NaN or infinity, or does not fit the network; the first two also
             for the file of a ``CheckpointLoader``; for another scale; or for weights of slices in a 3D network.
+        ModelSettingsError: when ``model.json`` tells another activation or the like than the config builds, which is
+            not given as a key of the run.
     """
     if scale not in PRETRAINED_SCALES:
         raise ValueError(f"--pretrained_scale: expected one of {PRETRAINED_SCALES}, found {scale!r}")
@@ -77,6 +81,7 @@ def load_pretrained_weights(
             f"--pretrained {pretrained}: expected the weights to start from, found no such file. Train the bundle "
             "genesis_chest_ct_pretraining, name another file, or train from scratch with --pretrained none"
         )
+    _refuse_other_arguments(Path(pretrained))
     sliced = None if slice_axis is None else int(ensure_tuple(slice_axis)[0])
     if sliced is not None and kernel_axes(read_weights(pretrained).tensors) != [3]:
         sliced = None  # weights of slices fit as they are
@@ -86,6 +91,27 @@ def load_pretrained_weights(
         return load_pretrained(network, pretrained, scale=scale, kernel_slice_axis=sliced)
     except DimensionsError as error:
         raise dimensions_error(error, network) from error
+
+
+def _refuse_other_arguments(pretrained: Path) -> None:
+    """Compare what tensors do not show, such as the activation, where the config leaves it to a default."""
+    recorded, parser = settings_of_weights(pretrained).get(NETWORK_DEF), running_parser()
+    given = None if recorded is None or parser is None else describe_network_def(parser)
+    if recorded is None or given is None or parser is None:
+        return
+    if own_class(recorded) and own_class(given):  # a classifier goes on with the encoder of a U-Net
+        recorded = {**recorded, "target": given["target"]}
+    differing = differing_arguments(recorded, given, left_out=CHANNELS)
+    written = parser.get(NETWORK_DEF)
+    unsaid = {name: pair for name, pair in differing.items() if name not in written}
+    if unsaid:
+        found = "; ".join(f"{name}: trained with {before}, here {now}" for name, (before, now) in unsaid.items())
+        raise ModelSettingsError(
+            f"--pretrained {pretrained} is of another network. {found}. Give --{NETWORK_DEF}#{next(iter(unsaid))} as "
+            "the weights were trained, or otherwise to change it"
+        )
+    if differing:
+        logger.warning("--pretrained %s: another network, as asked for: %s", pretrained, differing)
 
 
 def dimensions_error(error: DimensionsError, network: nn.Module) -> ValueError:

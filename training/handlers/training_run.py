@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ...datasets.loading.processes import process_count, process_rank
+from ..engines.model_settings import network_entry
 from .checkpoint import TrainingCheckpoint
 from .collapse_guard import NonFiniteLossHandler
 from .feature_probe import FeatureProbe
@@ -94,7 +95,7 @@ class TrainingRunHandler:
         keep_last: number of states to keep.
         save_every_minutes: time from one state within an epoch to the next, from which a resumed training goes on
             exactly; None saves after epochs alone, see :class:`TrainingCheckpoint`.
-        model_settings: what inference has to know, written next to the weights.
+        model_settings: what inference has to know, written next to the weights, with the network.
         metric: what the key metric is called in the history's picture, where it is another quantity than the loss.
         probe: measures the features every few epochs.
         baseline: another metric of the evaluator, which its key metric must fall below, see :class:`TrainingHistory`.
@@ -174,7 +175,7 @@ class TrainingRunHandler:
             resume=resume,
             keep_last=keep_last,
             resume_changed=resume_changed,
-            model_settings=model_settings,
+            model_settings=None if model_settings is None else {**model_settings, **network_entry(network)},
             save_every_minutes=save_every_minutes,
             history=self.history,
         )
