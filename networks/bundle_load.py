@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,7 +15,7 @@ from monai.bundle import load
 from monai.bundle.scripts import _export
 from torch import Tensor, nn
 
-from .network_def import NETWORK_DEF, describe_network, differing_arguments
+from .network_def import NETWORK_DEF, describe_network, describe_of_checkpoint, differing_arguments
 from .weight_names import RESIZED
 from .weight_settings import ModelSettingsError, settings_of_weights, settings_path
 
@@ -51,7 +51,7 @@ def refuse_partial_load(module: nn.Module, _: MutableMapping[str, Any], prefix: 
     """
     exporting = None if prefix else _frame_of(_export, "ckpt_file")
     if exporting is not None and exporting.f_locals.get("net") is module:
-        _refuse_other_arguments(module, Path(exporting.f_locals["ckpt_file"]), {})
+        _refuse_other_arguments(module, Path(exporting.f_locals["ckpt_file"]))
     frame = None if prefix else _frame_of_load()
     if frame is None or frame.f_locals.get("model") is not module:
         return
@@ -61,7 +61,7 @@ def refuse_partial_load(module: nn.Module, _: MutableMapping[str, Any], prefix: 
     left = [name for name in {**own, **found} if own.get(name) != found.get(name) and not name.startswith(resized)]
     weights = Path(given["full_path"])
     if not left:
-        _refuse_other_arguments(module, weights, given["net_override"])
+        _refuse_other_arguments(module, weights, given["net_override"], given["model_dict"])
         return
     message = (
         f"{weights}: expected all {len(own)} tensors of the bundle's {type(module).__name__}, found "
@@ -76,9 +76,12 @@ def refuse_partial_load(module: nn.Module, _: MutableMapping[str, Any], prefix: 
     )
 
 
-def _refuse_other_arguments(network: nn.Module, weights: Path, overrides: Mapping[str, Any]) -> None:
+def _refuse_other_arguments(
+    network: nn.Module, weights: Path, overrides: Collection[str] = (), content: Any = None
+) -> None:
     """Compare what tensors do not show, such as the activation, with what ``model.json`` tells of the training."""
-    recorded, now = settings_of_weights(weights).get(NETWORK_DEF), describe_network(network)
+    recorded = settings_of_weights(weights).get(NETWORK_DEF) or describe_of_checkpoint(content)
+    now = describe_network(network)
     if recorded is None or now is None:
         return
     differing = {name: pair for name, pair in differing_arguments(recorded, now).items() if name not in overrides}

@@ -18,6 +18,7 @@ __all__ = [
     "SHAPES",
     "describe_network",
     "describe_network_def",
+    "describe_of_checkpoint",
     "differing_arguments",
     "own_class",
     "rare_arguments",
@@ -35,8 +36,8 @@ CHANNELS = (*SHAPES, "input_channels", "n_input_channels", "n_classes", "img_siz
 _SAME_NUMBERS = ("use_checkpointing", "use_checkpoint", "dropout", "dropout_prob", "dropout_rate")
 """Arguments without an effect on what a trained network predicts."""
 
-_OURS = "models_genesis.networks"
-_PACKAGE = __name__.rpartition(".")[0]  # in a packed bundle another one
+_OURS = ".".join(("models_genesis", "networks"))  # also in a packed bundle, whose code is renamed where it says this
+_PACKAGE = __name__.rpartition(".")[0]
 
 Description = dict[str, Any]
 """``"target"``, the dotted name of a class, and ``"arguments"``, by name, as JSON has them."""
@@ -79,6 +80,31 @@ def describe_network_def(parser: ConfigParser, key: str = NETWORK_DEF) -> Descri
         target = _own_name(found) or (target if isinstance(target, str) else _dotted(found))
     arguments = {name: _plain(parser.get_parsed_content(f"{key}#{name}")) for name in names}
     return {"target": target, "arguments": arguments}
+
+
+def describe_of_checkpoint(content: Any) -> Description | None:
+    """Describe one of our networks by the state of its training, such as ``last_epoch.pt``.
+
+    Args:
+        content: of the file. Of its config only plain values are taken; nothing in it is evaluated.
+
+    Returns:
+        The description; None for other files, and for a network that is not ours.
+
+    Example:
+        >>> written = {"_target_": "models_genesis.networks.GenesisUNet", "features": "@features", "act": "elu"}
+        >>> describe_of_checkpoint({"settings": {"network_def": written}})["arguments"]
+        {'act': 'elu'}
+    """
+    settings = content.get("settings") if isinstance(content, Mapping) else None
+    written = settings.get(NETWORK_DEF) if isinstance(settings, Mapping) else None
+    target = written.get("_target_") if isinstance(written, Mapping) else None
+    package, _, name = str(target).rpartition(".")
+    if not isinstance(written, Mapping) or package not in (_OURS, "scripts.networks"):
+        return None
+    plain = {key: value for key, value in written.items() if not str(value).startswith(("$", "@", "%"))}
+    arguments = {key: _plain(value) for key, value in plain.items() if key not in ConfigComponent.non_arg_keys}
+    return {"target": f"{_OURS}.{name}", "arguments": arguments}
 
 
 def differing_arguments(

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .network_def import NETWORK_DEF, own_class
+from .network_def import NETWORK_DEF, describe_of_checkpoint, own_class
 from .pretrained_files import PretrainedFiles
+from .weight_container import read_checkpoint
 from .weight_files import WeightFile
 from .weight_inspection import genesis_architecture
 from .weight_settings import settings_of_weights, settings_path
@@ -116,7 +117,10 @@ def read_config(files: PretrainedFiles, weights: WeightFile, networks: Mapping[s
         _compare(place, _of_the_network(content), shape, weights.path)
         _compare(f"{place}, task_facts", _of_the_network(content.get("task_facts")), shape, weights.path)
     known = arguments_of(networks[network])
-    recorded = settings.pop(NETWORK_DEF, None) or {"arguments": {}}
+    recorded = settings.pop(NETWORK_DEF, None)
+    if recorded is None and weights.layout.startswith("checkpoint"):  # the state of a training has its config
+        recorded = describe_of_checkpoint(read_checkpoint(files.weights))
+    recorded = recorded or {"arguments": {}}
     if recorded.get("target") is not None:
         _compare(str(settings_path(files.weights)), {_NETWORK: own_class(recorded)}, {_NETWORK: network}, weights.path)
     arguments = {name: _as_argument(value) for name, value in recorded["arguments"].items() if name in known}

@@ -14,9 +14,11 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from torch import nn
 
 from models_genesis.datasets import msd_task
 from models_genesis.networks import GenesisClassifier, GenesisUNet, save_weights
@@ -296,6 +298,17 @@ def test_the_settings_of_weights_go_with_them_and_need_no_key(build, tmp_path):
     save_weights(GenesisUNet(features=SMALL["features"]).state_dict(), path)
     with pytest.raises(ValueError, match=r"best\.json: expected the settings of best\.pt"):
         build.build(PRETRAINING, tmp_path / "out", build.Weights(path))
+
+
+def test_a_packed_bundle_notes_its_network_under_the_packages_name(vendoring):
+    """What one of them trains, the other goes on with."""
+    module = ModuleType("scripts.networks.network_def")
+    exec(vendoring.vendored_code(ROOT)["scripts/networks/network_def.py"], module.__dict__)
+    network = type("GenesisUNet", (nn.Module,), {"__module__": "scripts.networks.genesis_unet"})()
+    network.architecture = {"act": "elu"}
+    described = module.describe_network(network)
+    assert described == {"target": "models_genesis.networks.GenesisUNet", "arguments": {"act": "elu"}}
+    assert module.own_class(described) == "GenesisUNet"
 
 
 def test_the_networks_activation_goes_with_weights_into_both_configs(build, tmp_path):

@@ -286,6 +286,14 @@ def test_load_and_export_ask_for_the_activation_of_the_weights(kind, tmp_path):
     with pytest.raises(ModelSettingsError, match=r"expected the network that was trained, with \{'act': 'elu', 'batch"):
         loaded(LITS, tmp_path, "model.pt", workflow_type=kind)
     wanted = {"act": "elu", "batch_statistics": True}
+    config = json.loads((ROOT / LITS / "configs" / "train.json").read_text())["network_def"] | wanted
+    state = {"model": torch.load(folder / "model.pt", weights_only=True), "settings": {"network_def": config}}
+    torch.save(state, folder / "last_epoch.pt")
+    with pytest.raises(ModelSettingsError, match=r"expected the network that was trained, with \{'act': 'elu', 'batch"):
+        loaded(LITS, tmp_path, "last_epoch.pt", workflow_type=kind, key_in_ckpt="model")
+    network = loaded(LITS, tmp_path, "last_epoch.pt", workflow_type=kind, key_in_ckpt="model", net_override=wanted)
+    again = GenesisUNet.from_pretrained(folder / "last_epoch.pt")
+    assert wanted.items() <= network.architecture.items() and again.architecture == network.architecture
     network = loaded(LITS, tmp_path, "model.pt", workflow_type=kind, net_override=wanted)
     assert wanted.items() <= network.architecture.items()
     assert wanted.items() <= GenesisUNet.from_pretrained(folder / "model.pt").architecture.items()
