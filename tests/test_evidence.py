@@ -454,8 +454,8 @@ def test_each_deformation_alone():
             assert cells[column + 1] == ("" if task == "genesis" else told[task])
         primary = sum(mean[task] for task in single) / 4 - mean["genesis"]
         assert abs(primary - float(found["+".join(single)]["difference"])) < 1e-9 and told["+".join(single)] in part
-        pairs = [values[0] - values[1] for values in areas.values() if len(values) == 2]
-        assert len(pairs) == 3
-        spread = (sum(pair**2 for pair in pairs) / 3 / 2) ** 0.5
+        pairs = [first - second for first, second in areas.values()]
+        assert len(pairs) == 6
+        spread = (sum(pair**2 for pair in pairs) / 6 / 2) ** 0.5
         assert f"{spread:.3f}" in part
-        assert abs(spread * ((1 / 2 + 3) / 16 + 1 / 2) ** 0.5 - float(found["+".join(single)]["se_trainings"])) < 1e-9
+        assert abs(spread * (1 / 2 / 4 + 1 / 2) ** 0.5 - float(found["+".join(single)]["se_trainings"])) < 1e-9

@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from itertools import count
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from models_genesis.datasets import ScanCache
@@ -25,16 +27,19 @@ def read(monkeypatch):
     counted: Counter[str] = Counter()
     read_slices = dicom_series.read_slices
 
-    def count(file):
+    def read(file):
         counted[file] += 1
         return read_slices(file)
 
-    monkeypatch.setattr(dicom_series, "read_slices", count)
+    monkeypatch.setattr(dicom_series, "read_slices", read)
     return counted
 
 
 @pytest.fixture
-def scans(tools, tmp_path):
+def scans(tools, tmp_path, monkeypatch):
+    """Two series, whose identifiers have one length, so that a file's size does not tell it from another."""
+    numbers = count(10**20)
+    monkeypatch.setattr(pydicom.uid, "generate_uid", lambda: pydicom.uid.UID(f"1.2.{next(numbers)}"))
     made = {name: tools.make_scan(number, (40, 36, SLICES)) for number, name in enumerate("ab")}
     for name, scan in made.items():
         tools.write_series(tmp_path / "ct" / name, scan, patient=name)
