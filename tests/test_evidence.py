@@ -448,7 +448,7 @@ def test_each_deformation_alone():
             of: "{:+.3f} ({:+.3f} to {:+.3f})".format(*(float(row[key]) for key in ("difference", "low", "high")))
             for of, row in found.items()
         }
-        for label, *cells in lines_of(heading)[2:]:
+        for label, *cells in lines_of(heading)[2 : 2 + len(names)]:
             task = names[label]
             assert cells[column] == ", ".join(f"{value:.3f}" for value in areas[task])
             assert cells[column + 1] == ("" if task == "genesis" else told[task])
@@ -459,3 +459,21 @@ def test_each_deformation_alone():
         spread = (sum(pair**2 for pair in pairs) / 6 / 2) ** 0.5
         assert f"{spread:.3f}" in part
         assert abs(spread * (1 / 2 / 4 + 1 / 2) ** 0.5 - float(found["+".join(single)]["se_trainings"])) < 1e-9
+    # fine-tuned: the last table, one seed of the study
+    found = {row["of"]: row for row in rows_of("candidates_singles", "trainings.csv")}
+    scores = {
+        row["arm"]: float(row["by_seed"].split()[row["seeds"].split().index("31")])
+        for row in rows_of("candidates_singles", "scores.csv")
+    }
+    assert len(scores) == 12
+    told = {
+        of: "{:+.3f} ({:+.3f} to {:+.3f})".format(*(float(row[key]) for key in ("difference", "low", "high")))
+        for of, row in found.items()
+    }
+    for label, trainings, difference in lines_of(heading)[-len(names) :]:
+        task = names[label]
+        assert trainings == f"{scores[f'{task}_1']:.3f}, {scores[f'{task}_2']:.3f}"
+        assert difference == ("" if task == "genesis" else told[task])
+    means = {task: (scores[f"{task}_1"] + scores[f"{task}_2"]) / 2 for task in names.values()}
+    primary = sum(means[task] for task in single) / 4 - means["genesis"]
+    assert abs(primary - float(found["+".join(single)]["difference"])) < 1e-5 and told["+".join(single)] in part
