@@ -286,11 +286,19 @@ def not_following(config: Mapping[str, Any], carried: Mapping[str, Any]) -> dict
     return {key: value for key, value in carried.items() if not follows(key)}
 
 
-def decathlon_tasks() -> dict[str, dict[str, Any]]:
-    """Tell of the tasks that the bundles know by name."""
-    from models_genesis.datasets.cases import MSD_TASKS, msd_task
+def follows_from_task(recorded: Mapping[str, Any]) -> bool:
+    """Say whether ``task_facts`` of weights are those of a Decathlon task that the bundles know by name.
 
-    return {name: msd_task(name) for name in MSD_TASKS}
+    Args:
+        recorded: settings that training wrote next to the weights.
+    """
+    from models_genesis.datasets.cases import MSD_TASKS, msd_task
+    from models_genesis.datasets.channels import same_channels
+
+    if recorded.get("task") not in MSD_TASKS:
+        return False
+    known = msd_task(recorded["task"])["channels"]
+    return same_channels(recorded.get("task_facts", {}).get("channels", known), known)
 
 
 def check_weights(weights: Path, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -464,7 +472,6 @@ def contents(
         FileNotFoundError: when a file is missing.
         ValueError: when metadata, configs, README or weights are not as they must be.
     """
-    from models_genesis.datasets.channels import same_channels
     from models_genesis.training.engines.component_arguments import holder
     from models_genesis.training.engines.model_settings import BUNDLE, check_config_settings
 
@@ -476,9 +483,8 @@ def contents(
         recorded = trained_settings(weights.path)
         check_config_settings(recorded, read_json(folder / "configs" / "inference.json"), settings)
         carried = by_id({key: value for key, value in recorded.items() if key != BUNDLE})
-        known = decathlon_tasks().get(carried.get("task", ""), {}).get("channels")
-        if known and same_channels(carried.get("task_facts", {}).get("channels", known), known):
-            carried.pop("task_facts", None)  # they follow from the task, and from another one that a user gives
+        if follows_from_task(recorded):
+            carried.pop("task_facts", None)  # also from another task that a user gives
         check_weights(weights.path, folder, {**carried, **settings})
     check_described(folder, metadata, {**carried, **settings})
     vendored = code == "vendored"
@@ -487,10 +493,9 @@ def contents(
         own = (folder / "scripts").rglob("*.py")
         texts |= {path.relative_to(folder).as_posix(): rename(path.read_text(encoding="utf-8")) for path in own}
     configs = read_configs(folder, settings)
-    ours = shipped_weights(folder)
-    metadata = described_metadata(
-        folder, metadata, configs["inference.json"], recorded, weights is not None and weights == ours
-    )
+    shipped = shipped_weights(folder)
+    ours = weights is not None and weights == shipped
+    metadata = described_metadata(folder, metadata, configs["inference.json"], recorded, with_scores=ours)
     carried = {key: value for key, value in carried.items() if key not in settings}
     for key, value in not_following(configs["train.json"], carried).items():
         component, last = holder(configs["train.json"], key) or (configs["train.json"], key)
@@ -509,7 +514,7 @@ def contents(
     licence = (folder / "docs" / "data_license.txt").read_text(encoding="utf-8")
     separate = (listed or {}).get("licensed_separately", [])
     # the certificate of anybody's own weights names patients and files, and is not given away unasked
-    certificate = ours.path.with_name(CERTIFICATE) if ours is not None and weights == ours else None
+    certificate = weights.path.with_name(CERTIFICATE) if ours and weights is not None else None
     trained_under = read_json(certificate)["datalist"]["licence"] if certificate is not None else ""
     texts["docs/README.md"] = zoo_card(readme, folder.name, metadata, licence, separate, trained_under)
     files = {name: text.encode("utf-8") for name, text in texts.items()}

@@ -12,12 +12,8 @@ from demo_settings import Settings
 
 from models_genesis.datasets.io.atomic_write import atomic_text
 
-NAME = "models_genesis_demo"
-"""Of the study, by which a later demo knows what it may replace."""
-
-FORMER_NAME = "demo"
-
 TITLE = "Livers of the phantom: does the pretraining help when few are labelled?"
+"""Of the study, by which a later demo knows what it may replace."""
 
 
 def study_content(bundle: Path, settings: Settings) -> dict[str, Any]:
@@ -37,7 +33,7 @@ def study_content(bundle: Path, settings: Settings) -> dict[str, Any]:
         "description": "the demo's pretrained weights, each convolution brought back to its initial norm",
     }
     return {
-        "name": NAME,
+        "name": "demo",
         "title": TITLE,
         "bundle": str(bundle),
         "datalist": "phantom/dataset.json",
@@ -94,7 +90,6 @@ def write_study(bundle: Path, settings: Settings) -> None:
 def _of_a_demo(study: Path) -> bool:
     """Say whether a demo has written a study's file."""
     try:
-        content = json.loads(study.read_text(encoding="utf-8"))
-        return bool(content["name"] in (NAME, FORMER_NAME) and content["title"] == TITLE)
+        return bool(json.loads(study.read_text(encoding="utf-8"))["title"] == TITLE)
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -15,7 +15,7 @@ from .analysis import Analysis
 from .answer import answer, control_sentences
 from .page import render_page
 from .results import Protocol, Results
-from .study import StudyError, study_of
+from .study import StudyError
 
 
 def write_report(folder: str | Path, num_resamples: int = 9999) -> list[Path]:
@@ -32,10 +32,11 @@ def write_report(folder: str | Path, num_resamples: int = 9999) -> list[Path]:
         StudyError: when the folder holds no study.
     """
     results = Results(folder)
-    protocol = Protocol(results).read()
+    kept = Protocol(results)
+    protocol = kept.read()
     if protocol is None:
-        raise StudyError(f"{Protocol(results).path}: expected the results of a study, found no such file")
-    study = study_of(protocol["versions"][-1]["study"], Protocol(results).path)
+        raise StudyError(f"{kept.path}: expected the results of a study, found no such file")
+    study = kept.study(protocol)
     analysis = Analysis(study, results, num_resamples)
     results.write_table(analysis.rows)
     summary = analysis.summary()

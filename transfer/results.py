@@ -18,7 +18,7 @@ from typing import Any
 from ..datasets.io.atomic_write import atomic_text
 from ..datasets.io.csv_file import write_csv
 from .plan import Run
-from .study import Study, StudyError, content_hash
+from .study import Study, StudyError, content_hash, study_of
 
 COLUMNS = (
     "run", "status", "stage", "arm", "labels", "patients", "fold", "seed", "rate", "steps", "score", "cases", "error",
@@ -141,6 +141,14 @@ class Protocol:
     def read(self) -> dict[str, Any] | None:
         """Read the file, None where there is none."""
         return json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else None
+
+    def study(self, content: Mapping[str, Any]) -> Study:
+        """Give the study as it is now.
+
+        Args:
+            content: of the file.
+        """
+        return study_of(content["versions"][-1]["study"], self.path)
 
     def fix(self, study: Study, extend: bool = False) -> dict[str, Any]:
         """Write down the study before its first run, or check that it is still the same.

@@ -18,7 +18,7 @@ from .analysis import Analysis
 from .contrast import NUM_RESAMPLES, Scores
 from .results import Protocol, Results
 from .statistics import FloatArray, two_level_bootstrap
-from .study import Labels, study_of
+from .study import Labels
 
 __all__ = ["TaskContrast", "Trainings", "compare_trainings", "read_trainings"]
 
@@ -170,10 +170,11 @@ def read_trainings(folder: str | Path, labels: Labels = "all") -> dict[str, Scor
     if (Path(folder) / "probe.json").is_file():
         return _of_probe(Path(folder) / "cases.csv", labels)
     results = Results(folder)
-    protocol = Protocol(results).read()
-    if protocol is None:
+    protocol = Protocol(results)
+    content = protocol.read()
+    if content is None:
         raise FileNotFoundError(f"{folder}: expected the results of a probe or of a study, found neither")
-    study = study_of(protocol["versions"][-1]["study"], Protocol(results).path)
+    study = protocol.study(content)
     if labels not in study.labels:
         raise ValueError(f"{folder}: expected --labels of {', '.join(map(str, study.labels))}, found {labels}")
     analysis = Analysis(study, results)

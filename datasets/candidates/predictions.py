@@ -193,12 +193,12 @@ def write_probabilities(path: str | Path, table: CandidateTable, probabilities: 
         ValueError: When the table's file has changed since it was read.
     """
     values = _with_duplicates(table, probabilities)
-    column = table.columns.index("probability") if "probability" in table.columns else len(table.columns)
+    column, names = _scored_columns(table)
     rows = read_rows(table.path)
     next(rows, None)
     count = 0
     with _writer(path) as writer:
-        writer.writerow([*table.columns[:column], "probability", *table.columns[column + 1 :]])
+        writer.writerow(names)
         for count, (_, fields) in enumerate(rows, 1):
             if count <= len(table) and len(fields) == len(table.columns):
                 fields = [*fields[:column], _text(values[count - 1]), *fields[column + 1 :]]
@@ -218,14 +218,19 @@ def holds_only(path: str | Path, table: CandidateTable) -> bool:
     Returns:
         Whether its columns are the table's, and each of its rows but for the probability is one of the table's.
     """
-    column = table.columns.index("probability") if "probability" in table.columns else len(table.columns)
-    names = [*table.columns[:column], "probability", *table.columns[column + 1 :]]
+    column, names = _scored_columns(table)
     rows = read_rows(Path(path))
     if next(rows, (0, []))[1] != names:
         return False
     # hashes, for a table may have millions of rows
     known = {hash(form) for _, fields in read_rows(table.path) for form in _forms(fields, column, len(names))}
     return all(any(hash(form) in known for form in _forms(fields, column, len(names))) for _, fields in rows)
+
+
+def _scored_columns(table: CandidateTable) -> tuple[int, list[str]]:
+    """Give the column of the probability, at the end where the table has none, and the names of all with it."""
+    column = table.columns.index("probability") if "probability" in table.columns else len(table.columns)
+    return column, [*table.columns[:column], "probability", *table.columns[column + 1 :]]
 
 
 def _forms(fields: list[str], column: int, count: int) -> list[tuple[str, ...]]:

@@ -26,11 +26,6 @@ from .scan_geometry import NIFTI_SUFFIXES, TOLERANCE, BadScanError, corner_dista
 
 logger = logging.getLogger(__name__)
 
-_UNREADABLE = (
-    OSError, EOFError, ValueError, KeyError, zlib.error,
-    nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError,
-)  # fmt: skip
-
 MARK = b"genesis"
 """First word of the description in the header of each file that is written here."""
 
@@ -156,9 +151,8 @@ def _words(path: str | Path) -> list[bytes]:
     if not str(path).lower().endswith(NIFTI_SUFFIXES):
         return []
     try:
-        image: Any = nib.load(path)
-        return bytes(image.header["descrip"]).rstrip(b"\0").split(b" ")
-    except _UNREADABLE:
+        return bytes(read_nifti_header(str(path))["descrip"]).rstrip(b"\0").split(b" ")
+    except BadScanError:
         return []
 
 
@@ -184,7 +178,7 @@ def _was_changed(path: Path, words: list[bytes]) -> bool:
         return False
     try:
         return _checksum(nib.load(path)) != words[-1]
-    except _UNREADABLE:
+    except Exception:  # damaged, in one of many ways
         return True
 
 

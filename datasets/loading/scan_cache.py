@@ -169,7 +169,7 @@ class ScanCache:
             "%d scans go to disk, %s: %.2f GiB at 2 bytes a voxel, %.1f MB a scan, memory budget %.2f GiB.",
             len(data), self.cache_dir, sum(sizes) / GIB, sum(sizes) / len(sizes) / 1e6, budget / GIB,
         )  # fmt: skip
-        settings = preprocessing_key(getattr(self._prepare, "preprocessing", None))
+        settings = self._settings() if self._notes is None else self._notes.preprocessing
         mapped = [self._mapped(entry, settings, note) for entry, note in zip(data, noted, strict=True)]
         there = [scan is not None and scan.exists() for scan in mapped]
         check_free_space(self.cache_dir, sum(size for size, found in zip(sizes, there, strict=True) if not found))
@@ -211,10 +211,13 @@ class ScanCache:
     def _keep_notes(self) -> ScanNotes | None:
         """Make the notes; ``None`` where the preprocessing has no name, which matters only when scans go to disk."""
         try:
-            settings = preprocessing_key(getattr(self._prepare, "preprocessing", None))
+            return ScanNotes(self.cache_dir, self._settings(), self._prepare.image_key)
         except ValueError:
             return None
-        return ScanNotes(self.cache_dir, settings, self._prepare.image_key)
+
+    def _settings(self) -> str:
+        """Name the preprocessing; that of a store is part of what it gives for a key."""
+        return preprocessing_key(getattr(self._prepare, "preprocessing", None))
 
     def _look(self, entry: Mapping[str, Any]) -> ScanNote:
         """Predict how large a scan is."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 from monai.transforms import Compose, EnsureTyped, LoadImaged, Orientationd, RandGaussianNoised
 
+from models_genesis.datasets.io import dicom_series
+from models_genesis.datasets.io.dicom_slice import DicomSlice
 from models_genesis.transforms import ClipHounsfieldd, RandTissueCubed, TissueWindowsd
 
 CUBE = (8, 8, 4)
@@ -131,6 +134,20 @@ def write_series(
             edit(slice_, z)
         name = f"{prefix}{(7 * z + 3) % len(positions):03d}_{z:03d}.dcm"
         slice_.save_as(folder / name, enforce_file_format=True)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts how often the header of each file of DICOM is read."""
+    counted: Counter[str] = Counter()
+    read_slices = dicom_series.read_slices
+
+    def count(file: str) -> list[DicomSlice] | None:
+        counted[file] += 1
+        return read_slices(file)
+
+    monkeypatch.setattr(dicom_series, "read_slices", count)
+    return counted
 
 
 @pytest.fixture(params=list(BAD_SCANS))

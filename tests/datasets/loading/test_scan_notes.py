@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from itertools import count
 from pathlib import Path
 
@@ -19,20 +18,6 @@ from models_genesis.datasets.loading import scan_notes
 from models_genesis.datasets.loading.scan_notes import ScanNotes
 
 SLICES = 40
-
-
-@pytest.fixture
-def read(monkeypatch):
-    """Counts how often each file's header is read."""
-    counted: Counter[str] = Counter()
-    read_slices = dicom_series.read_slices
-
-    def read(file):
-        counted[file] += 1
-        return read_slices(file)
-
-    monkeypatch.setattr(dicom_series, "read_slices", read)
-    return counted
 
 
 @pytest.fixture
